@@ -1,0 +1,118 @@
+//! A device in memory: for tests, and as the null peer in measurements. Loses nothing and keeps
+//! nothing.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Operation, Outcome};
+
+/// A device of bytes in memory, shared by its queues.
+#[derive(Clone)]
+pub struct MemoryDevice {
+    info: Arc<DeviceInfo>,
+    bytes: Arc<Mutex<Vec<u8>>>,
+}
+
+impl MemoryDevice {
+    /// A zeroed device of `size_bytes`, a multiple of `block_size`.
+    #[must_use]
+    pub fn new(name: &str, size_bytes: u64, block_size: u32) -> Self {
+        assert!(size_bytes.is_multiple_of(u64::from(block_size)));
+        let info = DeviceInfo {
+            name: name.to_owned(),
+            size_bytes,
+            block_size,
+            atomic_write_bytes: block_size,
+            volatile_write_cache: false,
+            discard: true,
+            write_zeroes: true,
+            max_transfer_bytes: 1 << 20,
+        };
+        let bytes = Arc::new(Mutex::new(vec![0; size_bytes as usize]));
+        Self { info: Arc::new(info), bytes }
+    }
+
+    /// The whole content, for tests that look at or change what is "on disk".
+    pub fn with_bytes<T>(&self, look: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        look(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl BlockDevice for MemoryDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn open_queue(&self, _depth: u32) -> Result<Rc<dyn DeviceQueue>, DeviceError> {
+        Ok(Rc::new(MemoryQueue { device: self.clone(), waiting: RefCell::default() }))
+    }
+}
+
+struct MemoryQueue {
+    device: MemoryDevice,
+    waiting: RefCell<VecDeque<(Operation, Completion)>>,
+}
+
+impl MemoryQueue {
+    fn execute(&self, operation: Operation) -> Outcome {
+        let mut buffer_back = None;
+        self.device.with_bytes(|bytes| match operation {
+            Operation::Read { offset, mut buffer } => {
+                let start = offset as usize;
+                let end = start + buffer.len();
+                buffer.copy_from_slice(&bytes[start..end]);
+                buffer_back = Some(buffer);
+            }
+            Operation::Write { offset, data, .. } => {
+                let mut at = offset as usize;
+                for piece in &data {
+                    bytes[at..at + piece.len()].copy_from_slice(piece);
+                    at += piece.len();
+                }
+            }
+            Operation::Flush => {}
+            Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len } => {
+                bytes[offset as usize..(offset + len) as usize].fill(0);
+            }
+        });
+        Ok(buffer_back)
+    }
+}
+
+impl DeviceQueue for MemoryQueue {
+    fn info(&self) -> &DeviceInfo {
+        &self.device.info
+    }
+
+    fn submit(&self, operation: Operation, done: Completion) {
+        match self.device.info.check(&operation) {
+            Ok(()) => self.waiting.borrow_mut().push_back((operation, done)),
+            Err(error) => done.complete(Err(error)),
+        }
+    }
+
+    fn poll(&self) -> usize {
+        let mut answered = 0;
+        loop {
+            let next = self.waiting.borrow_mut().pop_front();
+            let Some((operation, done)) = next else { return answered };
+            done.complete(self.execute(operation));
+            answered += 1;
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn prepare_to_sleep(&self) -> bool {
+        self.waiting.borrow().is_empty()
+    }
+}

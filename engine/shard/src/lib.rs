@@ -1,0 +1,1 @@
+//! Polled reactor, rings, mesh and timers.

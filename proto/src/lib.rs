@@ -1,0 +1,1 @@
+//! cairn.v1 protocol definitions.

@@ -1,1 +1,8 @@
-//! One shard of the storage engine.
+//! The storage engine, one shard at a time, as futures over devices, clock, randomness and spawner
+//! that are handed in. Knows no threads, no sockets, no wall clock, no NVMe.
+
+pub mod api;
+pub mod client;
+pub mod error;
+
+pub use error::{Result, StoreError};

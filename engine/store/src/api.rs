@@ -1,0 +1,619 @@
+//! The command vocabulary: what can be asked of a shard, and the answers.
+//!
+//! A [`Request`] goes to one shard and is answered by one [`Reply`]. Both own what they carry and are
+//! `Send`. [`crate::client::Client`] offers these as methods and knows which shard to ask.
+
+use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
+use engine_memory::Slice;
+use smallvec::SmallVec;
+
+use crate::error::{Result, StoreError};
+
+/// Pieces of data, in order.
+pub type Data = SmallVec<[Slice; 4]>;
+
+/// Bytes in all pieces of `data`.
+#[must_use]
+pub fn data_len(data: &Data) -> u64 {
+    data.iter().map(|piece| piece.len() as u64).sum()
+}
+
+/// Longest name of a subvolume, directory entry or xattr, in bytes (NAME_MAX of Linux).
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symbolic link target in bytes: what fits one value (PATH_MAX of Linux is 4096).
+pub const SYMLINK_BYTES_MAX: usize = 1023;
+/// Longest xattr value in bytes. A value lives in the index, as in bcachefs.
+pub const XATTR_VALUE_BYTES_MAX: usize = 1536;
+/// Longest record (see [`Request::RecordPut`]) in bytes.
+pub const RECORD_BYTES_MAX: usize = 1536;
+/// Most bytes in one data request.
+pub const DATA_BYTES_MAX: u64 = 1 << 20;
+/// Most bytes of a file or volume: 2^52 blocks would fit the format; 2^60 bytes is plenty.
+pub const SIZE_BYTES_MAX: u64 = 1 << 60;
+
+/// What a subvolume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SubvolumeKind {
+    /// A block volume: one inode of fixed size.
+    Volume,
+    /// A tree of files.
+    FileTree,
+}
+
+/// A subvolume as shown to clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubvolumeInfo {
+    /// Identifier, never reused.
+    pub id: SubvolumeId,
+    /// Name, unique in the pool.
+    pub name: String,
+    /// Volume or file tree.
+    pub kind: SubvolumeKind,
+    /// The volume's inode, or the root directory.
+    pub root: InodeNumber,
+    /// Version of its keys.
+    pub snapshot: SnapshotId,
+    /// Size of a volume in bytes; 0 for a file tree.
+    pub size_bytes: u64,
+    /// Logical block size of a volume in bytes (512 or 4096); 0 for a file tree.
+    pub block_size: u32,
+    /// Bytes of data held on all shards (only where asked for; see `usage`).
+    pub used_bytes: u64,
+    /// Time of creation, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// A UUID (version 4) for protocols that want one.
+    pub uuid: [u8; 16],
+}
+
+/// Kind of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// Regular file (also: a block volume's inode).
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+}
+
+/// Attributes of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Inode number.
+    pub inode: InodeNumber,
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub links: u32,
+    /// Size in bytes; for a directory the number of entries.
+    pub size: u64,
+    /// Last access, nanoseconds since the Unix epoch.
+    pub atime_ns: i64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of the inode.
+    pub ctime_ns: i64,
+    /// Creation.
+    pub btime_ns: i64,
+}
+
+/// Attributes to change; `None` leaves as is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAttributes {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// New size: truncates or extends with zeroes. Files only.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime_ns: Option<i64>,
+    /// Last change of content.
+    pub mtime_ns: Option<i64>,
+}
+
+/// Identity and permission bits of a new inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CreateAttributes {
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A file tree to work in: what names of files are resolved against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TreeRef {
+    /// Version of its keys.
+    pub snapshot: SnapshotId,
+    /// Its root directory; also tells the home shard.
+    pub root: InodeNumber,
+}
+
+/// An entry of a directory listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// Name.
+    pub name: Vec<u8>,
+    /// Attributes of the inode it names.
+    pub attributes: Attributes,
+    /// Where to go on after this entry. Stable: an entry that exists through a whole listing is
+    /// seen once, whatever is created and removed meanwhile.
+    pub cookie: u64,
+}
+
+/// How a rename treats an existing destination (renameat2(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replaces the destination atomically, as rename(2).
+    Replace,
+    /// Fails with `AlreadyExists` (RENAME_NOREPLACE).
+    NoReplace,
+    /// Swaps source and destination atomically (RENAME_EXCHANGE).
+    Exchange,
+}
+
+/// How [`Request::XattrSet`] treats an existing value (setxattr(2)), and [`Request::RecordPut`] one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutMode {
+    /// Creates or replaces.
+    Any,
+    /// Fails with `AlreadyExists` if it is there.
+    Create,
+    /// Fails with `NotFound` if it is not there.
+    Replace,
+}
+
+/// Space and activity of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Bytes in regions handed to this shard.
+    pub capacity_bytes: u64,
+    /// Live data bytes.
+    pub data_bytes: u64,
+    /// Bytes of index nodes.
+    pub index_bytes: u64,
+    /// Bytes of the journal ring.
+    pub journal_bytes: u64,
+    /// Dead bytes in buckets that also hold live ones; copygc gives them back.
+    pub fragmented_bytes: u64,
+    /// Bytes that can still be written by clients into this shard's regions.
+    pub available_bytes: u64,
+    /// Bytes in regions that no shard has yet (shard 0 only).
+    pub unassigned_bytes: u64,
+    /// Files, directories and symlinks (volumes not counted).
+    pub inodes: u64,
+    /// Named counters for metrics, in a fixed order: journal, index cache, transactions, waits.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// What fsck found. Empty `problems`: every invariant holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FsckReport {
+    /// One line per violated invariant, with the object and what was found.
+    pub problems: Vec<String>,
+    /// What was looked at: keys, nodes, extents, inodes, blocks verified, in (name, count) pairs.
+    pub checked: Vec<(&'static str, u64)>,
+}
+
+/// Something asked of one shard.
+#[derive(Clone, Debug)]
+pub enum Request {
+    // ---- any shard ----
+    /// Makes all that this shard has acknowledged durable. -> `Unit`
+    Flush,
+    /// Space and activity. -> `ShardStatus`
+    Status,
+    /// Checks this shard's invariants, reading data too if asked. -> `Fsck`
+    Fsck {
+        /// Also reads every data block and verifies its checksum.
+        verify_data: bool,
+    },
+
+    // ---- data, asked of the shard that `InodeNumber::data_shard` names; one chunk at most ----
+    /// Reads; holes read as zeroes. Offset and length are multiples of 4096. -> `Data`
+    DataRead {
+        /// Inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// Byte offset.
+        offset: u64,
+        /// Bytes, at most [`DATA_BYTES_MAX`].
+        len: u32,
+    },
+    /// Writes; offset and length are multiples of 4096. -> `Unit`
+    DataWrite {
+        /// Inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// Byte offset.
+        offset: u64,
+        /// The bytes, at most [`DATA_BYTES_MAX`].
+        data: Data,
+        /// Durable before it is acknowledged.
+        fua: bool,
+    },
+    /// Drops blocks: they read as zeroes and their space is free. Multiples of 4096, any length
+    /// within one chunk. -> `Unit`
+    DataDiscard {
+        /// Inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Drops every block of the inode at or past `from` that this shard holds; idempotent; a step
+    /// of truncate and delete. -> `Unit`
+    DataTruncate {
+        /// Inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// First byte to go; a multiple of 4096.
+        from: u64,
+    },
+    /// Data bytes of these versions on this shard. -> `Count`
+    Usage {
+        /// Version.
+        snapshot: SnapshotId,
+    },
+
+    // ---- pool-wide tables, asked of shard 0 ----
+    /// Creates a subvolume; durable when answered. -> `Subvolume`
+    SubvolumeCreate {
+        /// Name, 1 to [`NAME_BYTES_MAX`] bytes of [A-Za-z0-9._-], not starting with '.' or '-'.
+        name: String,
+        /// Kind.
+        kind: SubvolumeKind,
+        /// Size of a volume in bytes, a multiple of 1 MiB... of its block size; 0 for a tree.
+        size_bytes: u64,
+        /// Logical block size of a volume: 512 or 4096; 0 for a tree.
+        block_size: u32,
+    },
+    /// Finds a subvolume. -> `Subvolume`
+    SubvolumeGet {
+        /// Name.
+        name: String,
+    },
+    /// Lists subvolumes by name. -> `Subvolumes`
+    SubvolumeList {
+        /// Names after this one; empty: from the first.
+        after: String,
+        /// Most entries, 1 to 1000.
+        limit: u32,
+    },
+    /// Deletes a subvolume and all in it. Durable when answered; space comes back in the
+    /// background, also across crashes. -> `Unit`
+    SubvolumeDelete {
+        /// Name.
+        name: String,
+    },
+    /// Grows or shrinks a volume; what is cut off is gone. Durable when answered. -> `Subvolume`
+    VolumeResize {
+        /// Name.
+        name: String,
+        /// New size in bytes.
+        size_bytes: u64,
+    },
+    /// Keeps a small named record of a front end (an export, ...); durable when answered. -> `Unit`
+    RecordPut {
+        /// Collection, such as "exports".
+        collection: String,
+        /// Name in it.
+        name: String,
+        /// Opaque bytes, at most [`RECORD_BYTES_MAX`].
+        bytes: Vec<u8>,
+        /// What may be there before.
+        mode: PutMode,
+    },
+    /// Lists the records of a collection by name. -> `Records`
+    RecordList {
+        /// Collection.
+        collection: String,
+    },
+    /// Removes a record; durable when answered. `NotFound` if absent. -> `Unit`
+    RecordDelete {
+        /// Collection.
+        collection: String,
+        /// Name in it.
+        name: String,
+    },
+    /// A region of buckets for a shard that ran out. -> `Region`
+    RegionAcquire {
+        /// Who asks.
+        shard: ShardId,
+    },
+    /// All regions of a shard. -> `Regions`
+    RegionList {
+        /// Whose.
+        shard: ShardId,
+    },
+
+    // ---- file trees, asked of the tree's home shard ----
+    /// Finds a name in a directory. -> `Attributes`
+    Lookup {
+        /// Tree.
+        tree: TreeRef,
+        /// Directory.
+        directory: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+    },
+    /// Attributes of an inode. -> `Attributes`
+    GetAttributes {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+    },
+    /// Changes attributes; a smaller size drops data everywhere, also across crashes. -> `Attributes`
+    SetAttributes {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+        /// What to change.
+        set: SetAttributes,
+    },
+    /// Creates a file or directory. -> `Attributes`
+    Create {
+        /// Tree.
+        tree: TreeRef,
+        /// Directory.
+        directory: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+        /// File or Directory.
+        kind: FileKind,
+        /// Identity and permissions.
+        attributes: CreateAttributes,
+    },
+    /// Creates a symbolic link. -> `Attributes`
+    Symlink {
+        /// Tree.
+        tree: TreeRef,
+        /// Directory.
+        directory: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+        /// Where it points, at most [`SYMLINK_BYTES_MAX`] bytes.
+        target: Vec<u8>,
+        /// Identity; the mode is always 0777.
+        attributes: CreateAttributes,
+    },
+    /// Target of a symbolic link. -> `Bytes`
+    ReadLink {
+        /// Tree.
+        tree: TreeRef,
+        /// The link.
+        inode: InodeNumber,
+    },
+    /// Adds a name to an inode that is not a directory. -> `Attributes`
+    Link {
+        /// Tree.
+        tree: TreeRef,
+        /// The inode.
+        inode: InodeNumber,
+        /// Directory.
+        directory: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+    },
+    /// Removes a name; the last one takes the inode and its data with it. `directory_only`: the
+    /// name must be an empty directory (rmdir), else it must not be one (unlink). -> `Unit`
+    Remove {
+        /// Tree.
+        tree: TreeRef,
+        /// Directory.
+        directory: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+        /// rmdir rather than unlink.
+        directory_only: bool,
+    },
+    /// Renames. -> `Unit`
+    Rename {
+        /// Tree.
+        tree: TreeRef,
+        /// Source directory.
+        from_directory: InodeNumber,
+        /// Source name.
+        from_name: Vec<u8>,
+        /// Destination directory.
+        to_directory: InodeNumber,
+        /// Destination name.
+        to_name: Vec<u8>,
+        /// What happens to an existing destination.
+        mode: RenameMode,
+    },
+    /// Lists a directory in cookie order ("." and ".." are not listed). -> `Entries`
+    ReadDirectory {
+        /// Tree.
+        tree: TreeRef,
+        /// Directory.
+        directory: InodeNumber,
+        /// Go on after this cookie; 0: from the start.
+        cookie: u64,
+        /// Most entries, 1 to 1000.
+        limit: u32,
+    },
+    /// Reads from a file; short at its end, empty past it. Any offset and length. -> `Data`
+    FileRead {
+        /// Tree.
+        tree: TreeRef,
+        /// File.
+        inode: InodeNumber,
+        /// Byte offset.
+        offset: u64,
+        /// Bytes, at most [`DATA_BYTES_MAX`].
+        len: u32,
+    },
+    /// Writes to a file, growing it. Any offset and length. -> `Attributes`
+    FileWrite {
+        /// Tree.
+        tree: TreeRef,
+        /// File.
+        inode: InodeNumber,
+        /// Byte offset.
+        offset: u64,
+        /// The bytes, at most [`DATA_BYTES_MAX`].
+        data: Data,
+    },
+    /// Makes a range read as zeroes and frees its whole blocks (FALLOC_FL_PUNCH_HOLE |
+    /// FALLOC_FL_KEEP_SIZE). Any offset and length. -> `Unit`
+    FilePunch {
+        /// Tree.
+        tree: TreeRef,
+        /// File.
+        inode: InodeNumber,
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Makes a file's data and metadata, or a directory, durable on all shards (fsync). -> `Unit`
+    FileSync {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+    },
+    /// Value of an extended attribute. -> `Bytes`
+    XattrGet {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+        /// Name with its namespace, such as "user.comment".
+        name: Vec<u8>,
+    },
+    /// Sets an extended attribute. -> `Unit`
+    XattrSet {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+        /// Value, at most [`XATTR_VALUE_BYTES_MAX`] bytes.
+        value: Vec<u8>,
+        /// What may be there before.
+        mode: PutMode,
+    },
+    /// Names of all extended attributes. -> `Names`
+    XattrList {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+    },
+    /// Removes an extended attribute. `NotFound` if absent. -> `Unit`
+    XattrRemove {
+        /// Tree.
+        tree: TreeRef,
+        /// Inode.
+        inode: InodeNumber,
+        /// Name.
+        name: Vec<u8>,
+    },
+
+    // ---- between shards ----
+    /// Creates the root inode of a new subvolume on its home shard; idempotent. -> `Inode`
+    RootCreate {
+        /// The new subvolume.
+        subvolume: SubvolumeId,
+        /// Its version.
+        snapshot: SnapshotId,
+        /// Kind.
+        kind: SubvolumeKind,
+        /// Size of a volume in bytes.
+        size_bytes: u64,
+    },
+    /// Deletes every key of a version that this shard holds; idempotent. -> `Unit`
+    VersionDelete {
+        /// The version.
+        snapshot: SnapshotId,
+    },
+}
+
+/// A region of buckets on one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Member device.
+    pub member: u8,
+    /// Index of the region on its member.
+    pub index: u32,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Done.
+    Unit,
+    /// Data read.
+    Data(Data),
+    /// Attributes of the inode concerned, after the change.
+    Attributes(Box<Attributes>),
+    /// Entries of a directory; fewer than asked for at its end.
+    Entries(Vec<DirectoryEntry>),
+    /// A link target or an xattr value.
+    Bytes(Vec<u8>),
+    /// Names.
+    Names(Vec<Vec<u8>>),
+    /// A subvolume.
+    Subvolume(Box<SubvolumeInfo>),
+    /// Subvolumes.
+    Subvolumes(Vec<SubvolumeInfo>),
+    /// Records (name, bytes).
+    Records(Vec<(String, Vec<u8>)>),
+    /// A region, or none left.
+    Region(Option<Region>),
+    /// Regions.
+    Regions(Vec<Region>),
+    /// A number.
+    Count(u64),
+    /// An inode.
+    Inode(InodeNumber),
+    /// State of a shard.
+    Status(Box<ShardStatus>),
+    /// Result of a check.
+    Fsck(Box<FsckReport>),
+}
+
+/// A way to ask shards: over rings from another core or a control thread, or straight on the
+/// same core.
+pub trait Link {
+    /// The pending answer.
+    type Call: Future<Output = Result<Reply>>;
+
+    /// Shards in the pool, a power of two.
+    fn shard_count(&self) -> u16;
+
+    /// Sends `request` to `shard`. Back-pressure is part of the future.
+    fn call(&self, shard: ShardId, request: Request) -> Self::Call;
+}
+
+impl Reply {
+    /// The error for an answer of the wrong kind; a bug, reported instead of a panic.
+    #[must_use]
+    pub fn mismatch(&self, expected: &'static str) -> StoreError {
+        StoreError::corrupt("reply", format!("expected {expected}, got {self:.40?}"))
+    }
+}

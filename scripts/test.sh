@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Runs the test stages, all of them even when one fails, and ends with a table and the sum of tests.
+#   scripts/test.sh [STAGE...]       without names: every stage, in the order below
+# A stage is scripts/stages/NAME.sh and can be run alone. It passes with status 0, is skipped with 77
+# (and says why), and fails with anything else. Its output is also kept in target/test-logs/NAME.log.
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+cd "$root"
+
+# Name and time limit in seconds. The limits add up to less than CI's 90 minutes; a normal run on two
+# cores takes about a quarter of that.
+all_stages="
+toolchain 600
+format 60
+clippy 900
+build 1200
+unit 1200
+loom 600
+sim 420
+crash 480
+fuzz 300
+guest 900
+readme 300
+dependencies 120
+"
+
+# A warning is an error in every build of the run; one value for all, so that cargo builds once.
+export RUSTFLAGS="${RUSTFLAGS:--D warnings}"
+export CARGO_TERM_COLOR=never
+
+logs="$(target_dir)/test-logs"
+rm -rf "$logs"
+mkdir -p "$logs"
+export CAIRN_COUNTS="$logs/counts"
+: >"$CAIRN_COUNTS"
+
+limit_of() { awk -v name="$1" '$1 == name { print $2 }' <<<"$all_stages"; }
+
+minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+stages=("$@")
+if [ "${#stages[@]}" -eq 0 ]; then
+    mapfile -t stages < <(awk 'NF { print $1 }' <<<"$all_stages")
+fi
+
+table=() failures=() started=$SECONDS
+
+run_stage() {
+    local name=$1 limit status begin=$SECONDS lines_before note=""
+    limit=$(limit_of "$name")
+    [ -n "$limit" ] || die "no such stage: $name (there are: $(awk 'NF { printf "%s ", $1 }' <<<"$all_stages"))"
+    lines_before=$(wc -l <"$CAIRN_COUNTS")
+    say ""
+    say "==== $name (at $(minutes $((begin - started))), limit $(minutes "$limit")) ===="
+    export CAIRN_SKIP_REASON="$logs/$name.skip"
+    set +e
+    timeout --kill-after=30 "$limit" "scripts/stages/$name.sh" 2>&1 </dev/null | tee "$logs/$name.log"
+    status=${PIPESTATUS[0]}
+    set -e
+    case $status in
+        0) note=passed ;;
+        77) note="skipped: $(cat "$CAIRN_SKIP_REASON" 2>/dev/null)" ;;
+        124 | 137) note="FAILED: not done within $(minutes "$limit")" ;;
+        *) note="FAILED with status $status" ;;
+    esac
+    case $note in
+        FAILED*)
+            failures+=("$name")
+            # A stage that fails without having counted a failed test (a build, a time-out) is one.
+            if ! tail -n "+$((lines_before + 1))" "$CAIRN_COUNTS" | awk '{ n += $2 } END { exit n == 0 }'; then
+                count 0 1
+            fi
+            ;;
+    esac
+    table+=("$(printf '%-14s %6s  %s' "$name" "$(minutes $((SECONDS - begin)))" "$note")")
+}
+
+for stage in "${stages[@]}"; do
+    run_stage "$stage"
+done
+
+say ""
+say "==== summary ($(minutes $((SECONDS - started)))) ===="
+printf '%s\n' "${table[@]}"
+if [ "${#failures[@]}" -gt 0 ]; then
+    say ""
+    say "failed stages: ${failures[*]}; again with: scripts/stages/NAME.sh; logs in $logs"
+fi
+awk '{ passed += $1; failed += $2 } END { printf "\n%d passed, %d failed\n", passed, failed }' "$CAIRN_COUNTS"
+[ "${#failures[@]}" -eq 0 ]

@@ -3,6 +3,10 @@
 
 pub mod api;
 pub mod client;
+pub mod engine;
 pub mod error;
+pub mod extent;
+pub mod key;
+pub mod transaction;
 
 pub use error::{Result, StoreError};

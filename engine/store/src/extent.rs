@@ -1,0 +1,227 @@
+//! The value of an extent: where a run of an inode's blocks lies, and the checksum of each.
+//!
+//! Key: (inode, END block, snapshot); the value tells the length. An uncompressed extent can be cut at
+//! any block: pointers advance and checksums are dropped. An extent never crosses a bucket.
+
+use smallvec::SmallVec;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::error::{Result, StoreError};
+use crate::key::Value;
+
+/// Longest extent in blocks: 128 KiB. What one device command carries well, and what keeps a value
+/// with its checksums below [`crate::key::VALUE_BYTES_MAX`].
+pub const EXTENT_BLOCKS_MAX: u32 = 32;
+/// Most copies of one extent.
+pub const POINTERS_MAX: usize = 4;
+
+const VERSION: u8 = 1;
+
+/// Fixed part of an extent on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct ExtentHeader {
+    /// Version of this layout: 1.
+    version: u8,
+    /// Pointers that follow, 1 to 4.
+    pointers: u8,
+    /// Checksum of each block: 0 none, 1 CRC-32C.
+    checksum: u8,
+    /// Compression: 0 none; others are reserved.
+    compression: u8,
+    /// Encryption: 0 none; others are reserved.
+    encryption: u8,
+    /// Reserved, zero.
+    reserved: u8,
+    /// Logical length in blocks.
+    blocks: U16,
+    /// Blocks on disk (equal to `blocks` unless compressed).
+    disk_blocks: U16,
+    /// First logical block within the decoded data (0 unless compressed and cut).
+    decoded_offset_blocks: U16,
+    /// Blocks of the decoded data (equal to `blocks` unless compressed).
+    decoded_blocks: U16,
+    /// Reserved, zero.
+    reserved2: U16,
+}
+
+/// A pointer on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct ExtentPointer {
+    /// First block on the member (4096-byte units from its start).
+    block: U64,
+    /// Generation of the bucket when it was written: a stale pointer is recognised by it.
+    generation: U32,
+    /// Member device.
+    member: u8,
+    /// Reserved, zero.
+    reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<ExtentHeader>() == 16);
+const _: () = assert!(size_of::<ExtentPointer>() == 16);
+const _: () = assert!(
+    16 + 16 * POINTERS_MAX + 4 * (EXTENT_BLOCKS_MAX as usize) <= crate::key::VALUE_BYTES_MAX
+);
+
+/// One copy of an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointer {
+    /// Member device.
+    pub member: u8,
+    /// Generation of the bucket when it was written.
+    pub generation: u32,
+    /// First block on the member.
+    pub block: u64,
+}
+
+/// A decoded extent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in blocks, 1 to [`EXTENT_BLOCKS_MAX`].
+    pub blocks: u32,
+    /// Copies, at least one.
+    pub pointers: SmallVec<[Pointer; 1]>,
+    /// CRC-32C of each block, `blocks` of them.
+    pub checksums: SmallVec<[u32; 4]>,
+}
+
+impl Extent {
+    /// The bytes for the index.
+    #[must_use]
+    pub fn encode(&self) -> Value {
+        assert!(self.blocks >= 1 && self.blocks <= EXTENT_BLOCKS_MAX);
+        assert!(!self.pointers.is_empty() && self.pointers.len() <= POINTERS_MAX);
+        assert!(self.checksums.len() == self.blocks as usize);
+        let header = ExtentHeader {
+            version: VERSION,
+            pointers: self.pointers.len() as u8,
+            checksum: 1,
+            compression: 0,
+            encryption: 0,
+            reserved: 0,
+            blocks: U16::new(self.blocks as u16),
+            disk_blocks: U16::new(self.blocks as u16),
+            decoded_offset_blocks: U16::new(0),
+            decoded_blocks: U16::new(self.blocks as u16),
+            reserved2: U16::new(0),
+        };
+        let mut value = Value::from_slice(header.as_bytes());
+        for pointer in &self.pointers {
+            let disk = ExtentPointer {
+                block: U64::new(pointer.block),
+                generation: U32::new(pointer.generation),
+                member: pointer.member,
+                reserved: [0; 3],
+            };
+            value.extend_from_slice(disk.as_bytes());
+        }
+        for checksum in &self.checksums {
+            value.extend_from_slice(U32::new(*checksum).as_bytes());
+        }
+        value
+    }
+
+    /// Parses a value of the extents tree.
+    ///
+    /// # Errors
+    /// `Corrupt` when the bytes are not an extent of this format.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let bad = |why: &str| StoreError::corrupt("extent", why);
+        let (header, rest) =
+            ExtentHeader::read_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;
+        let blocks = u32::from(header.blocks.get());
+        let pointer_count = usize::from(header.pointers);
+        if header.version != VERSION {
+            return Err(bad("version is not known"));
+        }
+        if header.compression != 0 || header.encryption != 0 || header.checksum != 1 {
+            return Err(bad("uses compression, encryption or a checksum this version lacks"));
+        }
+        if blocks == 0 || blocks > EXTENT_BLOCKS_MAX {
+            return Err(bad("length is out of range"));
+        }
+        if header.disk_blocks.get() != header.blocks.get()
+            || header.decoded_blocks.get() != header.blocks.get()
+            || header.decoded_offset_blocks.get() != 0
+        {
+            return Err(bad("uncompressed, but its lengths differ"));
+        }
+        if pointer_count == 0 || pointer_count > POINTERS_MAX {
+            return Err(bad("number of pointers is out of range"));
+        }
+        if rest.len() != pointer_count * 16 + blocks as usize * 4 {
+            return Err(bad("length does not fit its pointers and checksums"));
+        }
+        let (pointers, checksums) = rest.split_at(pointer_count * 16);
+        let pointers = pointers
+            .chunks_exact(16)
+            .filter_map(|raw| ExtentPointer::read_from_bytes(raw).ok())
+            .map(|disk| Pointer {
+                member: disk.member,
+                generation: disk.generation.get(),
+                block: disk.block.get(),
+            })
+            .collect();
+        let checksums = checksums
+            .chunks_exact(4)
+            .filter_map(|raw| U32::read_from_bytes(raw).ok())
+            .map(U32::get)
+            .collect();
+        Ok(Self { blocks, pointers, checksums })
+    }
+
+    /// The part `start .. start + blocks` of this extent.
+    ///
+    /// # Panics
+    /// When the part is empty or reaches past the end.
+    #[must_use]
+    pub fn cut(&self, start: u32, blocks: u32) -> Self {
+        assert!(blocks >= 1 && start + blocks <= self.blocks);
+        let pointers = self
+            .pointers
+            .iter()
+            .map(|pointer| Pointer { block: pointer.block + u64::from(start), ..*pointer })
+            .collect();
+        let checksums = self.checksums[start as usize..(start + blocks) as usize].into();
+        Self { blocks, pointers, checksums }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Extent {
+        Extent {
+            blocks: 3,
+            pointers: [Pointer { member: 2, generation: 7, block: 1 << 40 }].into_iter().collect(),
+            checksums: [1, 2, 3].into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn encodes_and_decodes() {
+        let extent = sample();
+        assert_eq!(Extent::decode(&extent.encode()), Ok(extent.clone()));
+        let part = extent.cut(1, 2);
+        assert_eq!(part.pointers[0].block, (1 << 40) + 1);
+        assert_eq!(part.checksums.as_slice(), [2, 3]);
+        assert_eq!(Extent::decode(&part.encode()), Ok(part));
+    }
+
+    #[test]
+    fn any_damage_is_an_error_or_another_extent_but_no_panic() {
+        let good = sample().encode();
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << bit;
+                let _ = Extent::decode(&bad);
+            }
+            assert!(Extent::decode(&good[..at]).is_err());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Transactions: read freely, buffer changes, commit them as one.
+//!
+//! A transaction remembers which leaves it read and at which sequence number. Commit applies all its
+//! changes, or none and says [`StoreError::Restart`] when a leaf it read has changed since; then
+//! [`crate::engine::Engine::transact`] runs the whole closure again. So the closure must have no effects
+//! but those of the transaction. A transaction sees its own changes.
+
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::key::{Counter, Position, Tree, VALUE_BYTES_MAX, Value};
+
+/// Most changes of one transaction: bounds the journal space that a commit needs.
+pub const UPDATES_MAX: usize = 512;
+
+/// A change of one key: a new value, or `None` to delete it.
+#[derive(Clone, Debug)]
+pub(crate) struct Update {
+    pub(crate) tree: Tree,
+    pub(crate) position: Position,
+    pub(crate) value: Option<Value>,
+}
+
+/// A change of a counter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CounterUpdate {
+    /// Adds (wrapping two's complement).
+    Add(Counter, i64),
+    /// Raises to at least this.
+    AtLeast(Counter, u64),
+}
+
+/// A leaf that was read, and its sequence number then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReadMark {
+    pub(crate) node: u64,
+    pub(crate) sequence: u64,
+}
+
+/// A transaction being built.
+pub struct Transaction<'e> {
+    pub(crate) engine: &'e Engine,
+    pub(crate) reads: SmallVec<[ReadMark; 8]>,
+    /// Sorted by (tree, position), one per key.
+    pub(crate) updates: SmallVec<[Update; 4]>,
+    pub(crate) counters: SmallVec<[CounterUpdate; 4]>,
+}
+
+impl<'e> Transaction<'e> {
+    pub(crate) fn new(engine: &'e Engine) -> Self {
+        Self { engine, reads: SmallVec::new(), updates: SmallVec::new(), counters: SmallVec::new() }
+    }
+
+    /// The engine it belongs to.
+    #[must_use]
+    pub fn engine(&self) -> &'e Engine {
+        self.engine
+    }
+
+    /// Changes made so far; a commit takes [`UPDATES_MAX`] at most.
+    #[must_use]
+    pub fn update_count(&self) -> usize {
+        self.updates.len()
+    }
+
+    /// The value at `position`.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub async fn get(&mut self, tree: Tree, position: Position) -> Result<Option<Value>> {
+        Ok(self.next(tree, position, position).await?.map(|(_, value)| value))
+    }
+
+    /// The first key in `from ..= to`.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub async fn next(
+        &mut self,
+        tree: Tree,
+        mut from: Position,
+        to: Position,
+    ) -> Result<Option<(Position, Value)>> {
+        loop {
+            if from > to {
+                return Ok(None);
+            }
+            let own = self.updates[self.search(tree, from)..]
+                .iter()
+                .find(|update| update.tree != tree || update.value.is_some())
+                .filter(|update| update.tree == tree && update.position <= to)
+                .map(|update| update.position);
+            // Nothing of the index past an own key is of interest.
+            let limit = own.unwrap_or(to);
+            let found = self.engine.index_next(tree, from, limit, &mut self.reads).await?;
+            let Some((position, value)) = found else {
+                return Ok(own.and_then(|position| self.own_value(tree, position)));
+            };
+            match self.own_update(tree, position) {
+                None => return Ok(Some((position, value))),
+                Some(Update { value: Some(value), .. }) => {
+                    return Ok(Some((position, value.clone())));
+                }
+                Some(Update { value: None, .. }) => {}
+            }
+            if position == Position::MAX {
+                return Ok(None);
+            }
+            from = position.successor();
+        }
+    }
+
+    /// The last key in `from ..= to`.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub async fn previous(
+        &mut self,
+        tree: Tree,
+        from: Position,
+        mut to: Position,
+    ) -> Result<Option<(Position, Value)>> {
+        loop {
+            if from > to {
+                return Ok(None);
+            }
+            let own = self.updates[..self.search(tree, to.successor())]
+                .iter()
+                .chain(self.own_update(tree, to).filter(|_| to == Position::MAX))
+                .rev()
+                .find(|update| update.tree != tree || update.value.is_some())
+                .filter(|update| update.tree == tree && update.position >= from)
+                .map(|update| update.position);
+            let limit = own.unwrap_or(from);
+            let found = self.engine.index_previous(tree, limit, to, &mut self.reads).await?;
+            let Some((position, value)) = found else {
+                return Ok(own.and_then(|position| self.own_value(tree, position)));
+            };
+            match self.own_update(tree, position) {
+                None => return Ok(Some((position, value))),
+                Some(Update { value: Some(value), .. }) => {
+                    return Ok(Some((position, value.clone())));
+                }
+                Some(Update { value: None, .. }) => {}
+            }
+            if position == Position::MIN {
+                return Ok(None);
+            }
+            to = position.predecessor();
+        }
+    }
+
+    /// Puts a value, in place of any there was.
+    ///
+    /// # Panics
+    /// When the value is longer than [`VALUE_BYTES_MAX`].
+    pub fn put(&mut self, tree: Tree, position: Position, value: Value) {
+        assert!(value.len() <= VALUE_BYTES_MAX);
+        self.set(tree, position, Some(value));
+    }
+
+    /// Deletes the key at `position`, if there is one.
+    pub fn delete(&mut self, tree: Tree, position: Position) {
+        self.set(tree, position, None);
+    }
+
+    /// Adds to a counter.
+    pub fn add(&mut self, counter: Counter, delta: i64) {
+        self.counters.push(CounterUpdate::Add(counter, delta));
+    }
+
+    /// The next number of a sequence: never given before, also not across crashes once this
+    /// transaction has committed. The first is 1.
+    pub fn take(&mut self, counter: Counter) -> u64 {
+        let number = self.engine.take_number(counter);
+        self.counters.push(CounterUpdate::AtLeast(counter, number));
+        number
+    }
+
+    fn set(&mut self, tree: Tree, position: Position, value: Option<Value>) {
+        let at = self.search(tree, position);
+        match self.updates.get_mut(at) {
+            Some(update) if update.tree == tree && update.position == position => {
+                update.value = value;
+            }
+            _ => self.updates.insert(at, Update { tree, position, value }),
+        }
+    }
+
+    fn search(&self, tree: Tree, position: Position) -> usize {
+        self.updates.partition_point(|update| (update.tree, update.position) < (tree, position))
+    }
+
+    fn own_update(&self, tree: Tree, position: Position) -> Option<&Update> {
+        let update = self.updates.get(self.search(tree, position))?;
+        (update.tree == tree && update.position == position).then_some(update)
+    }
+
+    fn own_value(&self, tree: Tree, position: Position) -> Option<(Position, Value)> {
+        let value = self.own_update(tree, position)?.value.clone()?;
+        Some((position, value))
+    }
+}

@@ -1,11 +1,11 @@
 //! [`Buffer`] and [`Slice`].
 #![allow(unsafe_code)]
 
-use std::alloc::Layout;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use std::ptr::NonNull;
-use std::sync::Arc;
+
+use crate::block::Block;
+use crate::cache;
 
 /// Alignment in bytes of every buffer: enough for O_DIRECT on 4 KiB blocks and for NVMe PRPs.
 pub const ALIGNMENT: usize = 4096;
@@ -18,27 +18,9 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-struct Block {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: a Block owns its memory; access to the bytes goes through Buffer (unique) or Slice (shared,
-// read-only), so moving it to another thread is sound.
-unsafe impl Send for Block {}
-// SAFETY: shared access to a Block only ever reads its bytes (see Slice).
-unsafe impl Sync for Block {}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout in Buffer::try_new.
-        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
-
 /// A unique, writable, 4 KiB-aligned buffer.
 pub struct Buffer {
-    block: Arc<Block>,
+    block: Block,
     len: usize,
 }
 
@@ -46,13 +28,24 @@ impl Buffer {
     /// A zeroed buffer of `len` bytes.
     ///
     /// # Errors
-    /// [`OutOfMemory`] when there is no memory. Never aborts.
+    /// [`OutOfMemory`] when there is no memory, or the limit is reached. Never aborts.
     pub fn try_new(len: usize) -> Result<Self, OutOfMemory> {
-        let error = OutOfMemory { bytes: len };
-        let layout = Layout::from_size_align(len.max(1), ALIGNMENT).map_err(|_| error)?;
-        // SAFETY: the layout has a size of at least one byte.
-        let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or(error)?;
-        Ok(Self { block: Arc::new(Block { start, layout }), len })
+        let mut buffer = Self::try_new_dirty(len)?;
+        buffer.fill(0);
+        Ok(buffer)
+    }
+
+    /// A buffer of `len` bytes whose content is unspecified: zeroes, or what a freed buffer of this
+    /// process held. For reads, which overwrite it whole; what is not overwritten must not leave the
+    /// process.
+    ///
+    /// # Errors
+    /// As [`Buffer::try_new`].
+    pub fn try_new_dirty(len: usize) -> Result<Self, OutOfMemory> {
+        match cache::take(len) {
+            Some(block) => Ok(Self { block, len }),
+            None => Err(OutOfMemory { bytes: len }),
+        }
     }
 
     /// A copy of `bytes`.
@@ -60,7 +53,7 @@ impl Buffer {
     /// # Errors
     /// As [`Buffer::try_new`].
     pub fn try_copy_of(bytes: &[u8]) -> Result<Self, OutOfMemory> {
-        let mut buffer = Self::try_new(bytes.len())?;
+        let mut buffer = Self::try_new_dirty(bytes.len())?;
         buffer.copy_from_slice(bytes);
         Ok(buffer)
     }
@@ -85,15 +78,16 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the block holds at least `len` initialised bytes and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.block.start.as_ptr(), self.len) }
+        // SAFETY: the block holds at least `len` initialised bytes (cache::take) and lives as long as
+        // `self`; a Buffer is the only owner, so nobody writes meanwhile.
+        unsafe { std::slice::from_raw_parts(self.block.start().as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in deref; a Buffer is the only holder of its block, so this access is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.block.start.as_ptr(), self.len) }
+        // SAFETY: as in deref; a Buffer is the only owner of its block, so this access is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.block.start().as_ptr(), self.len) }
     }
 }
 
@@ -104,9 +98,8 @@ impl fmt::Debug for Buffer {
 }
 
 /// A shared, read-only part of a buffer. Cloning and cutting copy no bytes.
-#[derive(Clone)]
 pub struct Slice {
-    block: Arc<Block>,
+    block: Block,
     start: usize,
     len: usize,
 }
@@ -120,7 +113,7 @@ impl Slice {
     pub fn slice(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len);
         Self {
-            block: Arc::clone(&self.block),
+            block: self.block.share(),
             start: self.start + range.start,
             len: range.end - range.start,
         }
@@ -131,12 +124,17 @@ impl Slice {
     /// # Errors
     /// Gives the slice back when it is shared or does not start at the block's beginning.
     pub fn try_into_buffer(self) -> Result<Buffer, Self> {
-        let mut block = self.block;
-        if self.start == 0 && Arc::get_mut(&mut block).is_some() {
-            Ok(Buffer { block, len: self.len })
+        if self.start == 0 && self.block.is_unique() {
+            Ok(Buffer { block: self.block, len: self.len })
         } else {
-            Err(Self { block, ..self })
+            Err(self)
         }
+    }
+}
+
+impl Clone for Slice {
+    fn clone(&self) -> Self {
+        Self { block: self.block.share(), start: self.start, len: self.len }
     }
 }
 
@@ -145,7 +143,7 @@ impl Deref for Slice {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: `start + len` is within the block (checked when the slice was cut).
-        let first = unsafe { self.block.start.as_ptr().add(self.start) };
+        let first = unsafe { self.block.start().as_ptr().add(self.start) };
         // SAFETY: the bytes are initialised, and nobody writes to a block that has a Slice.
         unsafe { std::slice::from_raw_parts(first, self.len) }
     }

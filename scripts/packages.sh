@@ -13,7 +13,7 @@ programs_of() {
         guest)
             echo "qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio kmod=kmod \
                 depmod=kmod modprobe=kmod nvme=nvme-cli fio=fio mkfs.ext4=e2fsprogs \
-                mkfs.xfs=xfsprogs ip=iproute2 dpkg-deb=dpkg"
+                mkfs.xfs=xfsprogs ip=iproute2 dpkg-deb=dpkg jq=jq"
             ;;
         bench) echo "fio=fio jq=jq" ;;
         *) die "no such set of packages: $1" ;;

@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# Runs in the guest: what the tests share, then the test itself. /test holds this file, test.sh (the
+# test) and settings (variables the host hands over).
+set -euo pipefail
+# shellcheck disable=SC1091
+source /test/settings
+
+# Asks the host to do something and waits for its answer: host WORD... Fails when the host's does.
+host() {
+    local answer
+    echo "@host $*"
+    IFS= read -r answer
+    [ "$answer" = ok ] || fail "the host could not: $* ($answer)"
+}
+
+step() { echo "guest: [$(cut -d' ' -f1 /proc/uptime)] $*"; }
+
+fail() {
+    echo "guest: FAILED: $*" >&2
+    exit 1
+}
+
+# Waits until a command succeeds, at most so many seconds: wait_for SECONDS COMMAND...
+wait_for() {
+    local seconds=$1 start
+    shift
+    start=$(cut -d. -f1 /proc/uptime)
+    until "$@"; do
+        [ $(($(cut -d. -f1 /proc/uptime) - start)) -lt "$seconds" ] || return 1
+        sleep 0.2
+    done
+}
+
+# Connects to a subsystem: connect ADDRESS PORT NQN [OPTION...]; device_of then names its devices.
+connect() {
+    local address=$1 port=$2 nqn=$3
+    shift 3
+    nvme connect -t tcp -a "$address" -s "$port" -n "$nqn" "$@"
+}
+
+# The block device of a namespace of a connected subsystem: device_of NQN NSID
+device_of() {
+    local block name
+    for block in /sys/block/nvme*n*; do
+        name=${block##*/}
+        # nvme0c0n1 is one path to nvme0n1.
+        case $name in nvme*c*n*) continue ;; esac
+        if [ "$(cat "$block/device/subsysnqn" 2>/dev/null)" = "$1" ] &&
+            [ "$(cat "$block/nsid" 2>/dev/null)" = "$2" ] && [ -b "/dev/$name" ]; then
+            echo "/dev/$name"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# The same, once it is there: namespaces are scanned after connect has returned.
+wait_for_device() {
+    wait_for 20 device_of "$1" "$2" >/dev/null || fail "no block device for namespace $2 of $1"
+    device_of "$1" "$2"
+}
+
+# Is every controller connected?
+all_live() {
+    local state
+    for state in /sys/class/nvme/nvme*/state; do
+        [ "$(cat "$state")" = live ] || return 1
+    done
+}
+
+# Lines of the kernel's log that speak of an error, of NVMe or a block device, from a line number on.
+# What is left out says that all is well, or is printed at every connect and disconnect.
+kernel_errors() {
+    dmesg | tail -n "+$1" | grep -E 'nvme|blk_update_request|I/O error|Buffer I/O|EXT4-fs|XFS|BUG|WARNING' |
+        grep -E -v 'creating [0-9]+ I/O queues|mapped [0-9/]+|new ctrl|Removing ctrl|\(null\): *$' |
+        grep -E -v 'mounted filesystem|unmounting filesystem|Unmounting Filesystem|Mounting V|Ending clean mount' |
+        grep -E -v 'SGI XFS|rescanning|Identify.*successfully|adding port|enabling port|creating nvm controller' |
+        grep -E -v 'qid_max|multipath|capacity change' || true
+}
+
+expect_clean_kernel_log() {
+    local errors
+    errors=$(kernel_errors "${1:-1}")
+    [ -z "$errors" ] || fail "the kernel's log has errors:
+$errors"
+}
+
+# Lines the kernel's log has now, plus one: where to look from later.
+log_position() { echo $(($(dmesg | wc -l) + 1)); }
+
+# Random writes, read back and verified by fio: fio_verify DEVICE SIZE [OPTION...]
+fio_verify() {
+    local device=$1 size=$2
+    shift 2
+    fio --name=verify --filename="$device" --size="$size" --rw=randwrite --bs=4k --iodepth=32 \
+        --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7 \
+        --output-format=terse --minimal "$@" >/tmp/fio.log 2>&1 || {
+        tail -n 20 /tmp/fio.log
+        fail "fio found a wrong block or an error"
+    }
+}
+
+# shellcheck disable=SC1091
+source /test/test.sh
+guest_main

@@ -1,0 +1,7 @@
+//! Metrics: what is counted on the data path, and the page that Prometheus reads.
+
+pub(crate) mod device;
+pub(crate) mod families;
+pub(crate) mod histogram;
+pub(crate) mod process;
+pub(crate) mod server;

@@ -10,6 +10,7 @@ mod inspect;
 mod logging;
 mod metrics;
 mod notify;
+mod serve;
 
 use std::io::Write as _;
 use std::process::ExitCode;

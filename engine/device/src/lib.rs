@@ -5,11 +5,14 @@
 //! [`Operation`] and [`Completion`] only.
 
 mod completion;
+pub mod contract;
 mod error;
+mod file;
 mod memory;
 mod queue;
 
 pub use completion::{Completion, IoFuture, Outcome, completion_pair};
 pub use error::DeviceError;
+pub use file::{Allocation, DEPTH_MAX, DirectIo, FileDevice, OpenOptions};
 pub use memory::MemoryDevice;
 pub use queue::{BlockDevice, DeviceInfo, DeviceQueue, IoVec, Operation, QueueExt};

@@ -105,7 +105,8 @@ pub trait DeviceQueue {
     fn in_flight(&self) -> usize;
 
     /// A descriptor that becomes readable when an operation ends, for a core that wants to sleep;
-    /// `None` when the queue never needs waiting for (everything ends in `submit` or `poll`).
+    /// `None` when the queue never needs waiting for (everything ends in `submit` or `poll`). It
+    /// stays open as long as the queue lives; `poll` clears it.
     fn wake_fd(&self) -> Option<RawFd>;
 
     /// Called before the core sleeps on [`DeviceQueue::wake_fd`]: arms it, then returns whether the

@@ -282,7 +282,8 @@ pub enum Request {
         name: String,
         /// Kind.
         kind: SubvolumeKind,
-        /// Size of a volume in bytes, a multiple of 1 MiB... of its block size; 0 for a tree.
+        /// Size of a volume in bytes, a multiple of 4096 (the data requests' unit) and not 0; 0 for
+        /// a tree.
         size_bytes: u64,
         /// Logical block size of a volume: 512 or 4096; 0 for a tree.
         block_size: u32,
@@ -535,7 +536,8 @@ pub enum Request {
     },
 
     // ---- between shards ----
-    /// Creates the root inode of a new subvolume on its home shard; idempotent. -> `Inode`
+    /// Creates the root inode of a new subvolume on its home shard, durable when answered;
+    /// idempotent. -> `Inode`
     RootCreate {
         /// The new subvolume.
         subvolume: SubvolumeId,
@@ -546,7 +548,30 @@ pub enum Request {
         /// Size of a volume in bytes.
         size_bytes: u64,
     },
-    /// Deletes every key of a version that this shard holds; idempotent. -> `Unit`
+    /// Drops the blocks of an inode in `from .. to` that this shard holds, over any number of
+    /// chunks; idempotent. -> `Unit`
+    DataPunch {
+        /// Inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// First byte to go; a multiple of 4096.
+        from: u64,
+        /// First byte to stay; a multiple of 4096, or `u64::MAX`.
+        to: u64,
+    },
+    /// Tells a shard that a volume was resized: it refuses writes past the new end, drops what it
+    /// holds there, and is durable when answered; idempotent. -> `Unit`
+    VolumeSize {
+        /// The volume's inode.
+        inode: InodeNumber,
+        /// Version.
+        snapshot: SnapshotId,
+        /// New size in bytes.
+        size_bytes: u64,
+    },
+    /// Deletes every key of a version that this shard holds, durable when answered; idempotent.
+    /// -> `Unit`
     VersionDelete {
         /// The version.
         snapshot: SnapshotId,

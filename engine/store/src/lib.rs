@@ -7,6 +7,19 @@ pub mod engine;
 pub mod error;
 pub mod extent;
 pub mod key;
+pub mod limits;
+pub mod shard;
 pub mod transaction;
+
+mod background;
+mod context;
+mod data;
+mod gate;
+mod lock;
+mod logged;
+mod namespace;
+mod subvolume;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Result, StoreError};

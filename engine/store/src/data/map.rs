@@ -1,0 +1,133 @@
+//! The extent map: which extents cover a range, and clearing a range.
+
+use engine_base::{InodeNumber, SnapshotId};
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
+use crate::key::{Position, Tree};
+use crate::limits::BULK_UPDATES_MAX;
+use crate::transaction::Transaction;
+
+/// Blocks `from .. to` of an inode in one version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockRange {
+    pub(crate) inode: InodeNumber,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+/// A part of an extent that a read needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    /// First logical block.
+    pub(crate) block: u64,
+    /// Where it lies.
+    pub(crate) pointer: Pointer,
+    /// Of each block; their number is the length.
+    pub(crate) checksums: SmallVec<[u32; 4]>,
+}
+
+impl BlockRange {
+    /// The key of an extent of this inode that ends at `end`.
+    pub(crate) fn key(&self, end: u64) -> Position {
+        Position::new(self.inode.0, end, self.snapshot.0)
+    }
+
+    /// The first key that an extent with a block at or past `block` can have.
+    fn first_key(&self, block: u64) -> Position {
+        Position::new(self.inode.0, block.saturating_add(1), 0)
+    }
+
+    /// The last key that an extent with a block before `to` can have.
+    fn last_key(&self) -> Position {
+        let end = self.to.saturating_add(u64::from(EXTENT_BLOCKS_MAX) - 1);
+        Position::new(self.inode.0, end, u32::MAX)
+    }
+}
+
+impl Span {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.checksums.len() as u64
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.block + self.blocks()
+    }
+}
+
+/// The next extent of the range's inode and version with a key at or past `from`.
+async fn next_extent(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+    mut from: Position,
+) -> Result<Option<(Position, u64, Extent)>> {
+    loop {
+        let found = transaction.next(Tree::Extents, from, range.last_key()).await?;
+        let Some((position, value)) = found else { return Ok(None) };
+        if position.snapshot != range.snapshot.0 {
+            from = position.successor();
+            continue;
+        }
+        let extent = Extent::decode(&value)?;
+        let start = position.offset.checked_sub(u64::from(extent.blocks)).ok_or_else(|| {
+            let name = format!("extent of inode {} ending at {}", range.inode, position.offset);
+            StoreError::corrupt(name, "starts before block 0")
+        })?;
+        return Ok((start < range.to).then_some((position, start, extent)));
+    }
+}
+
+/// The parts of extents that cover the range, in order; holes are left out.
+pub(crate) async fn lookup(engine: &Engine, range: &BlockRange) -> Result<SmallVec<[Span; 2]>> {
+    let mut spans = SmallVec::new();
+    let mut transaction = engine.read();
+    let mut at = range.from;
+    while at < range.to {
+        let from = range.first_key(at);
+        let Some((position, start, extent)) = next_extent(&mut transaction, range, from).await?
+        else {
+            break;
+        };
+        // Between two steps the map may have changed: `start` may lie before `at`.
+        let (first, end) = (start.max(at), position.offset.min(range.to));
+        let part = extent.cut((first - start) as u32, (end - first) as u32);
+        spans.push(Span { block: first, pointer: part.pointers[0], checksums: part.checksums });
+        at = end;
+    }
+    Ok(spans)
+}
+
+/// Makes holes of the range within `transaction`: deletes the extents in it and trims those that
+/// reach into it. Stops after [`BULK_UPDATES_MAX`] changes and then tells from which block on
+/// the work is still to be done, in another transaction. A range of 256 blocks is always done.
+pub(crate) async fn clear_range(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+) -> Result<Option<u64>> {
+    let mut from = range.first_key(range.from);
+    let budget = transaction.update_count() + BULK_UPDATES_MAX + 2;
+    while let Some((position, start, extent)) = next_extent(transaction, range, from).await? {
+        if transaction.update_count() >= budget {
+            return Ok(Some(start.max(range.from)));
+        }
+        let end = position.offset;
+        if start < range.from {
+            let left = extent.cut(0, (range.from - start) as u32);
+            transaction.put(Tree::Extents, range.key(range.from), left.encode());
+        }
+        if end > range.to {
+            let right = extent.cut((range.to - start) as u32, (end - range.to) as u32);
+            transaction.put(Tree::Extents, position, right.encode());
+        } else {
+            transaction.delete(Tree::Extents, position);
+        }
+        if end >= range.to {
+            break;
+        }
+        from = position.successor();
+    }
+    Ok(None)
+}

@@ -1,0 +1,5 @@
+//! File trees on their home shard.
+
+mod format;
+
+pub(crate) use format::{Inode, inode_position};

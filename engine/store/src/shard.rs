@@ -1,0 +1,273 @@
+//! One shard: takes a [`Request`], answers with a [`Reply`].
+//!
+//! Always true:
+//! - What is acknowledged is committed in the engine, atomically per shard; durable after a flush,
+//!   or when answered where [`crate::api`] says so.
+//! - After a crash each shard is a prefix of its own transactions, and different shards are prefixes
+//!   of different length. So an operation over several shards writes its intent first, makes it
+//!   durable, and only then takes steps elsewhere ([`crate::logged`]).
+//! - The future of [`Shard::handle`] is run to its end; dropping it may leave a device writing into
+//!   space that was given back.
+//!
+//! Leaves placement on cores, rings and limits on requests in flight to its host.
+
+use std::rc::Rc;
+
+use engine_base::ids::CHUNK_SIZE_LOG2;
+use engine_base::runtime::LocalBoxFuture;
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
+
+use crate::api::{DATA_BYTES_MAX, Data, Reply, Request, ShardStatus, data_len};
+use crate::context::{Context, block_range};
+use crate::data::BlockRange;
+use crate::engine::{Engine, EngineConfig};
+use crate::error::{Result, StoreError};
+use crate::key::Counter;
+use crate::limits::Limits;
+use crate::subvolume::Tables;
+
+/// The way from one shard to the others, and to itself. A call's future may be dropped by the
+/// asker; the request must be carried out all the same.
+pub trait PeerLink {
+    /// Sends `request` to `shard`.
+    fn call(&self, shard: ShardId, request: Request) -> LocalBoxFuture<'static, Result<Reply>>;
+}
+
+/// What a shard is opened with.
+#[derive(Clone)]
+pub struct ShardConfig {
+    /// Its engine.
+    pub engine: EngineConfig,
+    /// The way to the other shards.
+    pub peers: Rc<dyn PeerLink>,
+    /// Bounds of memory and background work.
+    pub limits: Limits,
+}
+
+/// One shard of a pool.
+pub struct Shard {
+    context: Rc<Context>,
+    /// The pool-wide tables; on shard 0 only.
+    tables: Option<Rc<Tables>>,
+}
+
+impl Shard {
+    /// Opens the engine and what is kept in memory above it, and starts to resume the logged
+    /// operations that were interrupted. These need the other shards: they are retried until
+    /// these answer.
+    ///
+    /// # Errors
+    /// When a device fails or what is on it is damaged.
+    pub async fn open(config: ShardConfig) -> Result<Rc<Self>> {
+        let ShardConfig { engine, peers, limits } = config;
+        let engine = Engine::open(engine).await?;
+        let context = Rc::new(Context::new(engine, peers, limits)?);
+        let tables = match context.shard() {
+            ShardId(0) => Some(Tables::open(&context).await?),
+            _ => None,
+        };
+        let shard = Rc::new(Self { context, tables });
+        shard.resume().await?;
+        Ok(shard)
+    }
+
+    /// Carries out a request.
+    ///
+    /// # Errors
+    /// Those of the request; `ShuttingDown` after [`Shard::shutdown`].
+    pub async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        self.context.background.check()?;
+        match request {
+            Request::DataRead { inode, snapshot, offset, len } => {
+                self.data_read(inode, snapshot, offset, u64::from(len)).await.map(Reply::Data)
+            }
+            Request::DataWrite { inode, snapshot, offset, data, fua } => {
+                self.data_write(inode, snapshot, offset, &data, fua).await.map(|()| Reply::Unit)
+            }
+            Request::Flush => self.context.engine.flush().await.map(|()| Reply::Unit),
+            // The rest is rarer and its futures are large: they live on the heap.
+            other => Box::pin(self.handle_other(other)).await,
+        }
+    }
+
+    /// Ends the background work and flushes.
+    ///
+    /// # Errors
+    /// When the flush fails.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.context.background.stop().await;
+        self.context.engine.flush().await
+    }
+
+    /// The engine below.
+    #[must_use]
+    pub fn engine(&self) -> &Rc<Engine> {
+        &self.context.engine
+    }
+
+    /// Waits until the work that goes on in the background (space of removed files and subvolumes)
+    /// is done.
+    pub async fn background_idle(&self) {
+        self.context.background.idle().await;
+    }
+
+    async fn handle_other(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        match request {
+            Request::DataDiscard { inode, snapshot, offset, len } => {
+                self.data_discard(inode, snapshot, offset, len).await.map(|()| Reply::Unit)
+            }
+            Request::DataTruncate { inode, snapshot, from } => {
+                self.data_punch(inode, snapshot, from, u64::MAX).await.map(|()| Reply::Unit)
+            }
+            Request::DataPunch { inode, snapshot, from, to } => {
+                self.data_punch(inode, snapshot, from, to).await.map(|()| Reply::Unit)
+            }
+            Request::Usage { snapshot } => {
+                let blocks = self.context.engine.counter(Counter::data_blocks(snapshot.0));
+                Ok(Reply::Count(blocks.saturating_mul(BLOCK_SIZE)))
+            }
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            request @ (Request::SubvolumeCreate { .. }
+            | Request::SubvolumeGet { .. }
+            | Request::SubvolumeList { .. }
+            | Request::SubvolumeDelete { .. }
+            | Request::VolumeResize { .. }
+            | Request::RecordPut { .. }
+            | Request::RecordList { .. }
+            | Request::RecordDelete { .. }) => self.tables()?.handle(request).await,
+            request @ (Request::RootCreate { .. }
+            | Request::VersionDelete { .. }
+            | Request::VolumeSize { .. }) => {
+                crate::subvolume::handle_step(&self.context, request).await
+            }
+            Request::RegionAcquire { .. } | Request::RegionList { .. } => {
+                self.tables()?;
+                Err(StoreError::Unsupported { what: "regions".to_owned() })
+            }
+            _ => Err(StoreError::Unsupported { what: "file trees".to_owned() }),
+        }
+    }
+
+    fn tables(&self) -> Result<&Rc<Tables>> {
+        self.tables.as_ref().ok_or_else(|| {
+            let shard = self.context.shard();
+            StoreError::invalid(format!("shard {shard} does not keep the pool's tables"))
+        })
+    }
+
+    async fn resume(&self) -> Result<()> {
+        if let Some(tables) = &self.tables {
+            tables.resume().await?;
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> ShardStatus {
+        let engine = &self.context.engine;
+        ShardStatus {
+            shard: engine.shard(),
+            inodes: engine.counter(Counter::INODES),
+            counters: vec![
+                ("background_tasks", self.context.background.running() as u64),
+                ("background_retries", self.context.background.retries()),
+            ],
+            ..ShardStatus::default()
+        }
+    }
+
+    /// The blocks of a client's range, which must lie in one chunk of this shard.
+    fn chunk_range(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        offset: u64,
+        len: u64,
+    ) -> Result<BlockRange> {
+        let range = block_range(inode, snapshot, offset, len)?;
+        if inode.0 == 0 {
+            return Err(StoreError::invalid("inode number 0"));
+        }
+        if !self.context.is_here(inode, offset) {
+            let shard = self.context.shard();
+            return Err(StoreError::invalid(format!(
+                "offset {offset} of inode {inode} is not on shard {shard}"
+            )));
+        }
+        if len > 0 && offset >> CHUNK_SIZE_LOG2 != (offset + len - 1) >> CHUNK_SIZE_LOG2 {
+            return Err(StoreError::invalid(format!("range {offset}+{len} crosses a chunk")));
+        }
+        Ok(range)
+    }
+
+    async fn data_read(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Data> {
+        if len > DATA_BYTES_MAX {
+            return Err(StoreError::invalid(format!(
+                "read of {len} bytes: {DATA_BYTES_MAX} at most"
+            )));
+        }
+        let range = self.chunk_range(inode, snapshot, offset, len)?;
+        self.context.gate.check(snapshot)?;
+        self.context.data.read(range).await
+    }
+
+    async fn data_write(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        offset: u64,
+        data: &Data,
+        fua: bool,
+    ) -> Result<()> {
+        let len = data_len(data);
+        if len > DATA_BYTES_MAX {
+            return Err(StoreError::invalid(format!(
+                "write of {len} bytes: {DATA_BYTES_MAX} at most"
+            )));
+        }
+        let range = self.chunk_range(inode, snapshot, offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let _pass = self.context.gate.enter(snapshot)?;
+        let ceiling = self.context.ceilings.borrow().get(&snapshot.0).copied();
+        if ceiling.is_some_and(|end| range.to > end) {
+            return Err(StoreError::invalid(format!(
+                "write {offset}+{len} is past the end of the volume, which was resized"
+            )));
+        }
+        self.context.data.write(range, data, fua).await
+    }
+
+    async fn data_discard(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let range = self.chunk_range(inode, snapshot, offset, len)?;
+        let _pass = self.context.gate.enter(snapshot)?;
+        self.context.data.punch(range).await
+    }
+
+    /// Not stopped by the gate: it only drops, and is a step of deletion itself.
+    async fn data_punch(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        from: u64,
+        to: u64,
+    ) -> Result<()> {
+        if !from.is_multiple_of(BLOCK_SIZE) || (to != u64::MAX && !to.is_multiple_of(BLOCK_SIZE)) {
+            return Err(StoreError::invalid(format!("{from} to {to}: not at block boundaries")));
+        }
+        let range = BlockRange { inode, snapshot, from: from / BLOCK_SIZE, to: to / BLOCK_SIZE };
+        self.context.data.punch(range).await
+    }
+}

@@ -1,0 +1,215 @@
+//! What a shard does for an operation that shard 0 coordinates: create a root, resize a volume,
+//! delete a version. All idempotent, all durable when answered.
+
+use std::rc::Rc;
+
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId, SubvolumeId};
+
+use super::format::{Root, root_position};
+use crate::api::{FileKind, Reply, Request, SubvolumeKind};
+use crate::context::Context;
+use crate::data::BlockRange;
+use crate::error::{Result, StoreError};
+use crate::key::{Counter, Position, Tree};
+use crate::limits::BULK_UPDATES_MAX;
+use crate::namespace::{Inode, inode_position};
+
+/// Keys that one transaction of the sweep looks at.
+const SWEEP_KEYS_MAX: usize = 512;
+
+/// The shard that holds the metadata of a subvolume.
+pub(crate) fn home_of(subvolume: SubvolumeId, shard_count: u16) -> ShardId {
+    ShardId((subvolume.0 % u64::from(shard_count)) as u16)
+}
+
+/// Carries out a step.
+pub(crate) async fn handle_step(context: &Rc<Context>, request: Request) -> Result<Reply> {
+    match request {
+        Request::RootCreate { subvolume, snapshot, kind, size_bytes } => {
+            root_create(context, subvolume, snapshot, kind, size_bytes).await.map(Reply::Inode)
+        }
+        Request::VolumeSize { inode, snapshot, size_bytes } => {
+            volume_size(context, inode, snapshot, size_bytes).await.map(|()| Reply::Unit)
+        }
+        Request::VersionDelete { snapshot } => {
+            version_delete(context, snapshot).await.map(|()| Reply::Unit)
+        }
+        other => Err(StoreError::invalid(format!("not a step of a subvolume: {other:.40?}"))),
+    }
+}
+
+async fn root_create(
+    context: &Context,
+    subvolume: SubvolumeId,
+    snapshot: SnapshotId,
+    kind: SubvolumeKind,
+    size_bytes: u64,
+) -> Result<InodeNumber> {
+    let engine = &context.engine;
+    if home_of(subvolume, engine.shard_count()) != context.shard() {
+        return Err(StoreError::invalid(format!("subvolume {subvolume} has another home shard")));
+    }
+    let _pass = context.gate.enter(snapshot)?;
+    let _reservation = engine.reserve(0).await?;
+    let (now, random) = (context.now(), engine.runtime().random_u64());
+    let number = engine
+        .transact(async |transaction| {
+            if let Some(value) = transaction.get(Tree::Subvolumes, root_position(subvolume)).await?
+            {
+                let root = Root::decode(&value)?;
+                if root.snapshot == snapshot && root.kind == kind {
+                    return Ok(root.inode);
+                }
+                return Err(StoreError::corrupt("subvolume root", "is of another version"));
+            }
+            let number = InodeNumber(
+                transaction.take(Counter::NEXT_INODE) << engine.shard_count().trailing_zeros()
+                    | u64::from(context.shard().0),
+            );
+            let is_volume = kind == SubvolumeKind::Volume;
+            let inode = Inode {
+                kind: if is_volume { FileKind::File } else { FileKind::Directory },
+                is_volume,
+                mode: if is_volume { 0o600 } else { 0o755 },
+                uid: 0,
+                gid: 0,
+                links: 1,
+                generation: (random >> 32) as u32,
+                size: size_bytes,
+                data_limit: size_bytes,
+                parent: if is_volume { InodeNumber(0) } else { number },
+                hash_key: random,
+                atime: now,
+                mtime: now,
+                ctime: now,
+                btime: now,
+                target: Vec::new(),
+            };
+            transaction.put(Tree::Inodes, inode_position(number, snapshot), inode.encode());
+            let root = Root { kind, snapshot, inode: number };
+            transaction.put(Tree::Subvolumes, root_position(subvolume), root.encode());
+            if !is_volume {
+                transaction.add(Counter::INODES, 1);
+            }
+            Ok(number)
+        })
+        .await?;
+    engine.flush().await?;
+    Ok(number)
+}
+
+async fn volume_size(
+    context: &Context,
+    number: InodeNumber,
+    snapshot: SnapshotId,
+    size_bytes: u64,
+) -> Result<()> {
+    if context.gate.is_closed(snapshot) {
+        return Ok(());
+    }
+    let end = size_bytes.div_ceil(BLOCK_SIZE);
+    context.ceilings.borrow_mut().insert(snapshot.0, end);
+    // Writes that were let in under the old size end before the rest is dropped.
+    context.gate.drain(snapshot).await;
+    context.data.punch(BlockRange { inode: number, snapshot, from: end, to: u64::MAX }).await?;
+    if number.home(context.engine.shard_count()) == context.shard() {
+        let now = context.now();
+        context
+            .engine
+            .transact(async |transaction| {
+                let position = inode_position(number, snapshot);
+                let Some(value) = transaction.get(Tree::Inodes, position).await? else {
+                    return Ok(());
+                };
+                let mut inode = Inode::decode(&value)?;
+                inode.size = size_bytes;
+                inode.data_limit = size_bytes;
+                inode.ctime = now;
+                transaction.put(Tree::Inodes, position, inode.encode());
+                Ok(())
+            })
+            .await?;
+    }
+    context.engine.flush().await
+}
+
+async fn version_delete(context: &Context, snapshot: SnapshotId) -> Result<()> {
+    context.gate.close(snapshot).await;
+    context.ceilings.borrow_mut().remove(&snapshot.0);
+    for tree in [Tree::Extents, Tree::Xattrs, Tree::Dirents, Tree::Inodes] {
+        let mut from = Some(Position::MIN);
+        while let Some(start) = from {
+            from = sweep(context, tree, snapshot, start).await?;
+            context.engine.runtime().yield_now().await;
+        }
+    }
+    delete_roots(context, snapshot).await?;
+    context.engine.flush().await
+}
+
+/// Deletes some keys of a version from `start` on; tells where to go on. An inode has keys of one
+/// version only, so the first key of another version leads straight to the next inode.
+async fn sweep(
+    context: &Context,
+    tree: Tree,
+    snapshot: SnapshotId,
+    start: Position,
+) -> Result<Option<Position>> {
+    context
+        .engine
+        .transact(async |transaction| {
+            let mut from = start;
+            for _ in 0..SWEEP_KEYS_MAX {
+                if transaction.update_count() >= BULK_UPDATES_MAX {
+                    break;
+                }
+                let found = transaction.next(tree, from, Position::MAX).await?;
+                let Some((position, value)) = found else { return Ok(None) };
+                if position.snapshot != snapshot.0 {
+                    let Some(next) = position.inode.checked_add(1) else { return Ok(None) };
+                    from = Position::new(next, 0, 0);
+                    continue;
+                }
+                if tree == Tree::Inodes && !Inode::decode(&value)?.is_volume {
+                    transaction.add(Counter::INODES, -1);
+                }
+                transaction.delete(tree, position);
+                from = position.successor();
+            }
+            Ok(Some(from))
+        })
+        .await
+}
+
+async fn delete_roots(context: &Context, snapshot: SnapshotId) -> Result<()> {
+    let mut found = Vec::new();
+    for (position, root) in roots(context).await? {
+        if root.snapshot == snapshot {
+            found.push(position);
+        }
+    }
+    context
+        .engine
+        .transact(async |transaction| {
+            for position in &found {
+                transaction.delete(Tree::Subvolumes, *position);
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// The roots on this shard, with their places.
+pub(crate) async fn roots(context: &Context) -> Result<Vec<(Position, Root)>> {
+    let mut transaction = context.engine.read();
+    let (mut from, mut all) = (Position::MIN, Vec::new());
+    while let Some((position, value)) =
+        transaction.next(Tree::Subvolumes, from, Position::MAX).await?
+    {
+        if position.offset == root_position(SubvolumeId(0)).offset {
+            all.push((position, Root::decode(&value)?));
+        }
+        from = position.successor();
+    }
+    Ok(all)
+}

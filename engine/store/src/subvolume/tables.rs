@@ -1,0 +1,390 @@
+//! The tables of shard 0, and the operations that create, resize and delete subvolumes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::rc::Rc;
+
+use engine_base::{BLOCK_SIZE, SnapshotId, SubvolumeId};
+
+use super::format::{PoolName, decode_subvolume, encode_subvolume, subvolume_position};
+use super::names;
+use super::step::home_of;
+use crate::api::{Reply, Request, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind};
+use crate::context::Context;
+use crate::error::{Result, StoreError};
+use crate::key::{Counter, Position, Tree};
+use crate::limits::LIST_ENTRIES_MAX;
+use crate::lock::{Access, LockGuard, LockTable};
+use crate::logged::{self, Intent, NewSubvolume, OperationId};
+
+/// (collection, name); the collection of subvolumes has no name.
+pub(super) type NameKey = (String, String);
+
+/// The pool-wide tables.
+pub(crate) struct Tables {
+    pub(super) context: Rc<Context>,
+    pub(super) subvolumes: RefCell<BTreeMap<String, SubvolumeInfo>>,
+    pub(super) records: RefCell<BTreeSet<NameKey>>,
+    pub(super) names: Rc<LockTable<NameKey>>,
+}
+
+fn key_of(name: &str) -> NameKey {
+    (String::new(), name.to_owned())
+}
+
+impl Tables {
+    /// Loads the names.
+    pub(crate) async fn open(context: &Rc<Context>) -> Result<Rc<Self>> {
+        let mut transaction = context.engine.read();
+        let mut subvolumes = BTreeMap::new();
+        let mut from = Position::MIN;
+        while let Some((position, value)) =
+            transaction.next(Tree::Subvolumes, from, Position::MAX).await?
+        {
+            if position == subvolume_position(SubvolumeId(position.inode)) {
+                let info = decode_subvolume(position.inode, &value)?;
+                subvolumes.insert(info.name.clone(), info);
+            }
+            from = position.successor();
+        }
+        let mut records = BTreeSet::new();
+        from = Position::MIN;
+        while let Some((position, value)) =
+            transaction.next(Tree::Names, from, Position::MAX).await?
+        {
+            if let PoolName::Record { collection, name, .. } = PoolName::decode(&value)? {
+                records.insert((collection, name));
+            }
+            from = position.successor();
+        }
+        Ok(Rc::new(Self {
+            context: Rc::clone(context),
+            subvolumes: RefCell::new(subvolumes),
+            records: RefCell::new(records),
+            names: LockTable::new(),
+        }))
+    }
+
+    /// Carries out a request about subvolumes or records.
+    pub(crate) async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        let subvolume = |info| Reply::Subvolume(Box::new(info));
+        match request {
+            Request::SubvolumeCreate { name, kind, size_bytes, block_size } => {
+                self.create(name, kind, size_bytes, block_size).await.map(subvolume)
+            }
+            Request::SubvolumeGet { name } => self.get(&name).map(subvolume),
+            Request::SubvolumeList { after, limit } => {
+                self.list(after, limit).map(Reply::Subvolumes)
+            }
+            Request::SubvolumeDelete { name } => self.delete(&name).await.map(|()| Reply::Unit),
+            Request::VolumeResize { name, size_bytes } => {
+                self.resize(&name, size_bytes).await.map(subvolume)
+            }
+            Request::RecordPut { collection, name, bytes, mode } => {
+                self.record_put(collection, name, bytes, mode).await.map(|()| Reply::Unit)
+            }
+            Request::RecordList { collection } => {
+                self.record_list(&collection).await.map(Reply::Records)
+            }
+            Request::RecordDelete { collection, name } => {
+                self.record_delete(collection, name).await.map(|()| Reply::Unit)
+            }
+            other => Err(StoreError::invalid(format!("not about subvolumes: {other:.40?}"))),
+        }
+    }
+
+    /// Takes up the operations that were interrupted: their names are locked before this returns, the
+    /// work goes on in the background.
+    pub(crate) async fn resume(self: &Rc<Self>) -> Result<()> {
+        for (operation, intent) in logged::pending(&self.context.engine).await? {
+            let lock = match &intent {
+                Intent::Create(new) => Some(self.lock_name(&new.name).await),
+                Intent::Resize { name, .. } => Some(self.lock_name(name).await),
+                Intent::Delete { .. } => None,
+                // Of files; the namespace takes these up.
+                Intent::Truncate { .. } | Intent::Remove { .. } => continue,
+            };
+            self.carry_out(operation, intent, lock);
+        }
+        Ok(())
+    }
+
+    async fn lock_name(&self, name: &str) -> LockGuard<NameKey> {
+        self.names.lock(key_of(name), Access::Exclusive).await
+    }
+
+    /// Works on an intent in the background until it is done, holding `lock`.
+    fn carry_out(
+        self: &Rc<Self>,
+        operation: OperationId,
+        intent: Intent,
+        lock: Option<LockGuard<NameKey>>,
+    ) {
+        let tables = Rc::clone(self);
+        let work = async move {
+            let background = &tables.context.background;
+            background.repeat(async || tables.steps(operation, &intent).await).await;
+            drop(lock);
+        };
+        self.context.background.spawn("subvolume operation", Box::pin(work));
+    }
+
+    /// All steps of an intent, then its removal.
+    async fn steps(&self, operation: OperationId, intent: &Intent) -> Result<()> {
+        let context = &self.context;
+        match intent {
+            Intent::Create(new) => return self.finish_create(operation, new).await.map(drop),
+            Intent::Delete { snapshot, .. } => {
+                let request = Request::VersionDelete { snapshot: *snapshot };
+                context.step_each(context.shards(), &request).await?;
+            }
+            Intent::Resize { inode, snapshot, size_bytes, .. } => {
+                let request = Request::VolumeSize {
+                    inode: *inode,
+                    snapshot: *snapshot,
+                    size_bytes: *size_bytes,
+                };
+                context.step_each(context.shards(), &request).await?;
+            }
+            Intent::Truncate { .. } | Intent::Remove { .. } => {
+                return Err(StoreError::invalid("not an operation on a subvolume"));
+            }
+        }
+        context
+            .engine
+            .transact(async |transaction| {
+                logged::remove(transaction, operation);
+                Ok(())
+            })
+            .await
+    }
+
+    fn get(&self, name: &str) -> Result<SubvolumeInfo> {
+        let found = self.subvolumes.borrow().get(name).cloned();
+        found.ok_or_else(|| StoreError::not_found(format!("subvolume {name:?}")))
+    }
+
+    fn list(&self, after: String, limit: u32) -> Result<Vec<SubvolumeInfo>> {
+        if !(1..=LIST_ENTRIES_MAX).contains(&limit) {
+            return Err(StoreError::invalid(format!("limit {limit}: 1 to {LIST_ENTRIES_MAX}")));
+        }
+        let subvolumes = self.subvolumes.borrow();
+        let rest = subvolumes.range((Bound::Excluded(after), Bound::Unbounded));
+        Ok(rest.take(limit as usize).map(|(_, info)| info.clone()).collect())
+    }
+
+    async fn create(
+        self: &Rc<Self>,
+        name: String,
+        kind: SubvolumeKind,
+        size_bytes: u64,
+        block_size: u32,
+    ) -> Result<SubvolumeInfo> {
+        names::check_subvolume_name(&name)?;
+        check_shape(kind, size_bytes, block_size)?;
+        let context = &self.context;
+        let lock = self.lock_name(&name).await;
+        if self.subvolumes.borrow().contains_key(&name) {
+            return Err(StoreError::AlreadyExists { what: format!("subvolume {name:?}") });
+        }
+        let most = context.limits.subvolumes_max;
+        if self.subvolumes.borrow().len() >= most {
+            return Err(StoreError::Overloaded { what: format!("subvolumes: {most} at most") });
+        }
+        let _reservation = context.engine.reserve(0).await?;
+        let runtime = context.engine.runtime();
+        let new = NewSubvolume {
+            id: SubvolumeId(0),
+            snapshot: SnapshotId(0),
+            name,
+            kind,
+            size_bytes,
+            block_size,
+            created_ns: runtime.wall_clock_ns(),
+            uuid: uuid_v4(runtime.random_u64(), runtime.random_u64()),
+        };
+        let (operation, new) = context
+            .engine
+            .transact(async |transaction| {
+                let mut new = new.clone();
+                new.id = SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME));
+                let snapshot = transaction.take(Counter::NEXT_SNAPSHOT);
+                new.snapshot = SnapshotId(u32::try_from(snapshot).map_err(|_| {
+                    StoreError::Overloaded { what: "all version ids are used up".to_owned() }
+                })?);
+                let operation = logged::put(transaction, &Intent::Create(new.clone()));
+                Ok((operation, new))
+            })
+            .await?;
+        // The ids are durable before another shard uses them: they must never be given twice.
+        context.engine.flush().await?;
+        match self.finish_create(operation, &new).await {
+            Ok(info) => Ok(info),
+            Err(error) => {
+                self.give_up_create(operation, &new, lock).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates the root, then makes the subvolume visible.
+    async fn finish_create(
+        &self,
+        operation: OperationId,
+        new: &NewSubvolume,
+    ) -> Result<SubvolumeInfo> {
+        let context = &self.context;
+        let request = Request::RootCreate {
+            subvolume: new.id,
+            snapshot: new.snapshot,
+            kind: new.kind,
+            size_bytes: new.size_bytes,
+        };
+        let home = home_of(new.id, context.engine.shard_count());
+        let root = match context.peers.call(home, request).await? {
+            Reply::Inode(root) => root,
+            other => return Err(other.mismatch("Inode")),
+        };
+        let info = SubvolumeInfo {
+            id: new.id,
+            name: new.name.clone(),
+            kind: new.kind,
+            root,
+            snapshot: new.snapshot,
+            size_bytes: new.size_bytes,
+            block_size: new.block_size,
+            used_bytes: 0,
+            created_ns: new.created_ns,
+            uuid: new.uuid,
+        };
+        let name = PoolName::Subvolume { name: new.name.clone(), id: new.id };
+        context
+            .engine
+            .transact(async |transaction| {
+                let position = subvolume_position(info.id);
+                transaction.put(Tree::Subvolumes, position, encode_subvolume(&info));
+                names::put(transaction, &name).await?;
+                logged::remove(transaction, operation);
+                Ok(())
+            })
+            .await?;
+        self.subvolumes.borrow_mut().insert(info.name.clone(), info.clone());
+        context.engine.flush().await?;
+        Ok(info)
+    }
+
+    /// The root could not be created: the intent becomes one to delete what there may be.
+    async fn give_up_create(
+        self: &Rc<Self>,
+        operation: OperationId,
+        new: &NewSubvolume,
+        lock: LockGuard<NameKey>,
+    ) -> Result<()> {
+        if self.subvolumes.borrow().contains_key(&new.name) {
+            // Visible and committed, only the flush failed: the engine has stopped, and its
+            // recovery decides.
+            return Ok(());
+        }
+        let intent = Intent::Delete { id: new.id, snapshot: new.snapshot };
+        self.context
+            .engine
+            .transact(async |transaction| {
+                logged::replace(transaction, operation, &intent);
+                Ok(())
+            })
+            .await?;
+        self.context.engine.flush().await?;
+        self.carry_out(operation, intent, Some(lock));
+        Ok(())
+    }
+
+    async fn delete(self: &Rc<Self>, name: &str) -> Result<()> {
+        let _lock = self.lock_name(name).await;
+        let info = self.get(name)?;
+        let intent = Intent::Delete { id: info.id, snapshot: info.snapshot };
+        let operation = self
+            .context
+            .engine
+            .transact(async |transaction| {
+                transaction.delete(Tree::Subvolumes, subvolume_position(info.id));
+                names::delete(transaction, "", name).await?;
+                Ok(logged::put(transaction, &intent))
+            })
+            .await?;
+        self.subvolumes.borrow_mut().remove(name);
+        // Durable here before anything is dropped elsewhere.
+        self.context.engine.flush().await?;
+        self.carry_out(operation, intent, None);
+        Ok(())
+    }
+
+    async fn resize(self: &Rc<Self>, name: &str, size_bytes: u64) -> Result<SubvolumeInfo> {
+        let lock = self.lock_name(name).await;
+        let mut info = self.get(name)?;
+        if info.kind != SubvolumeKind::Volume {
+            return Err(StoreError::invalid(format!("subvolume {name:?} is not a volume")));
+        }
+        check_shape(info.kind, size_bytes, info.block_size)?;
+        if info.size_bytes == size_bytes {
+            return Ok(info);
+        }
+        info.size_bytes = size_bytes;
+        let intent = Intent::Resize {
+            name: name.to_owned(),
+            inode: info.root,
+            snapshot: info.snapshot,
+            size_bytes,
+        };
+        let _reservation = self.context.engine.reserve(0).await?;
+        let operation = self
+            .context
+            .engine
+            .transact(async |transaction| {
+                let position = subvolume_position(info.id);
+                transaction.put(Tree::Subvolumes, position, encode_subvolume(&info));
+                Ok(logged::put(transaction, &intent))
+            })
+            .await?;
+        self.subvolumes.borrow_mut().insert(name.to_owned(), info.clone());
+        self.context.engine.flush().await?;
+        if self.steps(operation, &intent).await.is_err() {
+            // Decided and durable; another shard does not answer now, so it is done later.
+            self.carry_out(operation, intent, Some(lock));
+        }
+        Ok(info)
+    }
+}
+
+fn check_shape(kind: SubvolumeKind, size_bytes: u64, block_size: u32) -> Result<()> {
+    match kind {
+        SubvolumeKind::Volume => {
+            if block_size != 512 && block_size != 4096 {
+                return Err(StoreError::invalid(format!("block size {block_size}: 512 or 4096")));
+            }
+            if size_bytes == 0
+                || !size_bytes.is_multiple_of(BLOCK_SIZE)
+                || size_bytes > SIZE_BYTES_MAX
+            {
+                return Err(StoreError::invalid(format!(
+                    "volume size {size_bytes}: a multiple of {BLOCK_SIZE}, 1 to {SIZE_BYTES_MAX}"
+                )));
+            }
+            Ok(())
+        }
+        SubvolumeKind::FileTree if size_bytes == 0 && block_size == 0 => Ok(()),
+        SubvolumeKind::FileTree => {
+            Err(StoreError::invalid("a file tree has neither size nor block size"))
+        }
+    }
+}
+
+/// RFC 9562, section 5.4.
+fn uuid_v4(high: u64, low: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&high.to_le_bytes());
+    bytes[8..].copy_from_slice(&low.to_le_bytes());
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}

@@ -1,0 +1,128 @@
+//! Shards on devices in memory, and the links between them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use engine_base::ShardId;
+use engine_base::runtime::{LocalBoxFuture, Runtime};
+use engine_device::{BlockDevice, MemoryDevice};
+use futures::channel::oneshot;
+
+use super::TestRuntime;
+use crate::api::{Link, Reply, Request};
+use crate::client::Client;
+use crate::engine::EngineConfig;
+use crate::error::{Result, StoreError};
+use crate::limits::Limits;
+use crate::shard::{PeerLink, Shard, ShardConfig};
+
+const DEVICE_BYTES: u64 = 256 << 20;
+
+/// The way to the shards, for clients and for the shards themselves.
+#[derive(Clone)]
+pub(crate) struct TestLink {
+    runtime: Rc<TestRuntime>,
+    shards: Rc<RefCell<Vec<Option<Rc<Shard>>>>>,
+}
+
+impl TestLink {
+    fn start(&self, shard: ShardId, request: Request) -> LocalBoxFuture<'static, Result<Reply>> {
+        let gone = || StoreError::ShuttingDown { why: "the shard is not open".to_owned() };
+        let target = self.shards.borrow()[usize::from(shard.0)].clone();
+        let Some(target) = target else { return Box::pin(async move { Err(gone()) }) };
+        let (sender, receiver) = oneshot::channel();
+        let task = async move {
+            // The asker may be gone; the request is carried out all the same.
+            let _ = sender.send(target.handle(request).await);
+        };
+        self.runtime.spawn("request", Box::pin(task));
+        Box::pin(async move { receiver.await.unwrap_or_else(|_| Err(gone())) })
+    }
+}
+
+impl PeerLink for TestLink {
+    fn call(&self, shard: ShardId, request: Request) -> LocalBoxFuture<'static, Result<Reply>> {
+        self.start(shard, request)
+    }
+}
+
+impl Link for TestLink {
+    type Call = LocalBoxFuture<'static, Result<Reply>>;
+
+    fn shard_count(&self) -> u16 {
+        self.shards.borrow().len() as u16
+    }
+
+    fn call(&self, shard: ShardId, request: Request) -> Self::Call {
+        self.start(shard, request)
+    }
+}
+
+/// A pool.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    pub(crate) runtime: Rc<TestRuntime>,
+    link: TestLink,
+    devices: Vec<MemoryDevice>,
+    limits: Limits,
+}
+
+impl Pool {
+    /// Shards on fresh devices, open.
+    pub(crate) fn new(seed: u64, shard_count: u16) -> Self {
+        let runtime = TestRuntime::new(seed);
+        let shards = Rc::new(RefCell::new(vec![None; usize::from(shard_count)]));
+        let link = TestLink { runtime: Rc::clone(&runtime), shards };
+        let devices =
+            (0..shard_count).map(|_| MemoryDevice::new("memory", DEVICE_BYTES, 4096)).collect();
+        let pool = Self { runtime, link, devices, limits: Limits::default() };
+        let opening = pool.clone();
+        pool.runtime.block_on(async move {
+            for shard in 0..shard_count {
+                opening.open(ShardId(shard)).await;
+            }
+        });
+        pool
+    }
+
+    async fn open(&self, shard: ShardId) {
+        let device = &self.devices[usize::from(shard.0)];
+        let queue = device.open_queue(32).unwrap();
+        self.runtime.add_queue(Rc::clone(&queue));
+        let engine = EngineConfig {
+            shard,
+            shard_count: self.devices.len() as u16,
+            runtime: Rc::clone(&self.runtime) as Rc<dyn Runtime>,
+            members: vec![queue],
+        };
+        let peers = Rc::new(self.link.clone());
+        let config = ShardConfig { engine, peers, limits: self.limits.clone() };
+        let opened = Shard::open(config).await.unwrap();
+        self.link.shards.borrow_mut()[usize::from(shard.0)] = Some(opened);
+    }
+
+    pub(crate) fn client(&self) -> Client<TestLink> {
+        Client::new(self.link.clone())
+    }
+
+    pub(crate) fn shard(&self, shard: u16) -> Rc<Shard> {
+        self.link.shards.borrow()[usize::from(shard)].clone().unwrap()
+    }
+
+    pub(crate) fn device(&self, shard: u16) -> &MemoryDevice {
+        &self.devices[usize::from(shard)]
+    }
+
+    /// Waits until no shard works in the background.
+    pub(crate) async fn quiet(&self) {
+        for shard in 0..self.devices.len() {
+            self.shard(shard as u16).background_idle().await;
+        }
+    }
+
+    /// Runs `work` with a copy of this pool.
+    pub(crate) fn run<T: 'static>(&self, work: impl AsyncFnOnce(Pool) -> T + 'static) -> T {
+        let pool = self.clone();
+        self.runtime.block_on(async move { work(pool).await })
+    }
+}

@@ -9,3 +9,5 @@
 
 pub mod disk;
 pub mod executor;
+pub mod model;
+pub mod stamp;

@@ -1,0 +1,77 @@
+//! What was promised to clients, in the simplest form that can be checked.
+//!
+//! Time in here is a counter that moves at every start and end of an operation ([`Promises`]). One
+//! operation comes before another when it ended before the other started; operations that overlap have
+//! no order.
+//!
+//! A shard recovers to a prefix of what it committed. So what an operation left behind after a crash
+//! proves that everything that came before it on that shard is there too: this is how the prefix is
+//! checked without knowing the order of commits.
+
+pub mod tree;
+pub mod volume;
+
+use std::collections::BTreeSet;
+
+/// The model's clock, and how much of each shard is durable.
+#[derive(Debug)]
+pub struct Promises {
+    now: u64,
+    /// Per shard: what ended before this instant is durable.
+    floors: Vec<u64>,
+    /// When each operation in progress started.
+    active: BTreeSet<u64>,
+}
+
+impl Promises {
+    /// The start: nothing has happened on `shard_count` shards.
+    #[must_use]
+    pub fn new(shard_count: u16) -> Self {
+        Self { now: 1, floors: vec![0; usize::from(shard_count)], active: BTreeSet::new() }
+    }
+
+    /// An operation starts: a new instant.
+    pub fn start(&mut self) -> u64 {
+        self.now += 1;
+        self.active.insert(self.now);
+        self.now
+    }
+
+    /// The operation that started at `started` ends: a new instant.
+    pub fn end(&mut self, started: u64) -> u64 {
+        assert!(self.active.remove(&started), "an operation ends once");
+        self.now += 1;
+        self.now
+    }
+
+    /// All operations in progress are cut off: a new instant.
+    pub fn crash(&mut self) -> u64 {
+        self.active.clear();
+        self.now += 1;
+        self.now
+    }
+
+    /// What ended on `shard` before this instant is durable.
+    #[must_use]
+    pub fn floor(&self, shard: u16) -> u64 {
+        self.floors[usize::from(shard)]
+    }
+
+    /// Everything that ended on `shard` before `instant` has become durable.
+    pub fn raise_floor(&mut self, shard: u16, instant: u64) {
+        let floor = &mut self.floors[usize::from(shard)];
+        *floor = (*floor).max(instant);
+    }
+
+    /// A start such that no operation in progress started before it.
+    #[must_use]
+    pub fn oldest_active(&self) -> u64 {
+        self.active.first().copied().unwrap_or(self.now + 1)
+    }
+
+    /// The present instant.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+}

@@ -1,0 +1,281 @@
+//! Model of a file tree: a small POSIX file system, and the log of what was done to it.
+//!
+//! One client works on a tree, one operation after the other. After a crash the tree must equal the
+//! model after some number of operations, not fewer than were durable, where the next one may be
+//! there in part if it changes the content of a file (each block old or new).
+//!
+//! Content past the first chunk lives on other shards and is outside that prefix: each such block may
+//! be as it was at any instant since the last sync.
+
+mod compare;
+mod state;
+
+use std::collections::BTreeMap;
+
+use engine_base::{InodeNumber, ShardId};
+
+use crate::model::Promises;
+pub use compare::{Difference, Matching};
+pub use state::{FileData, Mistake, Node, NodeId, NodeKind, ROOT, TreeOp, TreeState};
+
+/// One operation of the log.
+#[derive(Clone, Debug)]
+struct Logged {
+    op: TreeOp,
+    started: u64,
+    /// `None`: a crash cut it off, or its outcome is not known.
+    ended: Option<u64>,
+}
+
+/// Model of one tree.
+pub struct TreeModel {
+    /// The shard that holds its metadata.
+    pub home: ShardId,
+    shard_count: u16,
+    /// As it is after all operations that were acknowledged.
+    now: TreeState,
+    /// As it is after all that is known to be durable.
+    base: TreeState,
+    log: Vec<Logged>,
+    /// Inode numbers that replies named.
+    inodes: BTreeMap<NodeId, InodeNumber>,
+    next_node: NodeId,
+    next_version: u64,
+}
+
+/// What a check after a crash came to.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Operations of the log that are there.
+    pub operations: usize,
+    /// Proven: what ended on the home shard before this instant is there.
+    pub reached: u64,
+}
+
+impl TreeModel {
+    /// A new tree with an empty root.
+    #[must_use]
+    pub fn new(root: InodeNumber, shard_count: u16) -> Self {
+        Self {
+            home: root.home(shard_count),
+            shard_count,
+            now: TreeState::new(),
+            base: TreeState::new(),
+            log: Vec::new(),
+            inodes: BTreeMap::from([(ROOT, root)]),
+            next_node: ROOT + 1,
+            next_version: 1,
+        }
+    }
+
+    /// The tree as clients must see it now.
+    #[must_use]
+    pub fn state(&self) -> &TreeState {
+        &self.now
+    }
+
+    /// The inode number of a node, when a reply has named it.
+    #[must_use]
+    pub fn inode(&self, node: NodeId) -> Option<InodeNumber> {
+        self.inodes.get(&node).copied()
+    }
+
+    /// The name for a node about to be created.
+    pub fn new_node(&mut self) -> NodeId {
+        self.next_node += 1;
+        self.next_node - 1
+    }
+
+    /// The version for a write about to be made.
+    pub fn new_version(&mut self) -> u64 {
+        self.next_version += 1;
+        self.next_version - 1
+    }
+
+    /// An operation starts; what it must come to is the result.
+    pub fn start(&mut self, promises: &mut Promises, op: &TreeOp) -> (u64, Result<(), Mistake>) {
+        let started = promises.start();
+        let expected = self.now.clone().apply(op);
+        self.log.push(Logged { op: op.clone(), started, ended: None });
+        (started, expected)
+    }
+
+    /// The operation that was started last has taken effect.
+    pub fn done(&mut self, promises: &mut Promises, inode: Option<(NodeId, InodeNumber)>) {
+        let Some(last) = self.log.last_mut() else { return };
+        last.ended = Some(promises.end(last.started));
+        let applied = self.now.apply(&last.op);
+        assert!(applied.is_ok(), "checked when it started");
+        if let Some((node, inode)) = inode {
+            self.inodes.insert(node, inode);
+        }
+        self.fold(promises.floor(self.home.0));
+    }
+
+    /// The operation that was started last has had no effect.
+    pub fn refused(&mut self, promises: &mut Promises) {
+        if let Some(last) = self.log.pop() {
+            promises.end(last.started);
+        }
+    }
+
+    /// The operation that was started last may or may not have had its effect: nothing more can be
+    /// done with the tree before a crash settles it.
+    pub fn unknown(&mut self, promises: &mut Promises) {
+        if let Some(last) = self.log.last() {
+            promises.end(last.started);
+        }
+    }
+
+    /// Moves what is durable from the log into the base.
+    fn fold(&mut self, floor: u64) {
+        let durable = self
+            .log
+            .iter()
+            .take_while(|logged| logged.ended.is_some_and(|ended| ended < floor))
+            .count();
+        // Folding costs nothing when done in bulk, and history is kept for blocks on other shards.
+        if durable < 16 || self.has_far_data() {
+            return;
+        }
+        for logged in self.log.drain(..durable) {
+            let applied = self.base.apply(&logged.op);
+            assert!(applied.is_ok(), "it was acknowledged");
+        }
+    }
+
+    fn has_far_data(&self) -> bool {
+        self.shard_count > 1 && (self.now.has_far_pages() || self.base.has_far_pages())
+    }
+
+    /// Operations not yet known to be durable, newest last.
+    #[must_use]
+    pub fn log_len(&self) -> usize {
+        self.log.len()
+    }
+
+    /// The whole tree, all shards, is durable up to `instant`.
+    pub fn all_durable(&mut self, instant: u64) {
+        let durable = self
+            .log
+            .iter()
+            .take_while(|logged| logged.ended.is_some_and(|ended| ended < instant))
+            .count();
+        for logged in self.log.drain(..durable) {
+            let applied = self.base.apply(&logged.op);
+            assert!(applied.is_ok(), "it was acknowledged");
+        }
+    }
+
+    /// Compares what was found after a crash with the model after each number of operations.
+    /// `reached`: what is proven already about the home shard by other means.
+    ///
+    /// # Errors
+    /// The difference to the nearest state when none matches.
+    pub fn check_crash(
+        &self,
+        promises: &Promises,
+        found: &TreeState,
+        reached: u64,
+    ) -> Result<Recovered, String> {
+        let floor = promises.floor(self.home.0).max(reached);
+        let least = self
+            .log
+            .iter()
+            .take_while(|logged| logged.ended.is_some_and(|ended| ended < floor))
+            .count();
+        let far = compare::far_history(self.shard_count, &self.base, &self.log);
+        let mut nearest: Option<(usize, Difference)> = None;
+        // The first match of all, and the first that has everything durable.
+        let (mut too_early, mut matched) = (None, None);
+        let mut state = self.base.clone();
+        for count in 0..=self.log.len() {
+            let next = self.log.get(count).map(|logged| &logged.op);
+            let matching =
+                Matching { found, inodes: &self.inodes, shard_count: self.shard_count, far: &far };
+            match matching.compare(&state, next) {
+                Ok(()) if count < least => too_early = Some(count),
+                Ok(()) => {
+                    matched = Some(count);
+                    break;
+                }
+                Err(difference) => {
+                    let nearer = nearest.as_ref().is_none_or(|(_, best)| difference <= *best);
+                    if nearer {
+                        nearest = Some((count, difference));
+                    }
+                }
+            }
+            if let Some(op) = next {
+                // The last one may be an operation that was cut off and would have been refused.
+                let _ = state.apply(op);
+            }
+        }
+        match (matched, too_early) {
+            (Some(count), _) => {
+                let reached = count.checked_sub(1).map_or(0, |last| self.log[last].started);
+                Ok(Recovered { operations: count, reached })
+            }
+            (None, Some(count)) => Err(format!(
+                "the tree is as after {count} of {} operations, but {least} were durable: {:?}",
+                self.log.len(),
+                self.log.get(count).map(|logged| &logged.op)
+            )),
+            (None, None) => {
+                let (count, difference) = nearest.unwrap_or((0, Difference::default()));
+                let from = count.saturating_sub(2);
+                let around: Vec<&TreeOp> =
+                    self.log[from..].iter().take(5).map(|logged| &logged.op).collect();
+                Err(format!(
+                    "the tree equals no state of its history ({} operations, {least} durable); \
+                     nearest after {count}: {difference}; operations from {from}: {around:?}",
+                    self.log.len()
+                ))
+            }
+        }
+    }
+
+    /// After the check: the tree is what was found. With `power_loss` that is durable.
+    pub fn settle(&mut self, promises: &mut Promises, found: TreeState, power_loss: bool) {
+        let (state, inodes) = self.renamed(&found);
+        self.inodes = inodes;
+        self.now = state.clone();
+        if power_loss {
+            self.base = state;
+            self.log.clear();
+            return;
+        }
+        let started = promises.start();
+        let ended = promises.end(started);
+        for logged in &mut self.log {
+            logged.ended.get_or_insert(started - 1);
+        }
+        self.log.push(Logged { op: TreeOp::Become(Box::new(state)), started, ended: Some(ended) });
+    }
+
+    /// The found tree (its nodes named by inode number) with fresh node names.
+    fn renamed(&mut self, found: &TreeState) -> (TreeState, BTreeMap<NodeId, InodeNumber>) {
+        let mut names = BTreeMap::from([(found.root(), ROOT)]);
+        let mut inodes = BTreeMap::from([(ROOT, InodeNumber(found.root()))]);
+        for inode in found.ids().filter(|inode| *inode != found.root()) {
+            let node = self.new_node();
+            names.insert(inode, node);
+            inodes.insert(node, InodeNumber(inode));
+        }
+        (found.renamed(&names), inodes)
+    }
+
+    /// Compares a tree read without a crash between with the model.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check_now(&self, found: &TreeState) -> Result<(), String> {
+        let far = compare::FarHistory::default();
+        // One shard: content past the first chunk is compared exactly, too.
+        let matching = Matching { found, inodes: &self.inodes, shard_count: 1, far: &far };
+        matching.compare(&self.now, None).map_err(|difference| difference.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

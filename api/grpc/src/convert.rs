@@ -1,0 +1,100 @@
+//! Engine types as messages.
+
+use std::fmt::Write as _;
+
+use engine_store::api::{Attributes, CreateAttributes, FileKind, SubvolumeInfo, SubvolumeKind};
+use proto::v1;
+use tonic::Status;
+
+use crate::status::bad_field;
+
+pub(crate) fn attributes(from: &Attributes) -> v1::FileAttributes {
+    let kind = match from.kind {
+        FileKind::File => v1::FileKind::Regular,
+        FileKind::Directory => v1::FileKind::Directory,
+        FileKind::Symlink => v1::FileKind::Symlink,
+    };
+    v1::FileAttributes {
+        inode: from.inode.0,
+        kind: kind.into(),
+        mode: from.mode,
+        uid: from.uid,
+        gid: from.gid,
+        links: from.links,
+        size_bytes: from.size,
+        atime_ns: from.atime_ns,
+        mtime_ns: from.mtime_ns,
+        ctime_ns: from.ctime_ns,
+        btime_ns: from.btime_ns,
+    }
+}
+
+/// Attributes of something new, checked.
+pub(crate) fn create_attributes(
+    field: &str,
+    from: Option<&v1::CreateAttributes>,
+) -> Result<CreateAttributes, Status> {
+    let from = from.ok_or_else(|| bad_field(field, "must be given"))?;
+    check_mode(&format!("{field}.mode"), from.mode)?;
+    Ok(CreateAttributes { mode: from.mode, uid: from.uid, gid: from.gid })
+}
+
+/// Checks permission bits.
+pub(crate) fn check_mode(field: &str, mode: u32) -> Result<(), Status> {
+    if mode <= 0o7777 {
+        return Ok(());
+    }
+    Err(bad_field(field, format!("{mode:#o} is more than permission bits, 0 to 0o7777")))
+}
+
+pub(crate) fn volume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Volume {
+    v1::Volume {
+        id: from.id.0,
+        name: from.name.clone(),
+        size_bytes: from.size_bytes,
+        block_size_bytes: from.block_size,
+        created_ns: from.created_ns,
+        uuid: uuid(&from.uuid),
+        used_bytes,
+        exported_by: String::new(),
+    }
+}
+
+pub(crate) fn subvolume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Subvolume {
+    let kind = match from.kind {
+        SubvolumeKind::Volume => v1::SubvolumeKind::Volume,
+        SubvolumeKind::FileTree => v1::SubvolumeKind::FileTree,
+    };
+    v1::Subvolume {
+        id: from.id.0,
+        name: from.name.clone(),
+        kind: kind.into(),
+        created_ns: from.created_ns,
+        uuid: uuid(&from.uuid),
+        used_bytes,
+    }
+}
+
+/// The text form of a UUID (RFC 9562, section 4).
+pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuid_has_its_text_form() {
+        let bytes = std::array::from_fn(|at| at as u8 * 17);
+        assert_eq!(uuid(&bytes), "00112233-4455-6677-8899-aabbccddeeff");
+    }
+}

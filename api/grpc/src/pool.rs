@@ -1,0 +1,122 @@
+//! PoolService.
+
+use engine_store::api::{FsckReport, Link};
+use proto::v1;
+use proto::v1::pool_service_server::PoolService;
+use tonic::{Request, Response, Status};
+
+use crate::core::{Shared, page_size};
+use crate::export::ExportControl;
+use crate::limits::PROBLEMS_MAX;
+use crate::status::{OnResource, bad_field, cut};
+use crate::{convert, token};
+
+const SCOPE: &[u8] = b"members";
+
+impl<L, E> Shared<L, E>
+where
+    L: Link + Send + Sync + 'static,
+    L::Call: Send,
+    E: ExportControl,
+{
+    async fn pool_status(&self) -> Result<v1::PoolStatus, Status> {
+        let shards = self.client.status().await.plain()?;
+        let mut sum = v1::PoolStatus {
+            uuid: convert::uuid(&self.info.pool_uuid),
+            shard_count: u32::from(self.client.link().shard_count()),
+            member_count: self.info.members.len() as u32,
+            ..v1::PoolStatus::default()
+        };
+        for shard in &shards {
+            sum.capacity_bytes += shard.capacity_bytes + shard.unassigned_bytes;
+            sum.data_bytes += shard.data_bytes;
+            sum.index_bytes += shard.index_bytes;
+            sum.journal_bytes += shard.journal_bytes;
+            sum.fragmented_bytes += shard.fragmented_bytes;
+            sum.available_bytes += shard.available_bytes + shard.unassigned_bytes;
+            sum.inodes += shard.inodes;
+        }
+        Ok(sum)
+    }
+
+    fn members(&self, request: &v1::ListMembersRequest) -> Result<v1::ListMembersResponse, Status> {
+        let after = match token::decode(SCOPE, &request.page_token)?.as_deref() {
+            None => None,
+            Some(&[index]) => Some(index),
+            Some(_) => return Err(bad_field("page_token", "is not a token of this listing")),
+        };
+        let page_size = page_size(request.page_size);
+        let rest: Vec<_> = self
+            .info
+            .members
+            .iter()
+            .filter(|member| after.is_none_or(|after| member.index > after))
+            .collect();
+        let next_page_token = match rest.get(page_size - 1) {
+            Some(last) if rest.len() > page_size => token::encode(SCOPE, &[last.index]),
+            _ => String::new(),
+        };
+        let members = rest
+            .into_iter()
+            .take(page_size)
+            .map(|member| v1::Member {
+                index: u32::from(member.index),
+                uuid: convert::uuid(&member.uuid),
+                path: member.path.clone(),
+                size_bytes: member.size_bytes,
+                block_size_bytes: member.block_size,
+            })
+            .collect();
+        Ok(v1::ListMembersResponse { members, next_page_token })
+    }
+}
+
+fn report(from: FsckReport) -> v1::CheckPoolResponse {
+    let problem_count = from.problems.len() as u64;
+    let checked = from.checked.into_iter();
+    v1::CheckPoolResponse {
+        problems: from.problems.iter().take(PROBLEMS_MAX).map(|problem| cut(problem)).collect(),
+        problem_count,
+        checked: checked
+            .map(|(name, count)| v1::CheckedCount { name: name.to_owned(), count })
+            .collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl<L, E> PoolService for Shared<L, E>
+where
+    L: Link + Send + Sync + 'static,
+    L::Call: Send,
+    E: ExportControl,
+{
+    async fn get_pool_status(
+        &self,
+        request: Request<v1::GetPoolStatusRequest>,
+    ) -> Result<Response<v1::GetPoolStatusResponse>, Status> {
+        let call = self.admit("GetPoolStatus", &request)?;
+        let work = async {
+            let status = Some(self.pool_status().await?);
+            Ok(v1::GetPoolStatusResponse { status })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn list_members(
+        &self,
+        request: Request<v1::ListMembersRequest>,
+    ) -> Result<Response<v1::ListMembersResponse>, Status> {
+        let call = self.admit("ListMembers", &request)?;
+        call.run(async { self.members(request.get_ref()) }).await.map(Response::new)
+    }
+
+    async fn check_pool(
+        &self,
+        request: Request<v1::CheckPoolRequest>,
+    ) -> Result<Response<v1::CheckPoolResponse>, Status> {
+        let call = self.admit("CheckPool", &request)?;
+        let verify_data = request.into_inner().verify_data;
+        let work = async { self.client.fsck(verify_data).await.plain().map(report) };
+        call.run(work).await.map(Response::new)
+    }
+}

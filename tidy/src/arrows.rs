@@ -122,11 +122,10 @@ const ARROWS: [Arrow; 16] = [
 ];
 
 /// What tests of a crate may use beyond its arrows, of our crates and of [`WORLD`].
-const TEST_ARROWS: [(&str, &[&str]); 4] = [
+const TEST_ARROWS: [(&str, &[&str]); 3] = [
     ("nvme-target", &["engine-device"]),
     ("api-grpc", &["engine-device"]),
     ("engine-shard", &["tokio"]),
-    ("tests-crash", &["engine-memory"]),
 ];
 
 /// Checks one manifest of a package. `workspace` names every package of the workspace.

@@ -30,6 +30,8 @@ pub mod mesh;
 pub mod poller;
 #[cfg(not(loom))]
 pub mod port;
+#[cfg(all(not(loom), feature = "tokio"))]
+pub mod port_tokio;
 #[cfg(not(loom))]
 pub mod reactor;
 pub mod ring;

@@ -125,7 +125,8 @@ impl<M> Outlet<M> {
 
     /// Whether waiters could go on.
     pub(crate) fn can_grant(&mut self) -> bool {
-        self.waiters.has_waiting() && (self.ring.room() > 0 || self.receiver.is_closed())
+        self.receiver.is_closed() && self.waiters.has_waiting()
+            || self.waiters.could_grant(|| self.ring.room())
     }
 }
 

@@ -34,6 +34,11 @@ impl WaitList {
         self.waiters.len() > self.granted
     }
 
+    /// Whether [`WaitList::grant`] would grant. Places that are set aside already are no room.
+    pub(crate) fn could_grant(&self, room: impl FnOnce() -> usize) -> bool {
+        self.has_waiting() && room() > self.granted
+    }
+
     /// Queues up.
     pub(crate) fn join(&mut self, waker: Waker) -> u64 {
         let ticket = self.ticket_next;
@@ -87,5 +92,39 @@ impl WaitList {
                 wakers.push(waker.clone());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(list: &mut WaitList, room: usize) -> usize {
+        let mut wakers = Vec::new();
+        let granted = list.grant(room, &mut wakers);
+        assert_eq!(granted, wakers.len());
+        granted
+    }
+
+    #[test]
+    fn room_is_granted_once_and_in_order() {
+        let waker = Waker::noop();
+        let mut list = WaitList::default();
+        let [first, second, third] = std::array::from_fn(|_| list.join(waker.clone()));
+        assert!(list.could_grant(|| 1));
+        assert_eq!(grant(&mut list, 1), 1);
+        // The one place is set aside: a sleeper that took it for room would never sleep.
+        assert!(!list.could_grant(|| 1));
+        assert_eq!(grant(&mut list, 1), 0);
+        assert!(!list.redeem(second, waker));
+        assert!(list.redeem(first, waker));
+        assert_eq!(grant(&mut list, 1), 1);
+        // Given back unused, it goes to the next.
+        list.leave(second);
+        assert_eq!(grant(&mut list, 5), 1);
+        assert!(!list.has_waiting());
+        assert!(list.redeem(third, waker));
+        assert!(list.is_empty());
+        assert!(!list.redeem(third, waker), "a ticket is used once");
     }
 }

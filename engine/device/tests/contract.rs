@@ -6,9 +6,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use engine_device::contract::{self, Plan};
-use engine_device::{Allocation, BlockDevice, DirectIo, FileDevice, MemoryDevice, OpenOptions};
+use engine_device::{
+    Allocation, BlockDevice, DirectIo, FaultyDevice, FileDevice, MemoryDevice, OpenOptions,
+    QueueExt,
+};
 
 const DEVICE_BYTES: u64 = 16 << 20;
 
@@ -38,6 +42,17 @@ fn memory() {
     for block_size in [512, 4096] {
         contract::check(&MemoryDevice::new("memory", DEVICE_BYTES, block_size), plan());
     }
+}
+
+#[test]
+fn faulty_without_faults() {
+    let memory = Arc::new(MemoryDevice::new("memory", DEVICE_BYTES, 4096));
+    contract::check(&FaultyDevice::new(memory, 1), plan());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("device");
+    FileDevice::create(&path, DEVICE_BYTES, Allocation::Full).unwrap();
+    let file = Arc::new(FileDevice::open(&path, &OpenOptions::default()).unwrap());
+    contract::check(&FaultyDevice::new(file, 1), plan());
 }
 
 #[test]
@@ -115,4 +130,11 @@ fn block_device() {
     let second = FileDevice::open(&attached.path, &OpenOptions::default()).err().unwrap();
     assert!(second.to_string().contains("in use"), "{second}");
     contract::check(&device, plan());
+    drop(device);
+    for _ in 0..20 {
+        let again = FileDevice::open(&attached.path, &OpenOptions::default());
+        let again = again.expect("a closed device is free at once");
+        let queue = again.open_queue(4).unwrap();
+        contract::block_on(&*queue, queue.flush()).unwrap();
+    }
 }

@@ -6,7 +6,7 @@
 //! shows as a time-out.
 //!
 //! What it cannot see is whether data survives a power loss: that is for tests with a device whose
-//! cache they control.
+//! cache they control; [`crate::FaultyDevice`] can lose its flushes.
 
 mod descriptor;
 mod drive;

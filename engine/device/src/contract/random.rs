@@ -58,6 +58,13 @@ pub(super) fn operations_agree_with_a_model(context: &Context<'_>, rounds: u32) 
         }
         assert_eq!(drive.queue().in_flight(), 0, "seed {}", context.seed);
     }
+    for first in (0..model.len()).step_by(BLOCKS_MAX as usize) {
+        let count = (BLOCKS_MAX as usize).min(model.len() - first);
+        let offset = first as u64 * context.block;
+        let read = Operation::Read { offset, buffer: buffer(count as u64 * context.block) };
+        let read = Pending { future: drive.start(read), first, count, kind: Kind::Read };
+        finish(context, &drive, read, &mut model);
+    }
 }
 
 fn start_one(

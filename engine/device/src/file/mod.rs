@@ -48,6 +48,13 @@ struct Shared {
     flush_failed: AtomicBool,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Closing would do, but the kernel may hold the file a moment longer (see `ring`).
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
 /// What direct I/O asks of addresses and of lengths, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Alignment {

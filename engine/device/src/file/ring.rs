@@ -211,6 +211,9 @@ impl Drop for Ring {
         self.drain();
         // Nothing is left here unless the kernel did not answer in time.
         drop(self.abandon());
+        // The kernel takes a closed ring apart later, in the background, and would keep the file open
+        // until then: whoever reopens it at once would find it in use.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 

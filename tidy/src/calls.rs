@@ -5,8 +5,9 @@
 use crate::Finding;
 use crate::tree::SourceFile;
 
-/// Files outside `service` that read a clock: the hosts of the engine, and programs that measure.
-pub const CLOCK_HOSTS: [&str; 8] = [
+/// Who reads a clock: hosts of the engine, front ends on control threads, programs that measure.
+pub const CLOCK_HOSTS: [&str; 9] = [
+    "api/grpc/",
     "engine/shard/",
     "engine/sim/src/main.rs",
     "engine/device/src/file",

@@ -104,20 +104,27 @@ fn is_left_out(path: &str) -> bool {
     PATHS.contains(&path) || path.starts_with("target-")
 }
 
-/// Marks the files of modules that are declared as `#[cfg(test)] mod name;`.
+/// Marks the files of modules that are declared as `#[cfg(test)] mod name;`, and those of the modules
+/// in them.
 fn mark_test_modules(files: &mut [SourceFile]) {
-    let mut test_modules = BTreeSet::new();
-    for file in files.iter().filter(|file| file.is_rust()) {
-        for (_, line, is_test) in file.code_lines() {
-            if is_test && let Some(name) = declared_module(line) {
-                test_modules.extend(module_files(&file.path, name));
+    let mut known = 0;
+    loop {
+        let mut test_modules = BTreeSet::new();
+        for file in files.iter().filter(|file| file.is_rust()) {
+            for (_, line, is_test) in file.code_lines() {
+                if is_test && let Some(name) = declared_module(line) {
+                    test_modules.extend(module_files(&file.path, name));
+                }
             }
         }
-    }
-    for file in files {
-        if test_modules.contains(&file.path) {
+        for file in files.iter_mut().filter(|file| test_modules.contains(&file.path)) {
             file.test_lines.fill(true);
         }
+        // Each round goes one level deeper; a round that finds nothing new was the last.
+        if test_modules.len() == known {
+            return;
+        }
+        known = test_modules.len();
     }
 }
 
@@ -148,12 +155,14 @@ mod tests {
             SourceFile::new("a/src/lib.rs", "#[cfg(test)]\nmod model;\nmod code;\n"),
             SourceFile::new("a/src/model.rs", "fn f() {}\n"),
             SourceFile::new("a/src/code.rs", "#[cfg(test)]\nmod cases;\n"),
-            SourceFile::new("a/src/code/cases.rs", "fn f() {}\n"),
+            SourceFile::new("a/src/code/cases.rs", "mod deep;\n"),
+            SourceFile::new("a/src/code/cases/deep.rs", "fn f() {}\n"),
         ];
         mark_test_modules(&mut files);
         assert_eq!(files[1].test_lines, [true]);
         assert_eq!(files[2].test_lines, [true, true]);
         assert_eq!(files[3].test_lines, [true]);
+        assert_eq!(files[4].test_lines, [true], "a module of a test module");
         assert_eq!(files[0].test_lines, [true, true, false]);
     }
 

@@ -101,3 +101,12 @@ pool_check() { pool_cairn fsck --verify-data; }
 
 # Bytes of data in the pool.
 pool_data_bytes() { pool_cairn --json pool status | jq -er .data_bytes; }
+
+# Creates a file tree: pool_tree NAME
+pool_tree() { pool_cairn subvolume create "$1"; }
+
+# Copies a directory into a tree: pool_copy_in DIRECTORY TREE PATH
+pool_copy_in() { pool_cairn cp --recursive "$1" "$2:$3"; }
+
+# Copies a directory out of a tree: pool_copy_out TREE PATH DIRECTORY
+pool_copy_out() { pool_cairn cp --recursive "$1:$2" "$3"; }

@@ -57,11 +57,13 @@ pub fn has_extension(path: &str, extension: &str) -> bool {
     Path::new(path).extension().is_some_and(|e| e == extension)
 }
 
-/// Test code by its place: a `tests` directory of a crate, or a module file named for tests.
+/// Test code by its place: a `tests` directory of a crate, a module file named for tests, or what a
+/// crate offers to the tests of others (`testing`, behind a feature).
 fn is_test_path(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let in_tests_of_crate = path.contains("/tests/") && !path.starts_with("tests/");
-    in_tests_of_crate || name == "tests.rs" || name.ends_with("_tests.rs") || name == "test_util.rs"
+    let for_other_tests = path.contains("/src/testing/") || name == "testing.rs";
+    in_tests_of_crate || for_other_tests || name == "tests.rs" || name.ends_with("_tests.rs") || name == "test_util.rs"
 }
 
 /// The root of the repository this crate was built in.
@@ -178,6 +180,7 @@ mod tests {
     fn tests_by_place() {
         assert!(is_test_path("engine/store/tests/model.rs"));
         assert!(is_test_path("engine/store/src/index/tests.rs"));
+        assert!(is_test_path("nvme/target/src/testing/host.rs"));
         assert!(!is_test_path("tests/crash/src/main.rs"));
         assert!(!is_test_path("engine/store/src/index.rs"));
     }

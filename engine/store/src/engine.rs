@@ -1,9 +1,6 @@
 //! One shard's engine: index, journal and space, behind transactions.
-//!
-//! (Scaffold: the index is in memory. The surface is final.)
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use engine_base::ShardId;
@@ -12,10 +9,16 @@ use engine_base::runtime::Runtime;
 use engine_device::DeviceQueue;
 use smallvec::SmallVec;
 
+use crate::btree::Cache;
 use crate::error::{Result, StoreError};
-use crate::extent::Pointer;
+use crate::journal::{Holder, Journal, Next};
 use crate::key::{Counter, Position, Tree, Value};
-use crate::transaction::{CounterUpdate, ReadMark, Transaction};
+use crate::space::{RegionSource, Space};
+use crate::superblock::Superblock;
+use crate::sync::Notify;
+use crate::transaction::{ReadMark, Transaction};
+
+pub use crate::space::{Allocation, Reservation, WritePoint};
 
 /// What an engine is opened with.
 #[derive(Clone)]
@@ -30,51 +33,73 @@ pub struct EngineConfig {
     pub members: Vec<Rc<dyn DeviceQueue>>,
 }
 
+/// Memory for index nodes of one shard until [`Engine::set_cache_bytes`] says otherwise.
+const CACHE_BYTES_DEFAULT: usize = 64 << 20;
+/// Unflushed entries are flushed after this long: the bound on what a crash can take from a client
+/// that never flushes.
+const FLUSH_DELAY_NS: u64 = 1_000_000_000;
+/// Pinned things written out side by side.
+const RECLAIM_BATCH: usize = 16;
+
+/// A counter in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CounterState {
+    pub(crate) value: u64,
+    /// Journal entry that the difference to the checkpoint pins.
+    pub(crate) dirty_seq: Option<u64>,
+}
+
+/// Up to which journal position checkpoints include changes; for replay only.
+#[derive(Default)]
+pub(crate) struct Stamps {
+    pub(crate) buckets: FastMap<(u8, u32), (u64, u32)>,
+    pub(crate) counters: FastMap<Counter, (u64, u32)>,
+}
+
 /// One shard's engine.
 pub struct Engine {
-    config: EngineConfig,
-    index: RefCell<BTreeMap<(Tree, Position), Value>>,
-    counters: RefCell<FastMap<Counter, u64>>,
-    taken: RefCell<FastMap<Counter, u64>>,
-    bump: Cell<u64>,
-}
-
-/// Space set aside for an operation before it starts. Dropping it gives back what is left.
-pub struct Reservation {
-    blocks: u64,
-}
-
-/// Where data is put: kinds of data that die together stay together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WritePoint {
-    /// What clients write.
-    Data,
-    /// What copygc moves.
-    Moved,
-}
-
-/// Blocks allocated and not yet named by the index. While it lives their bucket is not reused; drop
-/// it after the transaction that names them (or to give up).
-pub struct Allocation {
-    /// Where.
-    pub pointer: Pointer,
-    /// How many blocks, at least one, possibly fewer than asked for.
-    pub blocks: u32,
+    pub(crate) config: EngineConfig,
+    pub(crate) journal: Rc<Journal>,
+    pub(crate) cache: Cache,
+    pub(crate) space: Rc<Space>,
+    pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
+    pub(crate) taken: RefCell<FastMap<Counter, u64>>,
+    pub(crate) stamps: RefCell<Stamps>,
+    pub(crate) last_node_id: std::cell::Cell<u64>,
+    pub(crate) commits: std::cell::Cell<u64>,
+    pub(crate) restarts: std::cell::Cell<u64>,
+    pub(crate) replayed_keys: std::cell::Cell<u64>,
+    pub(crate) replay_dropped: std::cell::Cell<u64>,
+    /// Something was committed: the flush timer should run.
+    pub(crate) committed: Notify,
+    /// Reclaim should look.
+    pub(crate) reclaim_wanted: Notify,
 }
 
 impl Engine {
-    /// Opens the shard: reads its superblock, replays its journal.
+    /// Opens the shard: reads the superblocks, replays its journal, starts its background tasks.
     ///
     /// # Errors
     /// When a device fails or what is on it is not a shard that can be opened.
     pub async fn open(config: EngineConfig) -> Result<Rc<Self>> {
-        Ok(Rc::new(Self {
-            config,
-            index: RefCell::default(),
-            counters: RefCell::default(),
-            taken: RefCell::default(),
-            bump: Cell::new(4096),
-        }))
+        let engine = Rc::new(crate::recovery::recover(config, CACHE_BYTES_DEFAULT).await?);
+        let runtime = Rc::clone(&engine.config.runtime);
+        runtime.spawn("journal", Box::pin(Rc::clone(&engine).journal_loop()));
+        runtime.spawn("journal flush timer", Box::pin(Rc::clone(&engine).flush_timer_loop()));
+        runtime.spawn("journal reclaim", Box::pin(Rc::clone(&engine).reclaim_loop()));
+        runtime.spawn("copygc", Box::pin(Rc::clone(&engine).copygc_loop()));
+        Ok(engine)
+    }
+
+    /// Tells where regions come from; nothing can be allocated before.
+    pub fn set_region_source(&self, source: Rc<dyn RegionSource>) {
+        *self.space.source.borrow_mut() = Some(source);
+    }
+
+    /// Bounds the memory for cached index nodes, roughly, in bytes. Dirty nodes may exceed it until they
+    /// are written.
+    pub fn set_cache_bytes(&self, bytes: usize) {
+        self.cache.bytes_max.set(bytes);
     }
 
     /// Clock, timers, tasks, randomness.
@@ -90,6 +115,11 @@ impl Engine {
     /// Shards in the pool.
     pub fn shard_count(&self) -> u16 {
         self.config.shard_count
+    }
+
+    /// What the pool is made of.
+    pub fn superblock(&self) -> &Superblock {
+        &self.space.superblock
     }
 
     /// The queue to a member.
@@ -121,6 +151,7 @@ impl Engine {
             if !matches!(result, Err(StoreError::Restart)) {
                 return result;
             }
+            self.restarts.set(self.restarts.get() + 1);
         }
     }
 
@@ -135,47 +166,26 @@ impl Engine {
     /// # Errors
     /// When a device fails; the engine then takes no more writes.
     pub async fn flush(&self) -> Result<()> {
-        for member in &self.config.members {
-            engine_device::QueueExt::flush(&**member).await?;
-        }
-        Ok(())
+        self.journal.flush().await
+    }
+
+    /// Flushes and stops. The engine takes no more writes.
+    ///
+    /// # Errors
+    /// When the flush fails.
+    pub async fn close(&self) -> Result<()> {
+        let result = self.flush().await;
+        self.journal.fail("the shard was closed");
+        self.space.gc_wanted.notify_all();
+        self.space.changed.notify_all();
+        self.reclaim_wanted.notify_all();
+        self.committed.notify_all();
+        result
     }
 
     /// Current value of a counter.
     pub fn counter(&self, counter: Counter) -> u64 {
-        self.counters.borrow().get(&counter).copied().unwrap_or(0)
-    }
-
-    /// Sets space aside for an operation that writes `blocks` data blocks, with what its index updates
-    /// need. An operation that writes no data but may add keys reserves 0 blocks: it still waits for
-    /// or is refused index space. Deletion needs no reservation.
-    ///
-    /// # Errors
-    /// `NoSpace`, at once: nothing has been written.
-    pub async fn reserve(&self, blocks: u64) -> Result<Reservation> {
-        Ok(Reservation { blocks })
-    }
-
-    /// Allocates up to `blocks` adjacent blocks in one bucket, out of `reservation`.
-    ///
-    /// # Errors
-    /// When the engine has stopped; space itself is there, it was reserved.
-    pub async fn allocate(
-        &self,
-        _point: WritePoint,
-        blocks: u32,
-        reservation: &mut Reservation,
-    ) -> Result<Allocation> {
-        assert!(u64::from(blocks) <= reservation.blocks, "allocates more than was reserved");
-        reservation.blocks -= u64::from(blocks);
-        let block = self.bump.replace(self.bump.get() + u64::from(blocks));
-        Ok(Allocation { pointer: Pointer { member: 0, generation: 1, block }, blocks })
-    }
-
-    /// Whether the bucket of `pointer` still is what it was when the pointer was made. Checked after
-    /// a read: the bucket may have been emptied and reused meanwhile, then look the key up again.
-    pub fn pointer_is_current(&self, _pointer: &Pointer) -> bool {
-        true
+        self.counters.borrow().get(&counter).map_or(0, |state| state.value)
     }
 
     pub(crate) fn take_number(&self, counter: Counter) -> u64 {
@@ -186,51 +196,181 @@ impl Engine {
         *number
     }
 
+    /// An identity for a new node: never given before, since journal numbers rise for ever.
+    pub(crate) fn new_node_id(&self) -> u64 {
+        let id = (self.last_node_id.get() + 1).max(self.journal.seq() << 20);
+        self.last_node_id.set(id);
+        id
+    }
+
+    /// The first key of the index in `from ..= to`.
     pub(crate) async fn index_next(
         &self,
         tree: Tree,
-        from: Position,
+        mut from: Position,
         to: Position,
-        _reads: &mut SmallVec<[ReadMark; 8]>,
+        reads: &mut SmallVec<[ReadMark; 8]>,
     ) -> Result<Option<(Position, Value)>> {
-        let index = self.index.borrow();
-        let found = index.range((tree, from)..=(tree, to)).next();
-        Ok(found.map(|((_, position), value)| (*position, value.clone())))
+        while from <= to {
+            let node = self.node_for(tree, 0, from).await?;
+            mark_read(reads, node.id, node.lock.sequence())?;
+            let body = node.body.borrow();
+            if let Some((position, value)) = body.keys.range(from..=to.min(node.max)).next() {
+                return Ok(Some((*position, value.clone())));
+            }
+            if node.max >= to {
+                return Ok(None);
+            }
+            from = node.max.successor();
+        }
+        Ok(None)
     }
 
+    /// The last key of the index in `from ..= to`.
     pub(crate) async fn index_previous(
         &self,
         tree: Tree,
         from: Position,
-        to: Position,
-        _reads: &mut SmallVec<[ReadMark; 8]>,
+        mut to: Position,
+        reads: &mut SmallVec<[ReadMark; 8]>,
     ) -> Result<Option<(Position, Value)>> {
-        let index = self.index.borrow();
-        let found = index.range((tree, from)..=(tree, to)).next_back();
-        Ok(found.map(|((_, position), value)| (*position, value.clone())))
+        while from <= to {
+            let node = self.node_for(tree, 0, to).await?;
+            mark_read(reads, node.id, node.lock.sequence())?;
+            let body = node.body.borrow();
+            if let Some((position, value)) = body.keys.range(from.max(node.min)..=to).next_back() {
+                return Ok(Some((*position, value.clone())));
+            }
+            if node.min <= from {
+                return Ok(None);
+            }
+            to = node.min.predecessor();
+        }
+        Ok(None)
     }
 
-    async fn commit(&self, transaction: Transaction<'_>) -> Result<()> {
-        let mut index = self.index.borrow_mut();
-        for update in transaction.updates {
-            match update.value {
-                Some(value) => index.insert((update.tree, update.position), value),
-                None => index.remove(&(update.tree, update.position)),
+    /// Writes journal entries as they are wanted.
+    async fn journal_loop(self: Rc<Self>) {
+        loop {
+            let work = self.journal.work.notified();
+            let flush = match self.journal.next() {
+                Next::WriteFlush => true,
+                Next::Write => false,
+                Next::Wait => {
+                    work.await;
+                    continue;
+                }
+                Next::Stop => return,
             };
+            let members = &self.config.members;
+            let roots = |writer: &mut crate::journal::RecordWriter<'_>| {
+                for root in self.cache.roots.borrow().iter() {
+                    let pointer = root.pointer().encode();
+                    let (tree, level) = (root.tree, root.level);
+                    writer.push(&crate::journal::Record::Root { tree, level, pointer: &pointer });
+                }
+            };
+            if self.journal.write_entry(flush, false, members, roots).await.is_err() {
+                return;
+            }
+            self.release_flushed();
+            self.reclaim_wanted.notify_all();
         }
-        let mut counters = self.counters.borrow_mut();
-        for update in transaction.counters {
-            match update {
-                CounterUpdate::Add(counter, delta) => {
-                    let value = counters.entry(counter).or_insert(0);
-                    *value = value.wrapping_add_signed(delta);
-                }
-                CounterUpdate::AtLeast(counter, least) => {
-                    let value = counters.entry(counter).or_insert(0);
-                    *value = (*value).max(least);
-                }
+    }
+
+    /// Flushes what nobody flushed after a while.
+    async fn flush_timer_loop(self: Rc<Self>) {
+        loop {
+            let committed = self.committed.notified();
+            if self.stopped().is_some() {
+                return;
+            }
+            if !self.journal.is_dirty() {
+                committed.await;
+                continue;
+            }
+            self.config.runtime.sleep(FLUSH_DELAY_NS).await;
+            if self.journal.flush().await.is_err() {
+                return;
             }
         }
-        Ok(())
+    }
+
+    /// Writes out what pins old journal entries.
+    async fn reclaim_loop(self: Rc<Self>) {
+        loop {
+            let wanted = self.reclaim_wanted.notified();
+            let work = self.journal.work.notified();
+            if self.stopped().is_some() {
+                return;
+            }
+            let Some(before) = self.journal.reclaim_before() else {
+                futures::future::select(std::pin::pin!(wanted), std::pin::pin!(work)).await;
+                continue;
+            };
+            let holders = self.journal.holders_before(before, RECLAIM_BATCH);
+            let busy = holders.iter().all(|holder| matches!(holder, Holder::NodeWriting(_)));
+            let written = holders.into_iter().map(|holder| self.release_pin(holder));
+            for result in futures::future::join_all(written).await {
+                match result {
+                    Ok(()) | Err(StoreError::Restart) => {}
+                    Err(error) => {
+                        self.journal.fail(&format!("write-out failed: {error}"));
+                        return;
+                    }
+                }
+            }
+            self.journal.work.notify_all();
+            if busy {
+                // Others write them already: give them time.
+                self.config.runtime.sleep(20_000).await;
+            }
+        }
+    }
+
+    async fn release_pin(&self, holder: Holder) -> Result<()> {
+        match holder {
+            Holder::Node(id) => match self.cache.get(id) {
+                Some(node) => self.write_out(&node).await,
+                None => Ok(()),
+            },
+            Holder::NodeWriting(_) => Ok(()),
+            Holder::Bucket(member, bucket) => self.checkpoint_bucket((member, bucket)).await,
+            Holder::Counter(counter) => self.checkpoint_counter(Counter(counter)).await,
+        }
+    }
+
+    /// Named counters for metrics.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut out = Vec::new();
+        self.journal.counters(&mut out);
+        out.push(("transaction_commits", self.commits.get()));
+        out.push(("transaction_restarts", self.restarts.get()));
+        out.push(("replayed_keys", self.replayed_keys.get()));
+        out.push(("replay_dropped_entries", self.replay_dropped.get()));
+        let cache = &self.cache;
+        out.push(("btree_cache_nodes", cache.nodes.borrow().len() as u64));
+        out.push(("btree_cache_bytes", cache.bytes() as u64));
+        out.push(("btree_cache_hits", cache.hits.get()));
+        out.push(("btree_cache_misses", cache.misses.get()));
+        out.push(("btree_cache_evictions", cache.evictions.get()));
+        out.push(("btree_appends", cache.appends.get()));
+        out.push(("btree_rewrites", cache.rewrites.get()));
+        out.push(("btree_splits", cache.splits.get()));
+        out.push(("btree_merges", cache.merges.get()));
+        self.space.counters(&mut out);
+        out
+    }
+}
+
+/// Remembers a leaf that was read; one that changed since it was read before calls for a restart.
+fn mark_read(reads: &mut SmallVec<[ReadMark; 8]>, node: u64, sequence: u64) -> Result<()> {
+    match reads.iter().rev().find(|mark| mark.node == node) {
+        Some(mark) if mark.sequence != sequence => Err(StoreError::Restart),
+        Some(_) => Ok(()),
+        None => {
+            reads.push(ReadMark { node, sequence });
+            Ok(())
+        }
     }
 }

@@ -8,18 +8,31 @@ pub mod error;
 pub mod extent;
 pub mod key;
 pub mod limits;
+pub mod planted;
+pub mod pool;
 pub mod shard;
 pub mod transaction;
 
 mod background;
+mod btree;
+mod check_index;
+mod commit;
 mod context;
 mod data;
 mod gate;
+mod journal;
 mod lock;
 mod logged;
 mod namespace;
+mod recovery;
+mod six;
+mod space;
+mod status;
 mod subvolume;
+pub mod superblock;
+mod sync;
 #[cfg(test)]
 mod testing;
 
 pub use error::{Result, StoreError};
+pub use space::RegionSource;

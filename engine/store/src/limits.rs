@@ -20,8 +20,8 @@ pub const NAME_RETRIES_MAX: u32 = 64;
 /// Ancestors that a rename walks through to see that no directory moves below itself.
 pub const DIRECTORY_DEPTH_MAX: u32 = 16_384;
 
-/// Bytes of xattr names, each with one byte for its end, of one inode (XATTR_LIST_MAX of Linux).
-pub const XATTR_LIST_BYTES_MAX: usize = 65_536;
+/// Extended attributes of one inode: they go with it in one transaction.
+pub const XATTRS_MAX: usize = 128;
 
 /// Hard links to one inode (ext4 has 65000).
 pub const LINKS_MAX: u32 = 65_000;
@@ -31,6 +31,7 @@ pub const LIST_ENTRIES_MAX: u32 = 1000;
 
 const _: () = assert!(BULK_UPDATES_MAX + 4 <= UPDATES_MAX);
 const _: () = assert!(258 + INSERTS_PER_TRANSACTION_MAX + 16 <= UPDATES_MAX);
+const _: () = assert!(258 + XATTRS_MAX + 32 <= UPDATES_MAX);
 
 /// Bounds of memory and background work, per shard.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,13 +17,15 @@ use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::runtime::LocalBoxFuture;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
 
-use crate::api::{DATA_BYTES_MAX, Data, Reply, Request, ShardStatus, data_len};
+use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
+use crate::RegionSource;
 use crate::context::{Context, block_range};
 use crate::data::BlockRange;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Result, StoreError};
 use crate::key::Counter;
 use crate::limits::Limits;
+use crate::namespace::Namespace;
 use crate::subvolume::Tables;
 
 /// The way from one shard to the others, and to itself. A call's future may be dropped by the
@@ -44,11 +46,40 @@ pub struct ShardConfig {
     pub limits: Limits,
 }
 
+/// Regions come from shard 0, by messages.
+struct PeerRegions {
+    peers: Rc<dyn PeerLink>,
+    shard: ShardId,
+}
+
+impl RegionSource for PeerRegions {
+    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>> {
+        let call = self.peers.call(ShardId(0), Request::RegionAcquire { shard: self.shard });
+        Box::pin(async move {
+            match call.await? {
+                Reply::Region(region) => Ok(region),
+                other => Err(other.mismatch("Region")),
+            }
+        })
+    }
+
+    fn list(&self) -> LocalBoxFuture<'static, Result<Vec<Region>>> {
+        let call = self.peers.call(ShardId(0), Request::RegionList { shard: self.shard });
+        Box::pin(async move {
+            match call.await? {
+                Reply::Regions(regions) => Ok(regions),
+                other => Err(other.mismatch("Regions")),
+            }
+        })
+    }
+}
+
 /// One shard of a pool.
 pub struct Shard {
     context: Rc<Context>,
     /// The pool-wide tables; on shard 0 only.
     tables: Option<Rc<Tables>>,
+    namespace: Rc<Namespace>,
 }
 
 impl Shard {
@@ -61,12 +92,15 @@ impl Shard {
     pub async fn open(config: ShardConfig) -> Result<Rc<Self>> {
         let ShardConfig { engine, peers, limits } = config;
         let engine = Engine::open(engine).await?;
+        let regions = PeerRegions { peers: Rc::clone(&peers), shard: engine.shard() };
+        engine.set_region_source(Rc::new(regions));
         let context = Rc::new(Context::new(engine, peers, limits)?);
         let tables = match context.shard() {
             ShardId(0) => Some(Tables::open(&context).await?),
             _ => None,
         };
-        let shard = Rc::new(Self { context, tables });
+        let namespace = Namespace::new(&context);
+        let shard = Rc::new(Self { context, tables, namespace });
         shard.resume().await?;
         Ok(shard)
     }
@@ -96,7 +130,7 @@ impl Shard {
     /// When the flush fails.
     pub async fn shutdown(&self) -> Result<()> {
         self.context.background.stop().await;
-        self.context.engine.flush().await
+        self.context.engine.close().await
     }
 
     /// The engine below.
@@ -126,7 +160,7 @@ impl Shard {
                 let blocks = self.context.engine.counter(Counter::data_blocks(snapshot.0));
                 Ok(Reply::Count(blocks.saturating_mul(BLOCK_SIZE)))
             }
-            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }
@@ -140,11 +174,15 @@ impl Shard {
             | Request::VolumeSize { .. }) => {
                 crate::subvolume::handle_step(&self.context, request).await
             }
-            Request::RegionAcquire { .. } | Request::RegionList { .. } => {
+            Request::RegionAcquire { shard } => {
                 self.tables()?;
-                Err(StoreError::Unsupported { what: "regions".to_owned() })
+                self.context.engine.region_acquire(shard).await.map(Reply::Region)
             }
-            _ => Err(StoreError::Unsupported { what: "file trees".to_owned() }),
+            Request::RegionList { shard } => {
+                self.tables()?;
+                self.context.engine.region_list(shard).await.map(Reply::Regions)
+            }
+            other => self.namespace.handle(other).await,
         }
     }
 
@@ -159,20 +197,16 @@ impl Shard {
         if let Some(tables) = &self.tables {
             tables.resume().await?;
         }
-        Ok(())
+        self.namespace.resume().await
     }
 
-    fn status(&self) -> ShardStatus {
+    async fn status(&self) -> Result<ShardStatus> {
         let engine = &self.context.engine;
-        ShardStatus {
-            shard: engine.shard(),
-            inodes: engine.counter(Counter::INODES),
-            counters: vec![
-                ("background_tasks", self.context.background.running() as u64),
-                ("background_retries", self.context.background.retries()),
-            ],
-            ..ShardStatus::default()
-        }
+        let mut status = engine.status().await?;
+        status.inodes = engine.counter(Counter::INODES);
+        status.counters.push(("background_tasks", self.context.background.running() as u64));
+        status.counters.push(("background_retries", self.context.background.retries()));
+        Ok(status)
     }
 
     /// The blocks of a client's range, which must lie in one chunk of this shard.

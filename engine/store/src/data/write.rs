@@ -152,6 +152,11 @@ impl Prepared {
         self.inserts.split_at(self.inserts.len() - last)
     }
 
+    /// Whether [`Prepared::insert_last`] inserts all.
+    pub(crate) fn is_one_transaction(&self) -> bool {
+        self.inserts.len() <= INSERTS_PER_TRANSACTION_MAX
+    }
+
     /// Puts the last (nearly always the only) batch of extents in place of what was there.
     pub(crate) async fn insert_last(&self, transaction: &mut Transaction<'_>) -> Result<()> {
         let (_, last) = self.split();

@@ -1,5 +1,247 @@
-//! File trees on their home shard.
+//! File trees on their home shard: inodes, names, attributes, and files made of blocks that may lie
+//! on other shards.
+//!
+//! Always true:
+//! - One transaction makes one namespace operation: names, link counts, sizes of directories, times
+//!   and the counter of inodes change together.
+//! - Whoever changes an inode or what it names holds its lock; several are locked in ascending order.
+//!   Inode 0 stands for the whole shard: all changes hold it shared, the check holds it alone.
+//! - A file's blocks lie below its `data_limit` on all shards. Its home raises and flushes the limit
+//!   before another shard may write past it, so recovery never meets blocks it does not know of.
+//! - Once a file is *settled* (in memory), nothing but zeroes lies past its end. A file is settled
+//!   before its first growth after the shard was opened: a crash may have lost the growth of its
+//!   size and kept the data on another shard.
+//!
+//! After a crash without fsync, blocks that other shards had not flushed read as they were before, or
+//! as holes, even if the size survived. Times of access are only changed on request.
 
+mod directory;
+mod dirty;
+mod file;
 mod format;
+mod names;
+mod operation;
+mod recent;
+mod rename;
+mod resize;
+mod table;
+mod xattr;
 
-pub(crate) use format::{Inode, inode_position};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use engine_base::InodeNumber;
+use smallvec::SmallVec;
+
+use crate::api::{Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeRef};
+use crate::context::Context;
+use crate::error::{Result, StoreError};
+use crate::gate::Pass;
+use crate::key::Tree;
+use crate::lock::{Access, LockGuard, LockTable};
+use crate::transaction::Transaction;
+
+pub(crate) use format::{Entry, Hashed, Inode, Slot, Xattr, inode_position};
+#[cfg(test)]
+pub(crate) use table::PLACES;
+pub(crate) use table::home_place;
+
+use recent::Recent;
+use table::NameTable;
+
+/// The lock of the whole shard's namespace.
+pub(crate) const SHARD_LOCK: u64 = 0;
+
+/// File trees of one shard.
+pub(crate) struct Namespace {
+    pub(crate) context: Rc<Context>,
+    /// By inode; see the module's header.
+    pub(crate) locks: Rc<LockTable<u64>>,
+    /// One fsync of a file at a time: a second must not overtake the flush of the first.
+    syncs: Rc<LockTable<u64>>,
+    /// Other shards that hold unflushed data of a file.
+    dirty: RefCell<Recent<SmallVec<[u16; 4]>>>,
+    settled: RefCell<Recent<()>>,
+}
+
+/// An inode in a tree.
+#[derive(Clone, Copy)]
+struct InodeRef {
+    tree: TreeRef,
+    number: InodeNumber,
+}
+
+impl Namespace {
+    pub(crate) fn new(context: &Rc<Context>) -> Rc<Self> {
+        let limits = &context.limits;
+        Rc::new(Self {
+            context: Rc::clone(context),
+            locks: LockTable::new(),
+            syncs: LockTable::new(),
+            dirty: RefCell::new(Recent::new(limits.dirty_files_max)),
+            settled: RefCell::new(Recent::new(limits.settled_files_max)),
+        })
+    }
+
+    /// Carries out a request on a file tree.
+    pub(crate) async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        let attributes = |attributes| Reply::Attributes(Box::new(attributes));
+        let unit = |()| Reply::Unit;
+        match request {
+            Request::Lookup { tree, directory, name } => {
+                self.lookup(tree, directory, &name).await.map(attributes)
+            }
+            Request::GetAttributes { tree, inode } => {
+                self.get_attributes(tree, inode).await.map(attributes)
+            }
+            Request::SetAttributes { tree, inode, set } => {
+                self.set_attributes(tree, inode, set).await.map(attributes)
+            }
+            Request::Create { tree, directory, name, kind, attributes: new } => {
+                self.create(tree, directory, name, kind, new).await.map(attributes)
+            }
+            Request::Symlink { tree, directory, name, target, attributes: new } => {
+                self.symlink(tree, directory, name, target, new).await.map(attributes)
+            }
+            Request::ReadLink { tree, inode } => {
+                self.read_link(tree, inode).await.map(Reply::Bytes)
+            }
+            Request::Link { tree, inode, directory, name } => {
+                self.link(tree, inode, directory, name).await.map(attributes)
+            }
+            Request::Remove { tree, directory, name, directory_only } => {
+                self.remove(tree, directory, &name, directory_only).await.map(unit)
+            }
+            Request::Rename { tree, from_directory, from_name, to_directory, to_name, mode } => {
+                let (from, to) = ((from_directory, from_name), (to_directory, to_name));
+                self.rename(tree, from, to, mode).await.map(unit)
+            }
+            Request::ReadDirectory { tree, directory, cookie, limit } => {
+                self.read_directory(tree, directory, cookie, limit).await.map(Reply::Entries)
+            }
+            Request::FileRead { tree, inode, offset, len } => {
+                self.file_read(tree, inode, offset, u64::from(len)).await.map(Reply::Data)
+            }
+            Request::FileWrite { tree, inode, offset, data } => {
+                self.file_write(tree, inode, offset, &data).await.map(attributes)
+            }
+            Request::FilePunch { tree, inode, offset, len } => {
+                self.file_punch(tree, inode, offset, len).await.map(unit)
+            }
+            Request::FileSync { tree, inode } => self.file_sync(tree, inode).await.map(unit),
+            Request::XattrGet { tree, inode, name } => {
+                self.xattr_get(tree, inode, &name).await.map(Reply::Bytes)
+            }
+            Request::XattrSet { tree, inode, name, value, mode } => {
+                self.xattr_set(tree, inode, name, value, mode).await.map(unit)
+            }
+            Request::XattrList { tree, inode } => {
+                self.xattr_list(tree, inode).await.map(Reply::Names)
+            }
+            Request::XattrRemove { tree, inode, name } => {
+                self.xattr_remove(tree, inode, &name).await.map(unit)
+            }
+            other => Err(StoreError::invalid(format!("not about a file tree: {other:.40?}"))),
+        }
+    }
+
+    /// Whether this shard is the home of the tree, and the tree is not deleted.
+    fn check(&self, tree: TreeRef) -> Result<()> {
+        let home = tree.root.home(self.context.engine.shard_count());
+        if tree.root.0 == 0 || home != self.context.shard() {
+            return Err(StoreError::invalid(format!("tree {} is not on this shard", tree.root)));
+        }
+        self.context.gate.check(tree.snapshot)
+    }
+
+    /// Leave to change the tree.
+    fn enter(&self, tree: TreeRef) -> Result<Pass<'_>> {
+        self.check(tree)?;
+        self.context.gate.enter(tree.snapshot)
+    }
+
+    /// Locks inodes, and the shard's namespace shared.
+    async fn lock(
+        &self,
+        inodes: impl IntoIterator<Item = (InodeNumber, Access)>,
+    ) -> Vec<LockGuard<u64>> {
+        let inodes = inodes.into_iter().map(|(inode, access)| (inode.0, access));
+        self.locks.lock_all(std::iter::once((SHARD_LOCK, Access::Shared)).chain(inodes)).await
+    }
+
+    async fn get_attributes(&self, tree: TreeRef, number: InodeNumber) -> Result<Attributes> {
+        self.check(tree)?;
+        let mut transaction = self.context.engine.read();
+        let inode = InodeRef { tree, number }.load(&mut transaction).await?;
+        Ok(inode.attributes(number))
+    }
+}
+
+impl InodeRef {
+    fn of(tree: TreeRef, number: InodeNumber) -> Self {
+        Self { tree, number }
+    }
+
+    async fn load(self, transaction: &mut Transaction<'_>) -> Result<Inode> {
+        let position = inode_position(self.number, self.tree.snapshot);
+        match transaction.get(Tree::Inodes, position).await? {
+            Some(value) => {
+                let inode = Inode::decode(&value)?;
+                if inode.is_volume {
+                    return Err(StoreError::invalid(format!("inode {} is a volume", self.number)));
+                }
+                Ok(inode)
+            }
+            None => Err(StoreError::not_found(format!("inode {}", self.number))),
+        }
+    }
+
+    async fn load_directory(self, transaction: &mut Transaction<'_>) -> Result<Inode> {
+        let inode = self.load(transaction).await?;
+        if inode.kind != FileKind::Directory {
+            return Err(StoreError::NotDirectory { what: format!("inode {}", self.number) });
+        }
+        Ok(inode)
+    }
+
+    async fn load_file(self, transaction: &mut Transaction<'_>) -> Result<Inode> {
+        let inode = self.load(transaction).await?;
+        match inode.kind {
+            FileKind::File => Ok(inode),
+            FileKind::Directory => {
+                Err(StoreError::IsDirectory { what: format!("inode {}", self.number) })
+            }
+            FileKind::Symlink => {
+                Err(StoreError::invalid(format!("inode {} is a symbolic link", self.number)))
+            }
+        }
+    }
+
+    fn store(self, transaction: &mut Transaction<'_>, inode: &Inode) {
+        let position = inode_position(self.number, self.tree.snapshot);
+        transaction.put(Tree::Inodes, position, inode.encode());
+    }
+
+    fn table(self, tree: Tree, inode: &Inode) -> NameTable {
+        let (snapshot, hash_key) = (self.tree.snapshot, inode.hash_key);
+        NameTable { tree, inode: self.number, snapshot, hash_key }
+    }
+}
+
+/// Whether `name` may name a directory entry.
+fn check_name(name: &[u8]) -> Result<()> {
+    let good = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name != b"."
+        && name != b".."
+        && !name.iter().any(|byte| matches!(byte, 0 | b'/'));
+    if good {
+        return Ok(());
+    }
+    Err(StoreError::invalid(format!(
+        "name: 1 to {NAME_BYTES_MAX} bytes without / and NUL, and neither . nor .."
+    )))
+}
+
+fn shown(name: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(name))
+}

@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::engine::EngineConfig;
 use crate::error::{Result, StoreError};
 use crate::limits::Limits;
+use crate::pool::FormatOptions;
 use crate::shard::{PeerLink, Shard, ShardConfig};
 
 const DEVICE_BYTES: u64 = 256 << 20;
@@ -63,7 +64,7 @@ impl Link for TestLink {
 pub(crate) struct Pool {
     pub(crate) runtime: Rc<TestRuntime>,
     link: TestLink,
-    devices: Vec<MemoryDevice>,
+    device: MemoryDevice,
     limits: Limits,
 }
 
@@ -73,11 +74,15 @@ impl Pool {
         let runtime = TestRuntime::new(seed);
         let shards = Rc::new(RefCell::new(vec![None; usize::from(shard_count)]));
         let link = TestLink { runtime: Rc::clone(&runtime), shards };
-        let devices =
-            (0..shard_count).map(|_| MemoryDevice::new("memory", DEVICE_BYTES, 4096)).collect();
-        let pool = Self { runtime, link, devices, limits: Limits::default() };
+        let device = MemoryDevice::new("memory", DEVICE_BYTES, 4096);
+        let pool = Self { runtime, link, device, limits: Limits::default() };
         let opening = pool.clone();
         pool.runtime.block_on(async move {
+            let queue = opening.device.open_queue(32).unwrap();
+            opening.runtime.add_queue(Rc::clone(&queue));
+            let options =
+                FormatOptions { shards: Some(shard_count), ..FormatOptions::default() };
+            crate::pool::format(&[queue], &options).await.unwrap();
             for shard in 0..shard_count {
                 opening.open(ShardId(shard)).await;
             }
@@ -86,12 +91,11 @@ impl Pool {
     }
 
     async fn open(&self, shard: ShardId) {
-        let device = &self.devices[usize::from(shard.0)];
-        let queue = device.open_queue(32).unwrap();
+        let queue = self.device.open_queue(32).unwrap();
         self.runtime.add_queue(Rc::clone(&queue));
         let engine = EngineConfig {
             shard,
-            shard_count: self.devices.len() as u16,
+            shard_count: self.link.shard_count(),
             runtime: Rc::clone(&self.runtime) as Rc<dyn Runtime>,
             members: vec![queue],
         };
@@ -109,14 +113,14 @@ impl Pool {
         self.link.shards.borrow()[usize::from(shard)].clone().unwrap()
     }
 
-    pub(crate) fn device(&self, shard: u16) -> &MemoryDevice {
-        &self.devices[usize::from(shard)]
+    pub(crate) fn device(&self) -> &MemoryDevice {
+        &self.device
     }
 
     /// Waits until no shard works in the background.
     pub(crate) async fn quiet(&self) {
-        for shard in 0..self.devices.len() {
-            self.shard(shard as u16).background_idle().await;
+        for shard in 0..self.link.shard_count() {
+            self.shard(shard).background_idle().await;
         }
     }
 

@@ -202,7 +202,7 @@ fn damaged_data_is_never_returned() {
         let bytes = model.write(0, 16);
         client.volume_write(&volume, 0, data_of(&bytes, &mut random), false).await.unwrap();
         let needle = &bytes[9 * 4096..10 * 4096];
-        pool.device(0).with_bytes(|device| {
+        pool.device().with_bytes(|device| {
             let found = device.chunks_mut(4096).filter(|block| *block == needle);
             assert_eq!(found.map(|block| block[100] ^= 1).count(), 1);
         });

@@ -1,0 +1,174 @@
+//! Finding nodes, and reading them in.
+
+use std::rc::Rc;
+
+use engine_base::BLOCK_SIZE;
+use engine_device::QueueExt;
+use engine_memory::Buffer;
+
+use super::format::NodePointer;
+use super::node::{Keys, Node};
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::key::{Position, Tree};
+
+/// What a look at the cache gave.
+pub(crate) enum Found {
+    /// The node.
+    Node(Rc<Node>),
+    /// One on the way to it has to be read in first.
+    Missing(Missing),
+}
+
+/// A node that is not cached.
+pub(crate) struct Missing {
+    tree: Tree,
+    level: u8,
+    pointer: NodePointer,
+    max: Position,
+}
+
+/// Times a node is read again before its content is believed to be bad.
+const READ_RETRIES: u32 = 2;
+
+impl Engine {
+    /// Looks for the node at `level` whose range holds `position`, in the cache only.
+    ///
+    /// # Errors
+    /// `Corrupt` when an interior node does not cover its range.
+    pub(crate) fn descend(&self, tree: Tree, level: u8, position: Position) -> Result<Found> {
+        let mut node = self.cache.root(tree);
+        if level > node.level {
+            return Err(StoreError::corrupt(
+                format!("tree {tree:?}"),
+                format!("level {level} is asked for, the root is at {}", node.level),
+            ));
+        }
+        while node.level > level {
+            let (max, pointer) = child_for(&node, position)?;
+            match self.cache.get(pointer.node) {
+                Some(child) => node = child,
+                None => {
+                    let level = node.level - 1;
+                    return Ok(Found::Missing(Missing { tree, level, pointer, max }));
+                }
+            }
+        }
+        node.used.set(self.cache.next_tick());
+        Ok(Found::Node(node))
+    }
+
+    /// The node at `level` whose range holds `position`; reads in what is missing.
+    ///
+    /// # Errors
+    /// When a node cannot be read or is corrupt.
+    pub(crate) async fn node_for(
+        &self,
+        tree: Tree,
+        level: u8,
+        position: Position,
+    ) -> Result<Rc<Node>> {
+        let mut missed = false;
+        loop {
+            match self.descend(tree, level, position)? {
+                Found::Node(node) => {
+                    if !missed {
+                        self.cache.hits.set(self.cache.hits.get() + 1);
+                    }
+                    return Ok(node);
+                }
+                Found::Missing(missing) => {
+                    missed = true;
+                    self.read_in(missing).await?;
+                }
+            }
+        }
+    }
+
+    /// Reads a node into the cache, or waits for who does already.
+    pub(crate) async fn read_in(&self, missing: Missing) -> Result<()> {
+        let id = missing.pointer.node;
+        if !self.cache.reading.borrow_mut().insert(id) {
+            self.cache.read_done.notified().await;
+            return Ok(());
+        }
+        let _done = ReadDone { engine: self, id };
+        self.cache.misses.set(self.cache.misses.get() + 1);
+        let mut tries = 0;
+        let node = loop {
+            match self.read_node(&missing).await {
+                Ok(node) => break node,
+                Err(error) if tries >= READ_RETRIES => return Err(error),
+                Err(_) => tries += 1,
+            }
+        };
+        self.cache.evict();
+        self.cache.insert(&Rc::new(node));
+        Ok(())
+    }
+
+    /// The root that a journal entry names: read in, or empty when it was never written.
+    pub(crate) async fn read_root(
+        &self,
+        tree: Tree,
+        level: u8,
+        pointer: NodePointer,
+    ) -> Result<Node> {
+        let max = Position::MAX;
+        if pointer.location.is_some() {
+            return self.read_node(&Missing { tree, level, pointer, max }).await;
+        }
+        let identity = (pointer.node, tree, level);
+        let range = (Position::MIN, max);
+        Ok(Node::new(identity, range, Keys::new(), self.cache.next_tick()))
+    }
+
+    async fn read_node(&self, missing: &Missing) -> Result<Node> {
+        let Missing { tree, level, ref pointer, max } = *missing;
+        let Some(location) = pointer.location else {
+            return Err(StoreError::corrupt(
+                format!("node {} of tree {tree:?}", pointer.node),
+                "is not cached and was never written",
+            ));
+        };
+        let len = usize::from(pointer.written_blocks) * BLOCK_SIZE as usize;
+        if len > self.superblock().node_bytes as usize {
+            return Err(StoreError::corrupt("node pointer", "is longer than a node"));
+        }
+        let offset = location.block.saturating_mul(BLOCK_SIZE);
+        let bytes = self.member(location.member)?.read(offset, Buffer::try_new(len)?).await?;
+        Node::parse(&bytes, tree, level, pointer, max, self.cache.next_tick())
+    }
+}
+
+/// Ends the reading of a node, also when the task that reads is dropped.
+struct ReadDone<'e> {
+    engine: &'e Engine,
+    id: u64,
+}
+
+impl Drop for ReadDone<'_> {
+    fn drop(&mut self) {
+        self.engine.cache.reading.borrow_mut().remove(&self.id);
+        self.engine.cache.read_done.notify_all();
+    }
+}
+
+/// The child of an interior node whose range holds `position`: (its last position, pointer).
+fn child_for(node: &Node, position: Position) -> Result<(Position, NodePointer)> {
+    let body = node.body.borrow();
+    let Some((max, value)) = body.keys.range(position..).next() else {
+        return Err(StoreError::corrupt(
+            format!("node {} of tree {:?}", node.id, node.tree),
+            format!("no child covers {position:?}"),
+        ));
+    };
+    let pointer = NodePointer::decode(value)?;
+    if pointer.min > position {
+        return Err(StoreError::corrupt(
+            format!("node {} of tree {:?}", node.id, node.tree),
+            format!("children leave a gap at {position:?}"),
+        ));
+    }
+    Ok((*max, pointer))
+}

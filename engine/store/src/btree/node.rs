@@ -1,0 +1,166 @@
+//! A node in memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
+use crate::error::{Result, StoreError};
+use crate::key::{Position, Tree, Value};
+use crate::six::SixLock;
+
+/// Live keys of a node.
+pub(crate) type Keys = BTreeMap<Position, Value>;
+
+/// A node in the cache. Identity and range are fixed; a rewrite makes new nodes.
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) tree: Tree,
+    pub(crate) level: u8,
+    /// First and last position of its range.
+    pub(crate) min: Position,
+    pub(crate) max: Position,
+    pub(crate) lock: SixLock,
+    pub(crate) body: RefCell<Body>,
+    /// Tick of the last use, for eviction.
+    pub(crate) used: Cell<u64>,
+    /// Rewritten, or evicted: no longer what the tree is made of.
+    pub(crate) dead: Cell<bool>,
+}
+
+/// What changes in a node.
+pub(crate) struct Body {
+    pub(crate) keys: Keys,
+    /// Bytes that the live keys take in a bset.
+    pub(crate) live_bytes: usize,
+    /// Keys changed since the last write-out began.
+    pub(crate) dirty: BTreeSet<Position>,
+    /// Journal entry that the dirty keys pin.
+    pub(crate) dirty_seq: Option<u64>,
+    /// Journal entry that a write-out in progress still pins.
+    pub(crate) writing_seq: Option<u64>,
+    pub(crate) location: Option<Location>,
+    pub(crate) written_blocks: u16,
+    pub(crate) bsets: u16,
+}
+
+impl Node {
+    /// A node with these keys; `keys` lie within `min ..= max`.
+    pub(crate) fn new(
+        identity: (u64, Tree, u8),
+        range: (Position, Position),
+        keys: Keys,
+        lock_sequence: u64,
+    ) -> Self {
+        let live_bytes = keys.values().map(|value| format::key_bytes(value.len())).sum();
+        let body = Body {
+            keys,
+            live_bytes,
+            dirty: BTreeSet::new(),
+            dirty_seq: None,
+            writing_seq: None,
+            location: None,
+            written_blocks: 0,
+            bsets: 0,
+        };
+        Self {
+            id: identity.0,
+            tree: identity.1,
+            level: identity.2,
+            min: range.0,
+            max: range.1,
+            lock: SixLock::new(lock_sequence),
+            body: RefCell::new(body),
+            used: Cell::new(0),
+            dead: Cell::new(false),
+        }
+    }
+
+    /// Parses the valid part of a node as read from disk.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not the node that `pointer` (at `max` in its parent) names.
+    pub(crate) fn parse(
+        bytes: &[u8],
+        tree: Tree,
+        level: u8,
+        pointer: &NodePointer,
+        max: Position,
+        lock_sequence: u64,
+    ) -> Result<Self> {
+        let bad = |why: String| {
+            StoreError::corrupt(format!("node {} of tree {tree:?}", pointer.node), why)
+        };
+        let location = pointer.location.ok_or_else(|| bad("has no place".to_owned()))?;
+        let mut keys = Keys::new();
+        let (mut at, mut index) = (0, 0_u16);
+        while at < bytes.len() {
+            let offset = location.block * engine_base::BLOCK_SIZE + at as u64;
+            let (info, blocks) = read_bset(&bytes[at..], offset, |position, value| {
+                match value {
+                    Some(value) => keys.insert(position, Value::from_slice(value)),
+                    None => keys.remove(&position),
+                };
+            })?;
+            let expected = (tree, level, pointer.node, index, pointer.min, max);
+            let found = (info.tree, info.level, info.node, info.index, info.min, info.max);
+            if found != expected {
+                return Err(bad(format!("bset is of another node: {info:?}")));
+            }
+            at += blocks * format::NODE_BLOCK;
+            index += 1;
+        }
+        if at != bytes.len() || index == 0 {
+            return Err(bad("its bsets do not end where the parent says".to_owned()));
+        }
+        let node = Self::new((pointer.node, tree, level), (pointer.min, max), keys, lock_sequence);
+        {
+            let mut body = node.body.borrow_mut();
+            body.location = Some(location);
+            body.written_blocks = pointer.written_blocks;
+            body.bsets = index;
+        }
+        Ok(node)
+    }
+
+    /// The pointer by which the parent names this node.
+    pub(crate) fn pointer(&self) -> NodePointer {
+        let body = self.body.borrow();
+        NodePointer {
+            node: self.id,
+            location: body.location,
+            written_blocks: body.written_blocks,
+            min: self.min,
+        }
+    }
+
+    /// Whether it holds changes that are not on disk.
+    pub(crate) fn is_dirty(&self) -> bool {
+        let body = self.body.borrow();
+        body.dirty_seq.is_some() || body.writing_seq.is_some()
+    }
+
+    /// Changes one key in memory; `sequence` numbers the change. The caller journals it and pins.
+    pub(crate) fn apply(&self, position: Position, value: Option<Value>, sequence: u64) {
+        assert!(position >= self.min && position <= self.max && !self.dead.get());
+        self.lock.change(sequence);
+        let mut body = self.body.borrow_mut();
+        let new_bytes = value.as_ref().map_or(0, |value| format::key_bytes(value.len()));
+        let old = match value {
+            Some(value) => body.keys.insert(position, value),
+            None => body.keys.remove(&position),
+        };
+        let old_bytes = old.as_ref().map_or(0, |old| format::key_bytes(old.len()));
+        body.live_bytes = body.live_bytes + new_bytes - old_bytes;
+        body.dirty.insert(position);
+    }
+}
+
+impl Body {
+    /// Bytes that a bset of the dirty keys would take.
+    pub(crate) fn dirty_bytes(&self) -> usize {
+        let keys = self.dirty.iter().map(|position| {
+            format::key_bytes(self.keys.get(position).map_or(0, |value| value.len()))
+        });
+        BSET_HEADER_BYTES + keys.sum::<usize>()
+    }
+}

@@ -1,0 +1,179 @@
+//! Writing dirty nodes: by one more bset where there is room, else by a rewrite.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use engine_base::BLOCK_SIZE;
+use engine_device::{IoVec, QueueExt};
+use engine_memory::Buffer;
+
+use super::descend::Found;
+use super::format::{BsetInfo, BsetWriter, NODE_BLOCK, POINTER_BYTES};
+use super::node::Node;
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::journal::{Class, Holder, RecordWriter};
+use crate::key::Position;
+use crate::planted::{self, Bug};
+
+/// What a write-out took from a node: given back to it when the write fails.
+pub(crate) struct Taken {
+    pub(crate) positions: BTreeSet<Position>,
+    pub(crate) seq: u64,
+}
+
+impl Engine {
+    /// Writes what is dirty of `node`. Done when it returns: the parent's pointer is changed in
+    /// memory and in the journal's buffer.
+    ///
+    /// # Errors
+    /// When devices fail everywhere; the node is as dirty as before.
+    pub(crate) async fn write_out(&self, node: &Rc<Node>) -> Result<()> {
+        let intent = node.lock.intent().await;
+        if node.dead.get() || !node.is_dirty() {
+            return Ok(());
+        }
+        if self.must_rewrite(node) {
+            return self.rewrite(node, intent).await;
+        }
+        match self.append(node).await {
+            // The place is bad, or the device had a moment: another place may do.
+            Err(StoreError::Device(_)) => self.rewrite(node, intent).await,
+            result => result,
+        }
+    }
+
+    /// Whether the dirty keys do not fit behind the bsets, or the node is large or small enough to
+    /// be split or joined.
+    fn must_rewrite(&self, node: &Node) -> bool {
+        let body = node.body.borrow();
+        let node_bytes = self.superblock().node_bytes as usize;
+        let node_blocks = node_bytes / NODE_BLOCK;
+        let room = node_blocks - usize::from(body.written_blocks);
+        body.location.is_none()
+            || body.dirty_bytes().div_ceil(NODE_BLOCK) > room
+            || body.live_bytes > node_bytes * 3 / 4
+            || (body.live_bytes < node_bytes / 16
+                && usize::from(body.written_blocks) * 2 > node_blocks)
+    }
+
+    /// Takes the dirty keys of a node for a write-out.
+    pub(crate) fn take_dirty(&self, node: &Node) -> Taken {
+        let mut body = node.body.borrow_mut();
+        let positions = std::mem::take(&mut body.dirty);
+        assert!(body.writing_seq.is_none(), "two write-outs of one node");
+        // A node that is rewritten for its size may have nothing dirty of its own.
+        let seq = body.dirty_seq.take();
+        if let Some(seq) = seq {
+            self.journal.unpin(seq, Holder::Node(node.id));
+        }
+        let seq = seq.unwrap_or_else(|| self.journal.seq());
+        body.writing_seq = Some(seq);
+        self.journal.pin(seq, Holder::NodeWriting(node.id));
+        Taken { positions, seq }
+    }
+
+    /// Puts back what [`Engine::take_dirty`] took: the write-out failed.
+    pub(crate) fn restore_dirty(&self, node: &Node, taken: Taken) {
+        let mut body = node.body.borrow_mut();
+        body.dirty.extend(taken.positions);
+        body.writing_seq = None;
+        self.journal.unpin(taken.seq, Holder::NodeWriting(node.id));
+        if let Some(seq) = body.dirty_seq.take() {
+            self.journal.unpin(seq, Holder::Node(node.id));
+        }
+        body.dirty_seq = Some(taken.seq);
+        self.journal.pin(taken.seq, Holder::Node(node.id));
+    }
+
+    async fn append(&self, node: &Rc<Node>) -> Result<()> {
+        let taken = self.take_dirty(node);
+        let (member, offset, bset) = {
+            let body = node.body.borrow();
+            let Some(location) = body.location else {
+                unreachable!("only nodes with a place are appended to");
+            };
+            let offset = (location.block + u64::from(body.written_blocks)) * BLOCK_SIZE;
+            let mut writer = BsetWriter::new();
+            for position in &taken.positions {
+                writer.push(*position, body.keys.get(position).map(|value| &value[..]));
+            }
+            let info = BsetInfo {
+                tree: node.tree,
+                level: node.level,
+                node: node.id,
+                index: body.bsets,
+                journal_seq: self.journal.seq(),
+                min: node.min,
+                max: node.max,
+            };
+            (location.member, offset, writer.seal(&info, offset))
+        };
+        let blocks = (bset.len() / NODE_BLOCK) as u16;
+        let written = self.write_bytes(member, offset, &bset).await;
+        let parent = match written {
+            Ok(()) => self.admit_pointer_change(node).await,
+            Err(error) => Err(error),
+        };
+        let parent = match parent {
+            Ok(parent) => parent,
+            Err(error) => {
+                self.restore_dirty(node, taken);
+                return Err(error);
+            }
+        };
+        {
+            let mut body = node.body.borrow_mut();
+            if !planted::is(Bug::LostNodeAppend) {
+                body.written_blocks += blocks;
+                body.bsets += 1;
+            }
+            body.writing_seq = None;
+        }
+        if let Some(parent) = parent {
+            let pointer = node.pointer().encode();
+            self.apply_at(&parent, node.max, Some(pointer));
+        }
+        self.journal.unpin(taken.seq, Holder::NodeWriting(node.id));
+        self.cache.appends.set(self.cache.appends.get() + 1);
+        Ok(())
+    }
+
+    /// Waits until the parent of `node` may be changed by one pointer; the change must follow in the
+    /// same turn. `None`: it is the root, whose pointer goes into every journal entry.
+    async fn admit_pointer_change(&self, node: &Node) -> Result<Option<Rc<Node>>> {
+        loop {
+            self.journal.admit(RecordWriter::put_bytes(POINTER_BYTES), Class::Reclaim).await?;
+            if self.is_root(node) {
+                return Ok(None);
+            }
+            let parent = self.parent_of(node)?;
+            if parent.lock.can_change() {
+                return Ok(Some(parent));
+            }
+            parent.lock.released().await;
+        }
+    }
+
+    /// Whether `node` is the root of its tree.
+    pub(crate) fn is_root(&self, node: &Node) -> bool {
+        self.cache.root(node.tree).id == node.id
+    }
+
+    /// The parent of a cached node that is not the root: cached as well.
+    pub(crate) fn parent_of(&self, node: &Node) -> Result<Rc<Node>> {
+        match self.descend(node.tree, node.level + 1, node.max)? {
+            Found::Node(parent) => Ok(parent),
+            Found::Missing(_) => Err(StoreError::corrupt(
+                format!("cache of tree {:?}", node.tree),
+                "an ancestor of a cached node is not cached",
+            )),
+        }
+    }
+
+    /// Writes bytes at a byte offset of a member, not durably.
+    pub(crate) async fn write_bytes(&self, member: u8, offset: u64, bytes: &[u8]) -> Result<()> {
+        let data = IoVec::from_iter([Buffer::try_copy_of(bytes)?.freeze()]);
+        Ok(self.member(member)?.write(offset, data, false).await?)
+    }
+}

@@ -1,0 +1,258 @@
+//! Checks of the engine's own invariants: trees, extents, space.
+//!
+//! Walks every node of every tree, so it reads the whole index. Runs beside other work: what changes while
+//! it walks is looked at again by a quiet second count before it is called a problem.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::api::FsckReport;
+use crate::btree::{Node, NodePointer};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::extent::Extent;
+use crate::key::{Counter, Position, Tree};
+use crate::space::BucketKind;
+
+/// Most problems that are written down; the rest is counted.
+const PROBLEMS_MAX: usize = 1000;
+/// Times a count is repeated while transactions change what is counted.
+const TRIES: u32 = 5;
+
+/// What the index says is in a bucket.
+#[derive(Default, Clone, PartialEq, Eq, Debug)]
+struct Counted {
+    live_blocks: u64,
+    slots: u64,
+    newest_generation: u32,
+}
+
+/// Everything the walk adds up.
+#[derive(Default)]
+struct Walk {
+    buckets: BTreeMap<(u8, u32), Counted>,
+    versions: BTreeMap<u32, u64>,
+    /// Used ranges of members: start block -> (blocks, who).
+    ranges: BTreeMap<(u8, u64), (u64, String)>,
+    problems: Vec<String>,
+    nodes: u64,
+    keys: u64,
+    extents: u64,
+}
+
+impl Walk {
+    fn problem(&mut self, text: String) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(text);
+        }
+    }
+}
+
+impl Engine {
+    /// Checks the structure of all trees, that extents and nodes do not overlap, and that the space
+    /// tables equal a recount.
+    ///
+    /// # Errors
+    /// When a device fails; damage is reported, not an error.
+    pub async fn check(&self, report: &mut FsckReport) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let before = (self.commits.get(), self.cache.rewrites.get());
+            let mut walk = Walk::default();
+            for tree in Tree::ALL {
+                self.walk_tree(tree, &mut walk).await?;
+            }
+            self.compare_space(&mut walk);
+            tries += 1;
+            let quiet = before == (self.commits.get(), self.cache.rewrites.get());
+            if walk.problems.is_empty() || quiet || tries == TRIES {
+                let shard = self.shard();
+                if !quiet && !walk.problems.is_empty() {
+                    walk.problem(format!("shard {shard}: changed while it was checked"));
+                }
+                let problems = walk.problems.iter().map(|text| format!("shard {shard}: {text}"));
+                report.problems.extend(problems);
+                report.merge(FsckReport {
+                    problems: Vec::new(),
+                    checked: vec![
+                        ("nodes", walk.nodes),
+                        ("keys", walk.keys),
+                        ("extents", walk.extents),
+                    ],
+                });
+                return Ok(());
+            }
+        }
+    }
+
+    /// Walks a tree level by level, left to right.
+    async fn walk_tree(&self, tree: Tree, walk: &mut Walk) -> Result<()> {
+        let top = self.cache.root(tree).level;
+        for level in (0..=top).rev() {
+            let mut from = Position::MIN;
+            let mut last_extent: Option<Position> = None;
+            loop {
+                let node = match self.node_for(tree, level, from).await {
+                    Ok(node) => node,
+                    Err(error @ crate::StoreError::Corrupt { .. }) => {
+                        walk.problem(format!("tree {tree:?} level {level} at {from:?}: {error}"));
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let _shared = node.lock.shared();
+                walk.nodes += 1;
+                if level == 0 {
+                    walk.keys += node.body.borrow().keys.len() as u64;
+                }
+                self.walk_node(&node, walk);
+                if tree == Tree::Extents && level == 0 {
+                    self.walk_extents(&node, &mut last_extent, walk);
+                }
+                if node.max == Position::MAX {
+                    break;
+                }
+                from = node.max.successor();
+                self.runtime().yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    fn walk_node(&self, node: &Rc<Node>, walk: &mut Walk) {
+        let body = node.body.borrow();
+        let who = format!("node {} of tree {:?} level {}", node.id, node.tree, node.level);
+        if let Some(location) = body.location {
+            let id = self.space.bucket_of(location.member, location.block);
+            let within = location.block - self.space.first_block(id);
+            let node_blocks = u64::from(self.space.node_blocks());
+            let counted = walk.buckets.entry(id).or_default();
+            counted.newest_generation = counted.newest_generation.max(location.generation);
+            let bit = 1 << (within / node_blocks).min(63);
+            if counted.slots & bit != 0 {
+                walk.problem(format!("{who} shares its place with another node"));
+            } else {
+                counted.slots |= bit;
+            }
+            self.use_range(walk, location.member, location.block, node_blocks, who.clone());
+        }
+        if node.level == 0 {
+            return;
+        }
+        let mut next = node.min;
+        for (position, value) in &body.keys {
+            match NodePointer::decode(value) {
+                Ok(pointer) if pointer.min != next => {
+                    walk.problem(format!("{who}: child at {position:?} leaves a gap or overlaps"));
+                }
+                Ok(_) => {}
+                Err(error) => walk.problem(format!("{who}: {error}")),
+            }
+            next = position.successor();
+        }
+        if body.keys.keys().next_back() != Some(&node.max) {
+            walk.problem(format!("{who}: its last child ends before it does"));
+        }
+    }
+
+    fn walk_extents(&self, node: &Rc<Node>, last: &mut Option<Position>, walk: &mut Walk) {
+        for (position, value) in &node.body.borrow().keys {
+            walk.extents += 1;
+            let extent = match Extent::decode(value) {
+                Ok(extent) => extent,
+                Err(error) => {
+                    walk.problem(format!("extent at {position:?}: {error}"));
+                    continue;
+                }
+            };
+            let blocks = u64::from(extent.blocks);
+            if position.offset < blocks {
+                walk.problem(format!("extent at {position:?} starts before its inode"));
+            } else if let Some(last) = last
+                && (last.inode, last.snapshot) == (position.inode, position.snapshot)
+                && position.offset - blocks < last.offset
+            {
+                walk.problem(format!("extent at {position:?} overlaps the one before"));
+            }
+            *last = Some(*position);
+            *walk.versions.entry(position.snapshot).or_default() += blocks;
+            for pointer in &extent.pointers {
+                let who = format!("extent at {position:?}");
+                match self.space.check_pointer(pointer.member, pointer.block, extent.blocks) {
+                    Ok(id) => {
+                        let counted = walk.buckets.entry(id).or_default();
+                        counted.live_blocks += blocks;
+                        let newest = counted.newest_generation.max(pointer.generation);
+                        counted.newest_generation = newest;
+                        if !self.pointer_is_current(pointer) {
+                            walk.problem(format!("{who} has a stale pointer"));
+                        }
+                    }
+                    Err(error) => walk.problem(format!("{who}: {error}")),
+                }
+                self.use_range(walk, pointer.member, pointer.block, blocks, who);
+            }
+        }
+    }
+
+    /// Notes a used range and looks for overlaps with its neighbours.
+    fn use_range(&self, walk: &mut Walk, member: u8, block: u64, blocks: u64, who: String) {
+        let before = walk.ranges.range(..=(member, block)).next_back();
+        let after = walk.ranges.range((member, block)..).next();
+        let clash = before
+            .filter(|((other, start), (len, _))| *other == member && start + len > block)
+            .or_else(|| {
+                after.filter(|((other, start), _)| *other == member && *start < block + blocks)
+            })
+            .map(|(_, (_, other))| format!("{who} overlaps {other} on member {member}"));
+        if let Some(text) = clash {
+            walk.problem(text);
+        }
+        walk.ranges.insert((member, block), (blocks, who));
+    }
+
+    /// Compares the tables in memory with what was counted.
+    fn compare_space(&self, walk: &mut Walk) {
+        let tables = self.space.tables.borrow();
+        let mut problems = Vec::new();
+        let mut live = 0;
+        for (id, bucket) in &tables.buckets {
+            let counted = walk.buckets.remove(id).unwrap_or_default();
+            live += u64::from(bucket.live_blocks);
+            if u64::from(bucket.live_blocks) != counted.live_blocks || bucket.slots != counted.slots
+            {
+                problems.push(format!(
+                    "bucket {id:?}: the table says {} live blocks and slots {:#x}, the index {} and \
+                     {:#x}",
+                    bucket.live_blocks, bucket.slots, counted.live_blocks, counted.slots
+                ));
+            }
+            if counted.newest_generation > bucket.generation {
+                problems.push(format!("bucket {id:?}: a pointer is of a generation to come"));
+            }
+            let holds = counted.live_blocks > 0 || counted.slots != 0;
+            if holds && (bucket.kind == BucketKind::Free || bucket.draining) {
+                problems.push(format!("bucket {id:?} is free and in use"));
+            }
+        }
+        for (id, counted) in &walk.buckets {
+            problems.push(format!("bucket {id:?} is in use ({counted:?}) and in no table"));
+        }
+        if live != tables.live_blocks {
+            let total = tables.live_blocks;
+            problems.push(format!("{live} live blocks in buckets, {total} in the total"));
+        }
+        drop(tables);
+        for (version, blocks) in &walk.versions {
+            let counter = self.counter(Counter::data_blocks(*version));
+            if counter != *blocks {
+                problems.push(format!(
+                    "version {version}: the counter says {counter} blocks, the index {blocks}"
+                ));
+            }
+        }
+        for text in problems {
+            walk.problem(text);
+        }
+    }
+}

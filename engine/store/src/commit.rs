@@ -1,0 +1,256 @@
+//! Committing transactions: the one place where the index changes.
+
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+use crate::btree::{Found, Node};
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::extent::Extent;
+use crate::journal::{Class, Holder, Record, RecordWriter};
+use crate::key::{Counter, Position, Tree, Value};
+use crate::planted::{self, Bug};
+use crate::space::format::SummaryEntry;
+use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
+
+/// Most bytes of records that one key's change brings beyond its own: live blocks of the buckets of
+/// four old and four new pointers, and the version's counter.
+const TRIGGER_BYTES: usize = 8 * 14 + 22;
+/// Bytes of a counter record.
+const COUNTER_BYTES: usize = 22;
+/// A leaf this many times the size of a node is written out (and split) before it takes more.
+const OVERSIZE: usize = 8;
+
+type Nodes = SmallVec<[Rc<Node>; 8]>;
+
+/// What the changes of a transaction to extents do to space.
+#[derive(Default)]
+struct SpaceChange {
+    buckets: SmallVec<[((u8, u32), i32); 8]>,
+    versions: SmallVec<[(u32, i64); 2]>,
+    placed: SmallVec<[((u8, u32), SummaryEntry); 4]>,
+}
+
+impl Engine {
+    /// Applies a transaction: all of it, in one turn, or nothing.
+    pub(crate) async fn commit(&self, transaction: Transaction<'_>) -> Result<()> {
+        if transaction.updates.is_empty() && transaction.counters.is_empty() {
+            return Ok(());
+        }
+        if transaction.updates.len() > UPDATES_MAX {
+            return Err(StoreError::invalid(format!(
+                "a transaction of {} updates; {UPDATES_MAX} are the most",
+                transaction.updates.len()
+            )));
+        }
+        let values = |update: &crate::transaction::Update| {
+            update.value.as_ref().map_or(0, |value| value.len())
+        };
+        let bytes = transaction
+            .updates
+            .iter()
+            .map(|update| RecordWriter::put_bytes(values(update)) + TRIGGER_BYTES)
+            .sum::<usize>()
+            + transaction.counters.len() * COUNTER_BYTES;
+        loop {
+            if let Some(error) = self.stopped() {
+                return Err(error);
+            }
+            let Some(nodes) = self.leaves_for(&transaction).await? else { continue };
+            if !self.journal.has_room(bytes, Class::Normal) {
+                self.journal.admit(bytes, Class::Normal).await?;
+                continue;
+            }
+            self.validate(&transaction)?;
+            let change = self.space_change(&transaction, &nodes)?;
+            self.apply(transaction, &nodes, change);
+            return Ok(());
+        }
+    }
+
+    /// The leaf of each update, all cached and ready to be changed in this turn; `None`: waited for
+    /// something, look again.
+    async fn leaves_for(&self, transaction: &Transaction<'_>) -> Result<Option<Nodes>> {
+        let mut nodes = Nodes::new();
+        for update in &transaction.updates {
+            match self.descend(update.tree, 0, update.position)? {
+                Found::Node(node) => nodes.push(node),
+                Found::Missing(missing) => {
+                    self.read_in(missing).await?;
+                    return Ok(None);
+                }
+            }
+        }
+        let limit = self.superblock().node_bytes as usize * OVERSIZE;
+        if let Some(node) = nodes.iter().find(|node| node.body.borrow().live_bytes > limit) {
+            match self.write_out(node).await {
+                Ok(()) | Err(StoreError::Restart) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(node) = nodes.iter().find(|node| !node.lock.can_change()) {
+            node.lock.released().await;
+            return Ok(None);
+        }
+        Ok(Some(nodes))
+    }
+
+    /// Whether everything the transaction read still is as it was.
+    fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
+        let nodes = self.cache.nodes.borrow();
+        let unchanged = transaction.reads.iter().all(|mark| {
+            nodes.get(&mark.node).is_some_and(|node| node.lock.sequence() == mark.sequence)
+        });
+        if unchanged { Ok(()) } else { Err(StoreError::Restart) }
+    }
+
+    /// What the updates do to buckets and counters; decodes everything before anything is changed.
+    fn space_change(&self, transaction: &Transaction<'_>, nodes: &Nodes) -> Result<SpaceChange> {
+        let mut change = SpaceChange::default();
+        for (update, node) in transaction.updates.iter().zip(nodes) {
+            if update.tree != Tree::Extents {
+                continue;
+            }
+            let body = node.body.borrow();
+            if let Some(old) = body.keys.get(&update.position)
+                && !planted::is(Bug::AccountingDrift)
+            {
+                self.count_extent(&mut change, update.position, old, -1)?;
+            }
+            if let Some(new) = &update.value {
+                self.count_extent(&mut change, update.position, new, 1)?;
+            }
+        }
+        Ok(change)
+    }
+
+    fn count_extent(
+        &self,
+        change: &mut SpaceChange,
+        position: Position,
+        value: &Value,
+        sign: i32,
+    ) -> Result<()> {
+        let extent = Extent::decode(value)?;
+        let blocks = extent.blocks.cast_signed() * sign;
+        for pointer in &extent.pointers {
+            let id = self.space.check_pointer(pointer.member, pointer.block, extent.blocks)?;
+            match change.buckets.iter_mut().find(|(bucket, _)| *bucket == id) {
+                Some((_, delta)) => *delta += blocks,
+                None => change.buckets.push((id, blocks)),
+            }
+            if sign > 0 {
+                let entry = SummaryEntry {
+                    inode: position.inode,
+                    end: position.offset,
+                    snapshot: position.snapshot,
+                    start_block: (pointer.block - self.space.first_block(id)) as u16,
+                    blocks: extent.blocks as u16,
+                };
+                change.placed.push((id, entry));
+            }
+        }
+        match change.versions.iter_mut().find(|(version, _)| *version == position.snapshot) {
+            Some((_, delta)) => *delta += i64::from(blocks),
+            None => change.versions.push((position.snapshot, i64::from(blocks))),
+        }
+        Ok(())
+    }
+
+    /// The moment of commit: one turn, no wait, no failure.
+    fn apply(&self, transaction: Transaction<'_>, nodes: &Nodes, change: SpaceChange) {
+        let seq = self.journal.seq();
+        for (update, node) in transaction.updates.into_iter().zip(nodes) {
+            let there = node.body.borrow().keys.contains_key(&update.position);
+            if update.value.is_some() || there {
+                self.apply_at(node, update.position, update.value);
+            }
+        }
+        for (id, delta) in change.buckets {
+            self.add_live(id, delta, seq);
+        }
+        for (id, entry) in change.placed {
+            self.note_placed(id, entry);
+        }
+        for (version, delta) in change.versions {
+            if delta != 0 {
+                self.apply_counter(CounterUpdate::Add(Counter::data_blocks(version), delta), seq);
+            }
+        }
+        for update in transaction.counters {
+            self.apply_counter(update, seq);
+        }
+        self.commits.set(self.commits.get() + 1);
+        self.committed.notify_all();
+    }
+
+    /// Changes one key of a cached node at any level: journal, memory, pin. In one turn with the
+    /// admission to the journal.
+    pub(crate) fn apply_at(&self, node: &Rc<Node>, position: Position, value: Option<Value>) {
+        let seq = self.journal.seq();
+        let (tree, level) = (node.tree, node.level);
+        match &value {
+            Some(value) => {
+                self.journal.append(&[Record::Put { tree, level, position, value }]);
+            }
+            None => self.journal.append(&[Record::Delete { tree, level, position }]),
+        }
+        node.apply(position, value, self.cache.next_tick());
+        self.dirty_node(node, seq);
+    }
+
+    /// Notes that a node differs from its image on disk since entry `seq`.
+    pub(crate) fn dirty_node(&self, node: &Node, seq: u64) {
+        let mut body = node.body.borrow_mut();
+        if body.dirty_seq.is_none() {
+            body.dirty_seq = Some(seq);
+            self.journal.pin(seq, Holder::Node(node.id));
+        }
+    }
+
+    fn add_live(&self, id: (u8, u32), delta: i32, seq: u64) {
+        if delta == 0 {
+            return;
+        }
+        let (member, bucket) = id;
+        self.journal.append(&[Record::BucketLive { member, bucket, delta }]);
+        let mut tables = self.space.tables.borrow_mut();
+        tables.live_blocks = tables.live_blocks.wrapping_add_signed(i64::from(delta));
+        let state = tables.bucket(id);
+        state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
+        assert!(state.live_blocks <= self.space.bucket_blocks(), "live blocks of a bucket");
+        self.dirty_bucket(&mut tables, id, seq);
+        tables.drain_if_empty(id, seq);
+    }
+
+    pub(crate) fn apply_counter(&self, update: CounterUpdate, seq: u64) {
+        let (counter, record) = match update {
+            CounterUpdate::Add(counter, delta) => {
+                (counter, Record::CounterAdd { counter: counter.0, delta })
+            }
+            CounterUpdate::AtLeast(counter, least) => {
+                (counter, Record::CounterAtLeast { counter: counter.0, least })
+            }
+        };
+        self.journal.append(&[record]);
+        self.change_counter(counter, &record, seq);
+    }
+
+    /// Changes a counter in memory, for a record of entry `seq`.
+    pub(crate) fn change_counter(&self, counter: Counter, record: &Record<'_>, seq: u64) {
+        let mut counters = self.counters.borrow_mut();
+        let state = counters.entry(counter).or_default();
+        match *record {
+            Record::CounterAdd { delta, .. } => {
+                state.value = state.value.wrapping_add_signed(delta);
+            }
+            Record::CounterAtLeast { least, .. } => state.value = state.value.max(least),
+            _ => {}
+        }
+        if state.dirty_seq.is_none() {
+            state.dirty_seq = Some(seq);
+            self.journal.pin(seq, Holder::Counter(counter.0));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Finding what to replay.
+
+use std::collections::BTreeMap;
+
+use engine_device::QueueExt;
+use engine_memory::Buffer;
+
+use super::format::{ENTRY_BYTES_MAX, EntryInfo, JOURNAL_BLOCK, Record, parse_entry, records};
+use super::ring::Placed;
+use super::writer::Place;
+use crate::error::{Result, StoreError};
+use crate::planted::{self, Bug};
+
+/// How far sequence numbers jump at a recovery, past the newest one seen: entries that were never
+/// seen because the device lost them have smaller numbers.
+const SEQ_JUMP: u64 = 64;
+/// Bytes of the ring read by one command.
+const READ_BYTES: usize = 1 << 20;
+
+/// An entry to replay.
+pub(crate) struct ReplayEntry {
+    pub(crate) seq: u64,
+    pub(crate) records: Vec<u8>,
+}
+
+/// What the journal says after a crash or a clean close.
+pub(crate) struct Recovered {
+    /// Entries to replay, oldest first; the last one is the newest flush entry.
+    pub(crate) entries: Vec<ReplayEntry>,
+    pub(crate) flush_seq: u64,
+    pub(crate) last_seq: u64,
+    pub(crate) next_seq: u64,
+    pub(crate) blacklist: Vec<(u64, u64)>,
+    /// Where the entries to keep lie.
+    pub(crate) placed: Vec<Placed>,
+    /// Entries found after the newest flush entry, not replayed.
+    pub(crate) dropped: u64,
+}
+
+struct Found {
+    info: EntryInfo,
+    start: u32,
+    records: Vec<u8>,
+}
+
+/// Reads the whole ring and decides what to replay.
+///
+/// # Errors
+/// When the device fails, when there is no flush entry at all, or when an entry is missing that a
+/// later flush entry proves to have been durable.
+pub(crate) async fn recover(place: &Place, ring_blocks: u32) -> Result<Recovered> {
+    let found = scan(place, ring_blocks).await?;
+    let shard = place.shard;
+    let newest = found
+        .values()
+        .rev()
+        .find(|found| found.info.flush || planted::is(Bug::ReplayPastFlush))
+        .ok_or_else(|| {
+            StoreError::corrupt(format!("journal of shard {shard}"), "no flush entry")
+        })?;
+    let (flush_seq, last_seq) = (newest.info.seq, newest.info.last_seq);
+    let max_seen = found.keys().next_back().copied().unwrap_or(flush_seq);
+    let mut blacklist = Vec::new();
+    for record in records(&newest.records) {
+        if let Record::Blacklist { first, last } = record? {
+            blacklist.push((first, last));
+        }
+    }
+    let listed = |seq: u64| blacklist.iter().find(|(first, last)| (*first..=*last).contains(&seq));
+    let mut entries = Vec::new();
+    let mut placed = Vec::new();
+    let mut seq = last_seq;
+    while seq <= flush_seq {
+        if let Some((_, last)) = listed(seq) {
+            seq = last + 1;
+            continue;
+        }
+        let Some(entry) = found.get(&seq) else {
+            return Err(StoreError::corrupt(
+                format!("journal of shard {shard}"),
+                format!(
+                    "entry {seq} is missing or damaged, but entry {flush_seq} proves it was \
+                     durable: the device lost or changed it"
+                ),
+            ));
+        };
+        placed.push(Placed { seq, start: entry.start, blocks: entry.info.blocks });
+        entries.push(ReplayEntry { seq, records: entry.records.clone() });
+        seq += 1;
+    }
+    let next_seq = max_seen + SEQ_JUMP;
+    blacklist.retain(|(_, last)| *last >= last_seq);
+    blacklist.push((flush_seq + 1, next_seq - 1));
+    let dropped = found.keys().filter(|seq| **seq > flush_seq).count() as u64;
+    Ok(Recovered { entries, flush_seq, last_seq, next_seq, blacklist, placed, dropped })
+}
+
+async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
+    let ring_bytes = ring_blocks as usize * JOURNAL_BLOCK;
+    let mut ring = Vec::new();
+    ring.try_reserve_exact(ring_bytes)
+        .map_err(|_| StoreError::OutOfMemory { what: "reading the journal".to_owned() })?;
+    while ring.len() < ring_bytes {
+        let len = READ_BYTES.min(ring_bytes - ring.len());
+        let offset = place.base_bytes + ring.len() as u64;
+        let part = place.queue.read(offset, Buffer::try_new(len)?).await?;
+        ring.extend_from_slice(&part);
+    }
+    let mut found = BTreeMap::new();
+    let mut block = 0;
+    while block < ring_blocks {
+        let at = block as usize * JOURNAL_BLOCK;
+        let end = ring_bytes.min(at + ENTRY_BYTES_MAX);
+        match parse_entry(&ring[at..end], place.pool_uuid, place.shard, at as u64) {
+            Some((info, records)) => {
+                let records = records.to_vec();
+                found.insert(info.seq, Found { info, start: block, records });
+                block += info.blocks;
+            }
+            None => block += 1,
+        }
+    }
+    Ok(found)
+}

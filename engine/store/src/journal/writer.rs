@@ -1,0 +1,425 @@
+//! Filling, writing and waiting for journal entries.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use engine_device::{DeviceQueue, IoVec, QueueExt};
+use engine_memory::Buffer;
+
+use super::format::{
+    ENTRY_BYTES_MAX, EntryInfo, HEADER_BYTES, JOURNAL_BLOCK, Record, RecordWriter, seal_entry,
+};
+use super::pins::{Holder, Pins};
+use super::read::Recovered;
+use super::ring::Ring;
+use crate::error::{Result, StoreError};
+use crate::planted::{self, Bug};
+use crate::sync::Notify;
+
+/// Room that every entry keeps for the roots and blacklist records that are added when it is sealed:
+/// ten roots of at most 64 bytes and 64 blacklist ranges.
+const TRAILER_BYTES: usize = 4096;
+/// Most ranges in the blacklist; one recovery adds one, and they leave as the journal moves on.
+const BLACKLIST_MAX: usize = 64;
+/// An entry is written without being asked for when it has grown to this: large enough for few
+/// commands, small enough to keep the device busy early.
+const WRITE_AT_BYTES: usize = 256 * 1024;
+
+/// Who wants journal space. What frees space gets the last of it, so the journal cannot wedge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Operations of clients; they leave a quarter of the ring alone.
+    Normal,
+    /// Writing out nodes and checkpoints; leaves a sixteenth, for flush entries.
+    Reclaim,
+}
+
+/// Where a journal lies and whose it is.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) queue: Rc<dyn DeviceQueue>,
+    pub(crate) base_bytes: u64,
+    pub(crate) pool_uuid: [u8; 16],
+    pub(crate) shard: u16,
+}
+
+struct State {
+    ring: Ring,
+    pins: Pins,
+    /// Number of the entry being filled.
+    seq: u64,
+    /// Room for the header, then the records of the entry being filled.
+    buffer: Vec<u8>,
+    /// Records in it so far.
+    ordinal: u32,
+    /// Newest entry that was written, and newest durable flush entry.
+    written_seq: u64,
+    flushed_seq: u64,
+    /// `last_seq` of the newest durable flush entry.
+    durable_last_seq: u64,
+    /// Flush wanted up to this entry.
+    want_flush: u64,
+    /// Somebody waits for the buffer to be written.
+    want_write: bool,
+    /// Somebody waits for ring space.
+    want_space: bool,
+    blacklist: Vec<(u64, u64)>,
+    failed: Option<String>,
+    entries_written: u64,
+    flushes: u64,
+    bytes_written: u64,
+    waits_for_space: u64,
+}
+
+/// The journal of a shard.
+pub(crate) struct Journal {
+    place: Place,
+    state: RefCell<State>,
+    /// Something for the writer to do.
+    pub(crate) work: Notify,
+    /// Something that waiters wait for has happened.
+    progress: Notify,
+}
+
+/// What the journal's writer should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    WriteFlush,
+    Write,
+    Wait,
+    Stop,
+}
+
+impl Journal {
+    /// A journal that goes on after `recovered`.
+    pub(crate) fn new(place: Place, ring_blocks: u32, recovered: &Recovered) -> Self {
+        let state = State {
+            ring: Ring::new(ring_blocks, recovered.placed.iter().copied()),
+            pins: Pins::default(),
+            seq: recovered.next_seq,
+            buffer: vec![0; HEADER_BYTES],
+            ordinal: 0,
+            written_seq: recovered.flush_seq,
+            flushed_seq: recovered.flush_seq,
+            durable_last_seq: recovered.last_seq,
+            want_flush: 0,
+            want_write: false,
+            want_space: false,
+            blacklist: recovered.blacklist.clone(),
+            failed: None,
+            entries_written: 0,
+            flushes: 0,
+            bytes_written: 0,
+            waits_for_space: 0,
+        };
+        Self {
+            place,
+            state: RefCell::new(state),
+            work: Notify::default(),
+            progress: Notify::default(),
+        }
+    }
+
+    /// Number of the entry being filled.
+    pub(crate) fn seq(&self) -> u64 {
+        self.state.borrow().seq
+    }
+
+    /// (entry being filled, records in it): everything applied so far lies before this.
+    pub(crate) fn stamp(&self) -> (u64, u32) {
+        let state = self.state.borrow();
+        (state.seq, state.ordinal)
+    }
+
+    /// Newest entry known to be durable.
+    pub(crate) fn flushed_seq(&self) -> u64 {
+        self.state.borrow().flushed_seq
+    }
+
+    /// The entry by which everything that has happened so far is durable once it is: an entry that
+    /// was, is or will be written without anybody doing more.
+    pub(crate) fn settled_by(&self) -> u64 {
+        let state = self.state.borrow();
+        if state.ordinal > 0 {
+            state.seq
+        } else {
+            state.ring.newest().unwrap_or(state.flushed_seq).max(state.flushed_seq)
+        }
+    }
+
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        let state = self.state.borrow();
+        state.failed.as_ref().map(|why| StoreError::ShuttingDown { why: why.clone() })
+    }
+
+    /// Stops all writing for good: what is in memory can no longer be made durable.
+    pub(crate) fn fail(&self, why: &str) {
+        self.state.borrow_mut().failed.get_or_insert_with(|| why.to_owned());
+        self.work.notify_all();
+        self.progress.notify_all();
+    }
+
+    pub(crate) fn pin(&self, seq: u64, holder: Holder) {
+        self.state.borrow_mut().pins.add(seq, holder);
+    }
+
+    pub(crate) fn unpin(&self, seq: u64, holder: Holder) {
+        self.state.borrow_mut().pins.remove(seq, holder);
+    }
+
+    /// Appends records; the caller was admitted for their bytes in the same turn.
+    pub(crate) fn append(&self, records: &[Record<'_>]) {
+        let mut state = self.state.borrow_mut();
+        for record in records {
+            RecordWriter(&mut state.buffer).push(record);
+        }
+        state.ordinal += records.len() as u32;
+        if state.buffer.len() >= WRITE_AT_BYTES {
+            state.want_write = true;
+            drop(state);
+            self.work.notify_all();
+        }
+    }
+
+    /// Whether records of `bytes` may be appended now.
+    pub(crate) fn has_room(&self, bytes: usize, class: Class) -> bool {
+        let state = self.state.borrow();
+        state.entry_has_room(bytes) && state.ring_has_room(bytes, class)
+    }
+
+    /// Waits until records of `bytes` may be appended. Appending must follow in the same turn,
+    /// checked again with [`Journal::has_room`].
+    ///
+    /// # Errors
+    /// When the journal has failed.
+    pub(crate) async fn admit(&self, bytes: usize, class: Class) -> Result<()> {
+        let mut waited = false;
+        loop {
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            let progress = {
+                let mut state = self.state.borrow_mut();
+                assert!(
+                    HEADER_BYTES + bytes + TRAILER_BYTES <= state.entry_bytes_max(),
+                    "a transaction of {bytes} bytes can never fit a journal entry"
+                );
+                if state.entry_has_room(bytes) && state.ring_has_room(bytes, class) {
+                    return Ok(());
+                }
+                if state.entry_has_room(bytes) {
+                    state.want_space = true;
+                    if !waited {
+                        state.waits_for_space += 1;
+                        waited = true;
+                    }
+                } else {
+                    state.want_write = true;
+                }
+                self.progress.notified()
+            };
+            self.work.notify_all();
+            progress.await;
+        }
+    }
+
+    /// Makes all that was appended before the call durable.
+    ///
+    /// # Errors
+    /// When the journal fails before that is done.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let target = {
+            let mut state = self.state.borrow_mut();
+            let target = if state.ordinal > 0 { state.seq } else { state.seq - 1 };
+            state.want_flush = state.want_flush.max(target);
+            target
+        };
+        loop {
+            let progress = {
+                let state = self.state.borrow();
+                // Numbers below the first of this run that no entry has are durable by nature.
+                if state.flushed_seq >= target || state.nothing_since_flush() {
+                    return Ok(());
+                }
+                self.progress.notified()
+            };
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            self.work.notify_all();
+            progress.await;
+        }
+    }
+
+    /// Whether anything was appended or written since the last flush entry.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.state.borrow().nothing_since_flush()
+    }
+
+    /// What the writer should do now.
+    pub(crate) fn next(&self) -> Next {
+        let mut state = self.state.borrow_mut();
+        if state.failed.is_some() {
+            Next::Stop
+        } else if state.want_flush > state.flushed_seq && !state.nothing_since_flush() {
+            Next::WriteFlush
+        } else if state.want_space
+            && state.pins.oldest().unwrap_or(state.seq) > state.durable_last_seq
+        {
+            state.want_space = false;
+            Next::WriteFlush
+        } else if state.want_write && state.ordinal > 0 {
+            Next::Write
+        } else {
+            Next::Wait
+        }
+    }
+
+    /// Whether entries should be unpinned: the pins to work on are those older than the result.
+    pub(crate) fn reclaim_before(&self) -> Option<u64> {
+        let state = self.state.borrow();
+        let used = state.ring.blocks() - state.ring.free();
+        let oldest = state.pins.oldest()?;
+        if used * 2 < state.ring.blocks() && !state.want_space {
+            return None;
+        }
+        // Half of what lies between the oldest pin and now, at least one entry.
+        Some(oldest + (state.seq - oldest).div_ceil(2).max(1))
+    }
+
+    /// Up to `most` holders that pin entries older than `before`.
+    pub(crate) fn holders_before(&self, before: u64, most: usize) -> Vec<Holder> {
+        self.state.borrow().pins.holders_before(before, most)
+    }
+
+    /// Seals the entry being filled and writes it; with `flush`, as a flush entry, after flushing
+    /// `members`. `roots` adds the root records. One call at a time.
+    ///
+    /// # Errors
+    /// When a device fails; the journal has failed then.
+    pub(crate) async fn write_entry(
+        &self,
+        flush: bool,
+        clean: bool,
+        members: &[Rc<dyn DeviceQueue>],
+        roots: impl FnOnce(&mut RecordWriter<'_>),
+    ) -> Result<()> {
+        let (info, start, entry) = self.seal(flush, clean, roots);
+        let written = self.write_sealed(flush, members, start, &entry).await;
+        let mut state = self.state.borrow_mut();
+        if let Err(error) = written {
+            drop(state);
+            self.fail(&format!("journal write failed: {error}"));
+            return Err(error);
+        }
+        state.written_seq = info.seq;
+        state.entries_written += 1;
+        state.bytes_written += entry.len() as u64;
+        if flush {
+            state.flushes += 1;
+            state.flushed_seq = info.seq;
+            state.durable_last_seq = info.last_seq;
+            state.ring.release_before(info.last_seq);
+        }
+        drop(state);
+        self.progress.notify_all();
+        Ok(())
+    }
+
+    fn seal(
+        &self,
+        flush: bool,
+        clean: bool,
+        roots: impl FnOnce(&mut RecordWriter<'_>),
+    ) -> (EntryInfo, u32, Vec<u8>) {
+        let mut state = self.state.borrow_mut();
+        let seq = state.seq;
+        let last_seq = state.pins.oldest().unwrap_or(seq);
+        assert!(last_seq <= seq && last_seq >= state.durable_last_seq);
+        state.blacklist.retain(|(_, last)| *last >= last_seq);
+        let mut entry = std::mem::replace(&mut state.buffer, vec![0; HEADER_BYTES]);
+        let records_end = entry.len();
+        roots(&mut RecordWriter(&mut entry));
+        for (first, last) in &state.blacklist {
+            RecordWriter(&mut entry).push(&Record::Blacklist { first: *first, last: *last });
+        }
+        assert!(entry.len() - records_end <= TRAILER_BYTES);
+        let blocks = entry.len().div_ceil(JOURNAL_BLOCK) as u32;
+        let Some(placed) = state.ring.place(seq, blocks) else {
+            unreachable!("admission keeps room in the ring for the entry being filled");
+        };
+        let info = EntryInfo { seq, last_seq, flush, clean, blocks };
+        let offset = u64::from(placed.start) * JOURNAL_BLOCK as u64;
+        seal_entry(&mut entry, &info, self.place.pool_uuid, self.place.shard, offset);
+        state.seq += 1;
+        state.ordinal = 0;
+        state.want_write = false;
+        (info, placed.start, entry)
+    }
+
+    async fn write_sealed(
+        &self,
+        flush: bool,
+        members: &[Rc<dyn DeviceQueue>],
+        start: u32,
+        entry: &[u8],
+    ) -> Result<()> {
+        if flush && !planted::is(Bug::NoPreflush) {
+            for member in members {
+                member.flush().await?;
+            }
+        }
+        let data = IoVec::from_iter([Buffer::try_copy_of(entry)?.freeze()]);
+        let offset = self.place.base_bytes + u64::from(start) * JOURNAL_BLOCK as u64;
+        let fua = flush && !planted::is(Bug::NoJournalFua);
+        Ok(self.place.queue.write(offset, data, fua).await?)
+    }
+
+    /// Named counters for metrics.
+    pub(crate) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
+        let state = self.state.borrow();
+        out.push(("journal_entries_written", state.entries_written));
+        out.push(("journal_flushes", state.flushes));
+        out.push(("journal_bytes_written", state.bytes_written));
+        out.push(("journal_waits_for_space", state.waits_for_space));
+        out.push(("journal_pins", state.pins.len() as u64));
+        out.push(("journal_ring_blocks", u64::from(state.ring.blocks())));
+        out.push(("journal_ring_free_blocks", u64::from(state.ring.free())));
+    }
+
+    /// Bytes of the ring.
+    pub(crate) fn ring_bytes(&self) -> u64 {
+        u64::from(self.state.borrow().ring.blocks()) * JOURNAL_BLOCK as u64
+    }
+}
+
+impl State {
+    fn nothing_since_flush(&self) -> bool {
+        self.ordinal == 0 && self.written_seq == self.flushed_seq && self.writing_done()
+    }
+
+    /// No sealed entry is on its way to the device.
+    fn writing_done(&self) -> bool {
+        self.ring.newest().is_none_or(|seq| seq <= self.written_seq)
+    }
+
+    fn entry_bytes_max(&self) -> usize {
+        ENTRY_BYTES_MAX.min(self.ring.blocks() as usize / 8 * JOURNAL_BLOCK)
+    }
+
+    fn entry_has_room(&self, bytes: usize) -> bool {
+        self.buffer.len() + bytes + TRAILER_BYTES <= self.entry_bytes_max()
+    }
+
+    fn ring_has_room(&self, bytes: usize, class: Class) -> bool {
+        let entry = self.buffer.len() + bytes + TRAILER_BYTES;
+        let blocks = entry.div_ceil(JOURNAL_BLOCK) as u32;
+        let keep = match class {
+            Class::Normal => self.ring.blocks() / 4,
+            Class::Reclaim => self.ring.blocks() / 16,
+        };
+        self.ring.free() >= blocks + keep && self.ring.fits(blocks)
+    }
+}
+
+const _: () = assert!(64 * 10 + BLACKLIST_MAX * 22 + 60 <= TRAILER_BYTES);

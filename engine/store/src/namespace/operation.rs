@@ -1,0 +1,172 @@
+//! Logged operations of files: dropping the data of a removed file, cutting off a shortened one.
+
+use std::rc::Rc;
+
+use engine_base::ids::CHUNK_SIZE_LOG2;
+use engine_base::units::{align_down, align_up};
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
+use engine_memory::Buffer;
+
+use super::{Inode, Namespace, inode_position};
+use crate::api::{Data, Request};
+use crate::error::{Result, StoreError};
+use crate::key::Tree;
+use crate::lock::{Access, LockGuard};
+use crate::logged::{self, Intent, OperationId};
+
+/// A file that is to be cut off.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    pub(super) operation: OperationId,
+    pub(super) inode: InodeNumber,
+    pub(super) snapshot: SnapshotId,
+    pub(super) size: u64,
+}
+
+impl Namespace {
+    /// Takes up what was interrupted. Files that are to be cut off are locked before this returns.
+    pub(crate) async fn resume(self: &Rc<Self>) -> Result<()> {
+        for (operation, intent) in logged::pending(&self.context.engine).await? {
+            match intent {
+                Intent::Truncate { inode, snapshot, size } => {
+                    let cut = Cut { operation, inode, snapshot, size };
+                    let locks = self.lock([(inode, Access::Exclusive)]).await;
+                    self.start_cut(cut, locks);
+                }
+                Intent::Remove { inode, snapshot } => {
+                    self.start_removal(operation, inode, snapshot);
+                }
+                // Of subvolumes; the tables take these up.
+                Intent::Create(_) | Intent::Delete { .. } | Intent::Resize { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the data of an inode that is gone, in the background.
+    pub(super) fn start_removal(
+        self: &Rc<Self>,
+        operation: OperationId,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+    ) {
+        let namespace = Rc::clone(self);
+        let work = async move {
+            let background = &namespace.context.background;
+            background.repeat(async || namespace.removal(operation, inode, snapshot).await).await;
+        };
+        self.context.background.spawn("file removal", Box::pin(work));
+    }
+
+    async fn removal(
+        &self,
+        operation: OperationId,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+    ) -> Result<()> {
+        let context = &self.context;
+        // Nothing is dropped elsewhere before it is durable here that the file is gone.
+        context.engine.flush().await?;
+        let request = Request::DataTruncate { inode, snapshot, from: 0 };
+        context.step_each(context.shards(), &request).await?;
+        context.step_each(context.shards(), &Request::Flush).await?;
+        context
+            .engine
+            .transact(async |transaction| {
+                logged::remove(transaction, operation);
+                Ok(())
+            })
+            .await
+    }
+
+    /// Cuts off a file in the background; its locks are held until that is done.
+    pub(super) fn start_cut(self: &Rc<Self>, cut: Cut, locks: Vec<LockGuard<u64>>) {
+        let namespace = Rc::clone(self);
+        let work = async move {
+            let background = &namespace.context.background;
+            background.repeat(async || namespace.cut_off(cut).await).await;
+            drop(locks);
+        };
+        self.context.background.spawn("file truncation", Box::pin(work));
+    }
+
+    /// All steps of cutting off a file. Its lock is held.
+    pub(super) async fn cut_off(&self, cut: Cut) -> Result<()> {
+        let Cut { operation, inode, snapshot, size } = cut;
+        let context = &self.context;
+        // Nothing is dropped elsewhere before the new size is durable here.
+        context.engine.flush().await?;
+        let from = align_up(size, BLOCK_SIZE);
+        let request = Request::DataTruncate { inode, snapshot, from };
+        context.step_each(context.shards(), &request).await?;
+        match self.zero_tail(inode, snapshot, size).await {
+            // The whole version is being deleted: what this file loses is lost anyway.
+            Err(StoreError::NotFound { .. }) => {}
+            other => other.map(drop)?,
+        }
+        context.step_each(context.shards(), &Request::Flush).await?;
+        context
+            .engine
+            .transact(async |transaction| {
+                logged::remove(transaction, operation);
+                let position = inode_position(inode, snapshot);
+                if let Some(value) = transaction.get(Tree::Inodes, position).await? {
+                    let mut inode = Inode::decode(&value)?;
+                    inode.data_limit = inode.data_limit.min(from);
+                    transaction.put(Tree::Inodes, position, inode.encode());
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// The block that holds the last, incomplete part of a file of `size` bytes, with zeroes after
+    /// it; `None` when there is no such block or it is as it should be.
+    pub(super) async fn zeroed_tail(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        size: u64,
+    ) -> Result<Option<(u64, Data)>> {
+        let start = align_down(size, BLOCK_SIZE);
+        if start == size {
+            return Ok(None);
+        }
+        let data = self.context.read_blocks(inode, snapshot, start, BLOCK_SIZE).await?;
+        let mut block = Buffer::try_new(BLOCK_SIZE as usize)?;
+        super::file::copy_out(&data, 0, &mut block);
+        let tail = &mut block[(size - start) as usize..];
+        if tail.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        tail.fill(0);
+        Ok(Some((start, Data::from_iter([block.freeze()]))))
+    }
+
+    /// Makes what follows the end of a file in its last block zeroes. Tells which shard has changed.
+    pub(super) async fn zero_tail(
+        &self,
+        inode: InodeNumber,
+        snapshot: SnapshotId,
+        size: u64,
+    ) -> Result<Option<ShardId>> {
+        let Some((start, data)) = self.zeroed_tail(inode, snapshot, size).await? else {
+            return Ok(None);
+        };
+        self.context.write_blocks(inode, snapshot, start, data).await?;
+        Ok(Some(inode.data_shard(start, self.context.engine.shard_count())))
+    }
+
+    /// The shards that hold chunks of `from .. to` of an inode.
+    pub(super) fn shards_of(&self, inode: InodeNumber, from: u64, to: u64) -> Vec<ShardId> {
+        let count = self.context.engine.shard_count();
+        if from >= to {
+            return Vec::new();
+        }
+        let (first, last) = (from >> CHUNK_SIZE_LOG2, (to - 1) >> CHUNK_SIZE_LOG2);
+        if last - first >= u64::from(count) {
+            return self.context.shards().collect();
+        }
+        (first..=last).map(|chunk| inode.data_shard(chunk << CHUNK_SIZE_LOG2, count)).collect()
+    }
+}

@@ -1,0 +1,166 @@
+//! Attributes, and with them the size of a file: shortening, growing, settling.
+
+use std::rc::Rc;
+
+use engine_base::units::align_up;
+use engine_base::{BLOCK_SIZE, InodeNumber};
+
+use super::operation::Cut;
+use super::{Inode, InodeRef, Namespace};
+use crate::api::{Attributes, FileKind, Request, SIZE_BYTES_MAX, SetAttributes, TreeRef};
+use crate::context::block_range;
+use crate::data::{BlockRange, clear_range};
+use crate::error::{Result, StoreError};
+use crate::lock::{Access, LockGuard};
+use crate::logged::{self, Intent};
+
+impl Namespace {
+    pub(super) async fn set_attributes(
+        self: &Rc<Self>,
+        tree: TreeRef,
+        number: InodeNumber,
+        set: SetAttributes,
+    ) -> Result<Attributes> {
+        if set.mode.is_some_and(|mode| mode > 0o7777) {
+            return Err(StoreError::invalid("mode: permission bits (07777) only"));
+        }
+        if set.size.is_some_and(|size| size > SIZE_BYTES_MAX) {
+            return Err(StoreError::invalid(format!("size: {SIZE_BYTES_MAX} at most")));
+        }
+        let _pass = self.enter(tree)?;
+        let _reservation = self.context.engine.reserve(0).await?;
+        let locks = self.lock([(number, Access::Exclusive)]).await;
+        let target = InodeRef::of(tree, number);
+        let inode = match set.size {
+            Some(_) => target.load_file(&mut self.context.engine.read()).await?,
+            None => target.load(&mut self.context.engine.read()).await?,
+        };
+        if set.size.is_some_and(|size| size < inode.size) {
+            return self.shorten(target, inode, &set, locks).await;
+        }
+        if set.size.is_some_and(|size| size > inode.size) {
+            self.settle(target, &inode).await?;
+        }
+        let now = self.context.now();
+        self.context
+            .engine
+            .transact(async |transaction| {
+                let mut inode = target.load(transaction).await?;
+                apply(&mut inode, &set, now);
+                target.store(transaction, &inode);
+                Ok(inode.attributes(number))
+            })
+            .await
+    }
+
+    /// Cuts off the end of a file. All in one transaction when this shard alone is concerned, else
+    /// as a logged operation.
+    async fn shorten(
+        self: &Rc<Self>,
+        target: InodeRef,
+        inode: Inode,
+        set: &SetAttributes,
+        locks: Vec<LockGuard<u64>>,
+    ) -> Result<Attributes> {
+        let context = &self.context;
+        let (number, snapshot) = (target.number, target.tree.snapshot);
+        let size = set.size.unwrap_or(inode.size);
+        let from = align_up(size, BLOCK_SIZE);
+        let concerned = self.shards_of(number, engine_base::units::align_down(size, BLOCK_SIZE), {
+            inode.data_limit.max(from)
+        });
+        let only_here = concerned.iter().all(|shard| *shard == context.shard());
+        let tail = match only_here {
+            true => self.zeroed_tail(number, snapshot, size).await?,
+            false => None,
+        };
+        let prepared = match &tail {
+            Some((start, data)) => {
+                let range = block_range(number, snapshot, *start, BLOCK_SIZE)?;
+                Some(context.data.prepare(range, data).await?)
+            }
+            None => None,
+        };
+        let now = context.now();
+        let rest = BlockRange {
+            inode: number,
+            snapshot,
+            from: from / BLOCK_SIZE,
+            to: SIZE_BYTES_MAX / BLOCK_SIZE,
+        };
+        let (attributes, operation) = context
+            .engine
+            .transact(async |transaction| {
+                let mut inode = target.load_file(transaction).await?;
+                apply(&mut inode, set, now);
+                let mut done = only_here;
+                if only_here {
+                    if let Some(prepared) = &prepared {
+                        prepared.insert_last(transaction).await?;
+                    }
+                    done = clear_range(transaction, &rest).await?.is_none();
+                }
+                let mut operation = None;
+                if done {
+                    inode.data_limit = inode.data_limit.min(from);
+                } else {
+                    let intent = Intent::Truncate { inode: number, snapshot, size };
+                    operation = Some(logged::put(transaction, &intent));
+                }
+                target.store(transaction, &inode);
+                Ok((inode.attributes(number), operation))
+            })
+            .await?;
+        drop(prepared);
+        if let Some(operation) = operation {
+            let cut = Cut { operation, inode: number, snapshot, size };
+            if self.cut_off(cut).await.is_err() {
+                // Decided; another shard does not answer now, so it is done later.
+                self.start_cut(cut, locks);
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Sees to it that nothing but zeroes lies past the end of a file, before it grows for the first
+    /// time since the shard was opened. The file's lock is held.
+    pub(super) async fn settle(&self, target: InodeRef, inode: &Inode) -> Result<()> {
+        let (number, snapshot) = (target.number, target.tree.snapshot);
+        if self.settled.borrow().contains(number.0) {
+            return Ok(());
+        }
+        let from = align_up(inode.size, BLOCK_SIZE);
+        let mut touched = Vec::new();
+        if inode.data_limit > from {
+            touched = self.shards_of(number, from, inode.data_limit);
+            let to = inode.data_limit;
+            let request = Request::DataPunch { inode: number, snapshot, from, to };
+            self.context.ask_each(touched.iter().copied(), &request).await?;
+        }
+        touched.extend(self.zero_tail(number, snapshot, inode.size).await?);
+        touched.retain(|shard| *shard != self.context.shard());
+        // Durable there before the size here can be.
+        self.context.ask_each(touched, &Request::Flush).await?;
+        let mut settled = self.settled.borrow_mut();
+        if let Some(oldest) = settled.overflow() {
+            settled.remove(oldest);
+        }
+        settled.insert(number.0, ());
+        Ok(())
+    }
+}
+
+fn apply(inode: &mut Inode, set: &SetAttributes, now: i64) {
+    inode.mode = set.mode.unwrap_or(inode.mode);
+    inode.uid = set.uid.unwrap_or(inode.uid);
+    inode.gid = set.gid.unwrap_or(inode.gid);
+    if let Some(size) = set.size
+        && inode.kind == FileKind::File
+    {
+        inode.size = size;
+        inode.mtime = now;
+    }
+    inode.atime = set.atime_ns.unwrap_or(inode.atime);
+    inode.mtime = set.mtime_ns.unwrap_or(inode.mtime);
+    inode.ctime = now;
+}

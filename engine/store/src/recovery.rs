@@ -1,0 +1,294 @@
+//! Opening a shard: from superblock and journal to a running engine.
+//!
+//! 1. The superblock of every member must be of the same pool, each member in its place.
+//! 2. The journal says which entries to replay: a prefix of what was committed (see `journal`).
+//! 3. Roots are taken from the newest entry; keys are replayed into nodes, top level first, so that
+//!    each level is final before it is used to find the next.
+//! 4. Bucket and counter tables are their checkpoints plus the deltas after each one's stamp.
+//!
+//! Nothing is written: what was replayed is dirty and pins the entries it came from.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use engine_base::BLOCK_SIZE;
+
+use crate::btree::{Cache, Node, NodePointer};
+use crate::engine::{Engine, EngineConfig, Stamps};
+use crate::error::{Result, StoreError};
+use crate::journal::format::records;
+use crate::journal::read::{Recovered, recover as read_journal};
+use crate::journal::{Holder, Journal, Place, Record};
+use crate::key::{Counter, Position, Tree, Value};
+use crate::space::{Bucket, BucketKind, Space};
+use crate::superblock::{Superblock, probe};
+use crate::sync::Notify;
+
+/// Last values of the keys in the journal: (tree, level) -> position -> (entry, value).
+type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
+
+/// Builds the engine of a shard from what is on its devices.
+pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<Engine> {
+    let superblock = Rc::new(read_superblock(&config).await?);
+    let area = superblock.journals[usize::from(config.shard.0)];
+    let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
+    let place = Place {
+        queue: Rc::clone(&config.members[usize::from(area.member)]),
+        base_bytes: u64::from(area.first_bucket) * u64::from(superblock.bucket_bytes),
+        pool_uuid: superblock.pool_uuid,
+        shard: config.shard.0,
+    };
+    let ring_blocks = area.buckets * bucket_blocks;
+    let recovered = read_journal(&place, ring_blocks).await?;
+    let engine = Engine {
+        journal: Rc::new(Journal::new(place, ring_blocks, &recovered)),
+        cache: Cache::new(cache_bytes),
+        space: Rc::new(Space::new(superblock)),
+        counters: RefCell::default(),
+        taken: RefCell::default(),
+        stamps: RefCell::new(Stamps::default()),
+        last_node_id: Cell::new(0),
+        commits: Cell::new(0),
+        restarts: Cell::new(0),
+        replayed_keys: Cell::new(0),
+        replay_dropped: Cell::new(recovered.dropped),
+        committed: Notify::default(),
+        reclaim_wanted: Notify::default(),
+        config,
+    };
+    engine.replay(&recovered).await?;
+    Ok(engine)
+}
+
+/// Reads the superblock and checks that the members are those it names, in its order.
+async fn read_superblock(config: &EngineConfig) -> Result<Superblock> {
+    let mut newest: Option<Superblock> = None;
+    for (index, member) in config.members.iter().enumerate() {
+        let (superblock, uuid) = match probe(&**member).await {
+            Ok(found) => found,
+            Err(error) => {
+                return Err(StoreError::corrupt("pool", error.to_string()));
+            }
+        };
+        let name = &member.info().name;
+        let expected = superblock.members.get(index).map(|member| member.uuid);
+        if expected != Some(uuid) {
+            let why = format!("{name} is not member {index} of its pool");
+            return Err(StoreError::corrupt("pool", why));
+        }
+        let size = superblock.members[index].size_bytes;
+        if size > member.info().size_bytes {
+            let why = format!("{name} has shrunk below its {size} bytes");
+            return Err(StoreError::corrupt("pool", why));
+        }
+        if newest.as_ref().is_some_and(|other| other.pool_uuid != superblock.pool_uuid) {
+            return Err(StoreError::corrupt("pool", format!("{name} is of another pool")));
+        }
+        if newest.as_ref().is_none_or(|other| other.sequence < superblock.sequence) {
+            newest = Some(superblock);
+        }
+    }
+    let superblock = newest.ok_or_else(|| StoreError::invalid("a pool needs a member"))?;
+    if superblock.members.len() != config.members.len() {
+        let (want, have) = (superblock.members.len(), config.members.len());
+        return Err(StoreError::corrupt("pool", format!("has {want} members, {have} are given")));
+    }
+    if superblock.shard_count() != config.shard_count || config.shard.0 >= config.shard_count {
+        let (shards, asked) = (superblock.shard_count(), config.shard_count);
+        return Err(StoreError::invalid(format!("the pool has {shards} shards, not {asked}")));
+    }
+    Ok(superblock)
+}
+
+impl Engine {
+    async fn replay(&self, recovered: &Recovered) -> Result<()> {
+        let mut overlay = Overlay::new();
+        let mut deltas = Vec::new();
+        for entry in &recovered.entries {
+            for (ordinal, record) in records(&entry.records).enumerate() {
+                match record? {
+                    Record::Put { tree, level, position, value } => {
+                        let value = Some(Value::from_slice(value));
+                        overlay
+                            .entry((tree, level))
+                            .or_default()
+                            .insert(position, (entry.seq, value));
+                    }
+                    Record::Delete { tree, level, position } => {
+                        overlay
+                            .entry((tree, level))
+                            .or_default()
+                            .insert(position, (entry.seq, None));
+                    }
+                    Record::Root { .. } | Record::Blacklist { .. } => {}
+                    record => deltas.push((entry.seq, ordinal as u32, detach(&record))),
+                }
+            }
+        }
+        self.read_roots(recovered).await?;
+        self.replay_keys(overlay).await?;
+        self.load_checkpoints().await?;
+        for (seq, ordinal, record) in &deltas {
+            self.replay_delta(*seq, *ordinal, record)?;
+        }
+        self.stamps.replace(Stamps::default());
+        self.settle_tables()
+    }
+
+    /// Takes the roots from the newest entry.
+    async fn read_roots(&self, recovered: &Recovered) -> Result<()> {
+        let bad = |why: &str| StoreError::corrupt("journal", why);
+        let newest = recovered.entries.last().ok_or_else(|| bad("no entry to take roots from"))?;
+        let mut roots: Vec<Option<Rc<Node>>> = vec![None; Tree::ALL.len()];
+        for record in records(&newest.records) {
+            if let Record::Root { tree, level, pointer } = record? {
+                let pointer = NodePointer::decode(pointer)?;
+                let root = self.read_root(tree, level, pointer).await?;
+                roots[tree as usize] = Some(Rc::new(root));
+            }
+        }
+        for (tree, root) in Tree::ALL.into_iter().zip(roots) {
+            let root = root.ok_or_else(|| bad(&format!("no root of tree {tree:?}")))?;
+            self.cache.insert(&root);
+            self.cache.roots.borrow_mut().push(root);
+        }
+        Ok(())
+    }
+
+    async fn replay_keys(&self, mut overlay: Overlay) -> Result<()> {
+        for tree in Tree::ALL {
+            let top = self.cache.root(tree).level;
+            for level in (0..=top).rev() {
+                for (position, (seq, value)) in overlay.remove(&(tree, level)).unwrap_or_default() {
+                    let node = self.node_for(tree, level, position).await?;
+                    node.apply(position, value, self.cache.next_tick());
+                    self.replay_dirty(&node, seq);
+                    self.replayed_keys.set(self.replayed_keys.get() + 1);
+                }
+            }
+        }
+        match overlay.keys().next() {
+            None => Ok(()),
+            Some((tree, level)) => Err(StoreError::corrupt(
+                "journal",
+                format!("keys of tree {tree:?} at level {level}, above its root"),
+            )),
+        }
+    }
+
+    /// A replayed key pins the entry it came from, not the one being filled.
+    fn replay_dirty(&self, node: &Node, seq: u64) {
+        let older = {
+            let mut body = node.body.borrow_mut();
+            match body.dirty_seq {
+                Some(known) if known <= seq => return,
+                older => {
+                    body.dirty_seq = Some(seq);
+                    older
+                }
+            }
+        };
+        if let Some(older) = older {
+            self.journal.unpin(older, Holder::Node(node.id));
+        }
+        self.journal.pin(seq, Holder::Node(node.id));
+    }
+
+    fn replay_delta(&self, seq: u64, ordinal: u32, record: &Record<'_>) -> Result<()> {
+        let at = (seq, ordinal);
+        match *record {
+            Record::BucketOpen { member, bucket, .. }
+            | Record::BucketLive { member, bucket, .. }
+            | Record::BucketSlot { member, bucket, .. } => {
+                let id = (member, bucket);
+                if self.stamps.borrow().buckets.get(&id).is_some_and(|stamp| at < *stamp) {
+                    return Ok(());
+                }
+                if usize::from(member) >= self.superblock().members.len() {
+                    return Err(StoreError::corrupt("journal", "a member that is not known"));
+                }
+                self.space.check_pointer(member, self.space.first_block(id), 1)?;
+                self.replay_bucket(id, seq, record)
+            }
+            Record::CounterAdd { counter, .. } | Record::CounterAtLeast { counter, .. } => {
+                let counter = Counter(counter);
+                if self.stamps.borrow().counters.get(&counter).is_none_or(|stamp| at >= *stamp) {
+                    self.change_counter(counter, record, seq);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replay_bucket(&self, id: (u8, u32), seq: u64, record: &Record<'_>) -> Result<()> {
+        let mut tables = self.space.tables.borrow_mut();
+        let state = tables.bucket(id);
+        match *record {
+            Record::BucketOpen { generation, kind, .. } => {
+                let dirty_seq = state.dirty_seq;
+                *state = Bucket::new(BucketKind::from_disk(kind)?, generation);
+                state.dirty_seq = dirty_seq;
+            }
+            Record::BucketLive { delta, .. } => {
+                state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
+            }
+            Record::BucketSlot { slot, used, .. } => {
+                let mask = 1_u64.checked_shl(u32::from(slot)).unwrap_or(0);
+                if used { state.slots |= mask } else { state.slots &= !mask }
+            }
+            _ => {}
+        }
+        self.dirty_bucket(&mut tables, id, seq);
+        Ok(())
+    }
+
+    /// Derives what follows from the states of the buckets, and checks them.
+    fn settle_tables(&self) -> Result<()> {
+        let most = self.space.data_blocks();
+        let all = self.space.all_slots();
+        let mut tables = self.space.tables.borrow_mut();
+        let ids: Vec<_> = tables.buckets.keys().copied().collect();
+        for id in ids {
+            let state = tables.bucket(id);
+            if state.live_blocks > most || state.slots & !all != 0 {
+                return Err(StoreError::corrupt(
+                    format!("bucket {} of member {}", id.1, id.0),
+                    format!("{} live blocks, slots {:#x}", state.live_blocks, state.slots),
+                ));
+            }
+            if state.is_empty() {
+                state.kind = BucketKind::Free;
+            }
+            let (kind, live) = (state.kind, u64::from(state.live_blocks));
+            tables.live_blocks += live;
+            if kind == BucketKind::Index {
+                tables.index_buckets += 1;
+                tables.note_slots(id, all);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A record of a delta, free of the entry's bytes.
+fn detach(record: &Record<'_>) -> Record<'static> {
+    match *record {
+        Record::BucketOpen { member, bucket, generation, kind } => {
+            Record::BucketOpen { member, bucket, generation, kind }
+        }
+        Record::BucketLive { member, bucket, delta } => {
+            Record::BucketLive { member, bucket, delta }
+        }
+        Record::BucketSlot { member, bucket, slot, used } => {
+            Record::BucketSlot { member, bucket, slot, used }
+        }
+        Record::CounterAdd { counter, delta } => Record::CounterAdd { counter, delta },
+        Record::CounterAtLeast { counter, least } => Record::CounterAtLeast { counter, least },
+        Record::Put { .. }
+        | Record::Delete { .. }
+        | Record::Root { .. }
+        | Record::Blacklist { .. } => unreachable!("keys and roots are not deltas"),
+    }
+}

@@ -1,0 +1,325 @@
+//! Giving out blocks for data and slots for nodes.
+
+use std::rc::Rc;
+
+use super::table::{Bucket, BucketId, BucketKind, OpenBucket, Space};
+use crate::btree::format::Location;
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::extent::Pointer;
+use crate::journal::{Class, Journal, Record};
+use crate::planted::{self, Bug};
+use crate::space::Reservation;
+
+/// Where data is put: kinds of data that die together stay together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WritePoint {
+    /// What clients write.
+    Data = 0,
+    /// What copygc moves.
+    Moved = 1,
+}
+
+/// Free buckets that only copygc and the index may take: one to fill and one to follow.
+const KEEP_FOR_MOVED: usize = 2;
+/// Bytes of the records that opening a bucket journals, with room to spare.
+const OPEN_RECORD_BYTES: usize = 32;
+
+/// Blocks allocated and not yet named by the index. While it lives their bucket is not reused; drop
+/// it after the transaction that names them (or to give up).
+pub struct Allocation {
+    /// Where.
+    pub pointer: Pointer,
+    /// How many blocks, at least one, possibly fewer than asked for.
+    pub blocks: u32,
+    space: Rc<Space>,
+    journal: Rc<Journal>,
+    id: BucketId,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let seq = self.journal.settled_by();
+        let mut tables = self.space.tables.borrow_mut();
+        tables.pending_blocks -= u64::from(self.blocks);
+        let bucket = tables.bucket(self.id);
+        bucket.pins -= 1;
+        let sealed = !bucket.open && bucket.pins == 0 && bucket.summary.is_some();
+        let generation = bucket.generation;
+        tables.drain_if_empty(self.id, seq);
+        if sealed {
+            tables.to_seal.push_back((self.id, generation));
+            drop(tables);
+            self.space.gc_wanted.notify_all();
+        }
+    }
+}
+
+/// A node slot that no pointer names yet. Dropped without [`Engine::commit_slot`], it is free again.
+pub(crate) struct SlotAllocation {
+    pub(crate) location: Location,
+    space: Rc<Space>,
+    journal: Rc<Journal>,
+    id: BucketId,
+    slot: u8,
+    committed: bool,
+}
+
+impl Drop for SlotAllocation {
+    fn drop(&mut self) {
+        let seq = self.journal.settled_by();
+        let all = self.space.all_slots();
+        let mut tables = self.space.tables.borrow_mut();
+        tables.bucket(self.id).slots_pending &= !(1 << self.slot);
+        if !self.committed {
+            tables.note_slots(self.id, all);
+            tables.drain_if_empty(self.id, seq);
+        }
+    }
+}
+
+impl Space {
+    /// Free buckets that data must leave alone.
+    fn keep(&self, kind: BucketKind, point: WritePoint) -> usize {
+        match (kind, point) {
+            (BucketKind::Data, WritePoint::Data) => KEEP_FOR_MOVED + self.keep_for_index(),
+            (BucketKind::Data, WritePoint::Moved) => self.keep_for_index(),
+            _ => 0,
+        }
+    }
+
+    /// Free buckets that only the index may take: what its dirty nodes may need at once.
+    pub(crate) fn keep_for_index(&self) -> usize {
+        (self.tables.borrow().owned / 16).clamp(2, 64) as usize
+    }
+
+    /// Free buckets that clients' data must leave alone.
+    pub(crate) fn keep_for_others(&self) -> usize {
+        KEEP_FOR_MOVED + self.keep_for_index()
+    }
+}
+
+impl Engine {
+    /// Allocates up to `blocks` adjacent blocks in one bucket, out of `reservation`.
+    ///
+    /// # Errors
+    /// When the engine has stopped; space itself is there, it was reserved.
+    pub async fn allocate(
+        &self,
+        point: WritePoint,
+        blocks: u32,
+        reservation: &mut Reservation,
+    ) -> Result<Allocation> {
+        reservation.take(blocks);
+        loop {
+            if let Some(allocation) = self.allocate_here(point, blocks) {
+                reservation.put_back(blocks - allocation.blocks);
+                return Ok(allocation);
+            }
+            let class = match point {
+                WritePoint::Data => Class::Normal,
+                WritePoint::Moved => Class::Reclaim,
+            };
+            if let Err(error) = self.open_bucket(BucketKind::Data, point, class).await {
+                reservation.put_back(blocks);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Takes blocks from the write point's open bucket.
+    fn allocate_here(&self, point: WritePoint, blocks: u32) -> Option<Allocation> {
+        let mut tables = self.space.tables.borrow_mut();
+        let open = tables.open[point as usize].as_mut()?;
+        let start = open.next_block;
+        let id = open.id;
+        let got = blocks.min(self.space.data_blocks() - start);
+        open.next_block += got;
+        let full = open.next_block == self.space.data_blocks();
+        tables.pending_blocks += u64::from(got);
+        let bucket = tables.bucket(id);
+        bucket.pins += 1;
+        let generation = bucket.generation;
+        if full {
+            bucket.open = false;
+            tables.open[point as usize] = None;
+        }
+        drop(tables);
+        let block = self.space.first_block(id) + u64::from(start);
+        let pointer = Pointer { member: id.0, generation, block };
+        let (space, journal) = (Rc::clone(&self.space), Rc::clone(&self.journal));
+        Some(Allocation { pointer, blocks: got, space, journal, id })
+    }
+
+    /// Opens a free bucket for a write point (data), or as a source of node slots (index). Waits
+    /// for one.
+    async fn open_bucket(&self, kind: BucketKind, point: WritePoint, class: Class) -> Result<()> {
+        self.ensure_regions().await?;
+        loop {
+            self.journal.admit(OPEN_RECORD_BYTES, class).await?;
+            self.release_flushed();
+            let wanted = match kind {
+                BucketKind::Data => self.space.tables.borrow().open[point as usize].is_none(),
+                _ => self.space.tables.borrow().partial.is_empty(),
+            };
+            if !wanted {
+                return Ok(());
+            }
+            if self.space.tables.borrow().free.len() > self.space.keep(kind, point) {
+                self.open_free_bucket(kind, point);
+                return Ok(());
+            }
+            self.make_space().await?;
+        }
+    }
+
+    /// Takes the next free bucket into use. In one turn with the admission before.
+    fn open_free_bucket(&self, kind: BucketKind, point: WritePoint) {
+        let seq = self.journal.seq();
+        let all = self.space.all_slots();
+        let mut tables = self.space.tables.borrow_mut();
+        let Some(id) = tables.free.pop_front() else { return };
+        let generation = {
+            let bucket = tables.bucket(id);
+            assert!(bucket.kind == BucketKind::Free && bucket.is_empty());
+            let dirty_seq = bucket.dirty_seq;
+            let generation = bucket.generation.wrapping_add(1);
+            *bucket = Bucket::new(kind, generation);
+            bucket.dirty_seq = dirty_seq;
+            generation
+        };
+        match kind {
+            BucketKind::Index => {
+                tables.index_buckets += 1;
+                tables.note_slots(id, all);
+            }
+            _ => {
+                let bucket = tables.bucket(id);
+                bucket.open = true;
+                bucket.summary = Some(Vec::new());
+                tables.open[point as usize] = Some(OpenBucket { id, next_block: 0 });
+            }
+        }
+        self.dirty_bucket(&mut tables, id, seq);
+        drop(tables);
+        let (member, bucket) = id;
+        let kind = kind as u8;
+        self.journal.append(&[Record::BucketOpen { member, bucket, generation, kind }]);
+    }
+
+    /// Does what can be done for more free buckets, and waits for some of it.
+    async fn make_space(&self) -> Result<()> {
+        self.space.allocation_waits.set(self.space.allocation_waits.get() + 1);
+        if self.acquire_region().await? {
+            return Ok(());
+        }
+        let draining = {
+            let tables = self.space.tables.borrow();
+            !tables.draining.is_empty() || !tables.slots_draining.is_empty()
+        };
+        if draining {
+            self.journal.flush().await?;
+            if self.release_flushed() {
+                return Ok(());
+            }
+        }
+        let changed = self.space.changed.notified();
+        self.space.gc_wanted.notify_all();
+        changed.await;
+        Ok(())
+    }
+
+    /// Makes free what was emptied by entries that are durable by now.
+    pub(crate) fn release_flushed(&self) -> bool {
+        let flushed =
+            if planted::is(Bug::EarlyBucketReuse) { u64::MAX } else { self.journal.flushed_seq() };
+        let any = self.space.tables.borrow_mut().release(flushed, self.space.all_slots());
+        if any {
+            self.space.changed.notify_all();
+        }
+        any
+    }
+
+    /// Allocates a slot for a node.
+    pub(crate) async fn allocate_slot(&self) -> Result<SlotAllocation> {
+        loop {
+            if let Some(slot) = self.allocate_slot_here() {
+                return Ok(slot);
+            }
+            self.open_bucket(BucketKind::Index, WritePoint::Moved, Class::Reclaim).await?;
+        }
+    }
+
+    fn allocate_slot_here(&self) -> Option<SlotAllocation> {
+        let all = self.space.all_slots();
+        let mut tables = self.space.tables.borrow_mut();
+        let id = tables.partial.first().copied()?;
+        let bucket = tables.bucket(id);
+        let taken = bucket.slots | bucket.slots_pending | bucket.slots_draining;
+        let slot = (!taken & all).trailing_zeros() as u8;
+        bucket.slots_pending |= 1 << slot;
+        let generation = bucket.generation;
+        tables.note_slots(id, all);
+        let block =
+            self.space.first_block(id) + u64::from(slot) * u64::from(self.space.node_blocks());
+        Some(SlotAllocation {
+            location: Location { member: id.0, generation, block },
+            space: Rc::clone(&self.space),
+            journal: Rc::clone(&self.journal),
+            id,
+            slot,
+            committed: false,
+        })
+    }
+
+    /// The slot holds a node of the index from now on. In one turn with the pointer's change.
+    pub(crate) fn commit_slot(&self, mut slot: SlotAllocation) -> Location {
+        let seq = self.journal.seq();
+        let (member, bucket) = slot.id;
+        self.journal.append(&[Record::BucketSlot { member, bucket, slot: slot.slot, used: true }]);
+        let mut tables = self.space.tables.borrow_mut();
+        tables.bucket(slot.id).slots |= 1 << slot.slot;
+        self.dirty_bucket(&mut tables, slot.id, seq);
+        slot.committed = true;
+        slot.location
+    }
+
+    /// The node at `location` is no longer in the index. In one turn with the pointer's change.
+    pub(crate) fn free_slot(&self, location: Location) {
+        let seq = self.journal.seq();
+        let id = self.space.bucket_of(location.member, location.block);
+        let within = location.block - self.space.first_block(id);
+        let slot = (within / u64::from(self.space.node_blocks())) as u8;
+        let (member, bucket) = id;
+        self.journal.append(&[Record::BucketSlot { member, bucket, slot, used: false }]);
+        let mut tables = self.space.tables.borrow_mut();
+        let state = tables.bucket(id);
+        state.slots &= !(1 << slot);
+        state.slots_draining |= 1 << slot;
+        tables.slots_draining.push_back((seq, id, slot));
+        self.dirty_bucket(&mut tables, id, seq);
+    }
+
+    /// Whether the bucket of `pointer` still is what it was when the pointer was made. Checked after
+    /// a read: the bucket may have been emptied and reused meanwhile, then look the key up again.
+    pub fn pointer_is_current(&self, pointer: &Pointer) -> bool {
+        let id = self.space.bucket_of(pointer.member, pointer.block);
+        let tables = self.space.tables.borrow();
+        tables.buckets.get(&id).is_some_and(|bucket| {
+            bucket.kind == BucketKind::Data && bucket.generation == pointer.generation
+        })
+    }
+
+    /// Checks that a pointer from the index lies within one bucket that data can be in.
+    ///
+    /// # Errors
+    /// `Corrupt` when it does not.
+    pub fn check_pointer(&self, pointer: &Pointer, blocks: u32) -> Result<()> {
+        self.space.check_pointer(pointer.member, pointer.block, blocks).map(drop)
+    }
+
+    /// For errors of operations that find the engine stopped.
+    pub(crate) fn stopped(&self) -> Option<StoreError> {
+        self.journal.failure()
+    }
+}

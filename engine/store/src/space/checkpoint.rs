@@ -1,0 +1,107 @@
+//! Keeping the tables of buckets and counters on disk: deltas in the journal, whole states as keys now
+//! and then, so that the journal can move on.
+
+use super::format::{BucketCheckpoint, decode_counter, encode_counter};
+use super::table::{Bucket, BucketId, Tables};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::journal::{Class, Holder, RecordWriter};
+use crate::key::{Counter, Position, Tree};
+
+/// Bytes of a checkpoint's journal record.
+const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(32);
+
+impl Engine {
+    /// Notes that a bucket differs from its checkpoint since entry `seq`.
+    pub(crate) fn dirty_bucket(&self, tables: &mut Tables, id: BucketId, seq: u64) {
+        let bucket = tables.bucket(id);
+        if bucket.dirty_seq.is_none() {
+            bucket.dirty_seq = Some(seq);
+            self.journal.pin(seq, Holder::Bucket(id.0, id.1));
+        }
+    }
+
+    /// Writes the state of a bucket into the buckets tree.
+    pub(crate) async fn checkpoint_bucket(&self, id: BucketId) -> Result<()> {
+        let position = Position::new(u64::from(id.0), u64::from(id.1), 0);
+        let node = self.admit_key(Tree::Buckets, position).await?;
+        let stamp = self.journal.stamp();
+        let mut tables = self.space.tables.borrow_mut();
+        let bucket = tables.bucket(id);
+        let Some(seq) = bucket.dirty_seq.take() else { return Ok(()) };
+        let state = BucketCheckpoint {
+            stamp,
+            generation: bucket.generation,
+            live_blocks: bucket.live_blocks,
+            slots: bucket.slots,
+            kind: bucket.kind,
+        };
+        drop(tables);
+        self.apply_at(&node, position, Some(state.encode()));
+        self.journal.unpin(seq, Holder::Bucket(id.0, id.1));
+        Ok(())
+    }
+
+    /// Writes a counter into the counters tree.
+    pub(crate) async fn checkpoint_counter(&self, counter: Counter) -> Result<()> {
+        let position = Position::new(counter.0, 0, 0);
+        let node = self.admit_key(Tree::Counters, position).await?;
+        let stamp = self.journal.stamp();
+        let mut counters = self.counters.borrow_mut();
+        let Some(state) = counters.get_mut(&counter) else { return Ok(()) };
+        let Some(seq) = state.dirty_seq.take() else { return Ok(()) };
+        let value = state.value;
+        drop(counters);
+        self.apply_at(&node, position, Some(encode_counter(stamp, value)));
+        self.journal.unpin(seq, Holder::Counter(counter.0));
+        Ok(())
+    }
+
+    /// Waits until the leaf for a key may be changed in this turn.
+    async fn admit_key(
+        &self,
+        tree: Tree,
+        position: Position,
+    ) -> Result<std::rc::Rc<crate::btree::Node>> {
+        loop {
+            let node = self.node_for(tree, 0, position).await?;
+            if !node.lock.can_change() {
+                node.lock.released().await;
+                continue;
+            }
+            if self.journal.has_room(CHECKPOINT_BYTES, Class::Reclaim) {
+                return Ok(node);
+            }
+            self.journal.admit(CHECKPOINT_BYTES, Class::Reclaim).await?;
+        }
+    }
+
+    /// Loads the checkpoints; recovery then replays the deltas after them.
+    pub(crate) async fn load_checkpoints(&self) -> Result<()> {
+        let mut from = Position::MIN;
+        while let Some((position, value)) =
+            self.read().next(Tree::Buckets, from, Position::MAX).await?
+        {
+            let state = BucketCheckpoint::decode(&value)?;
+            let id = (position.inode as u8, position.offset as u32);
+            self.space.check_pointer(id.0, self.space.first_block(id), 1)?;
+            let mut bucket = Bucket::new(state.kind, state.generation);
+            bucket.live_blocks = state.live_blocks;
+            bucket.slots = state.slots;
+            self.space.tables.borrow_mut().buckets.insert(id, bucket);
+            self.stamps.borrow_mut().buckets.insert(id, state.stamp);
+            from = position.successor();
+        }
+        let mut from = Position::MIN;
+        while let Some((position, value)) =
+            self.read().next(Tree::Counters, from, Position::MAX).await?
+        {
+            let (stamp, value) = decode_counter(&value)?;
+            let counter = Counter(position.inode);
+            self.counters.borrow_mut().entry(counter).or_default().value = value;
+            self.stamps.borrow_mut().counters.insert(counter, stamp);
+            from = position.successor();
+        }
+        Ok(())
+    }
+}

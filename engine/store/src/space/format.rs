@@ -1,0 +1,232 @@
+//! Bucket and counter checkpoints, and bucket summaries on disk; drawn in docs/format.md.
+
+use engine_base::checksum::{crc32c, crc32c_append};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::table::BucketKind;
+use crate::error::{Result, StoreError};
+use crate::key::Value;
+
+/// State of a bucket, the value of a key in the buckets tree.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskBucket {
+    /// Journal position (entry, record) up to which changes are in it: later ones are replayed.
+    stamp_seq: U64,
+    stamp_record: U32,
+    generation: U32,
+    /// Live blocks of a data bucket.
+    live_blocks: U32,
+    /// Used slots of an index bucket.
+    slots: U64,
+    kind: u8,
+    reserved: [u8; 3],
+}
+
+/// A counter, the value of a key in the counters tree.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskCounter {
+    stamp_seq: U64,
+    stamp_record: U32,
+    reserved: U32,
+    value: U64,
+}
+
+/// Start of a bucket's summary, which fills the last blocks of the bucket.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct SummaryHeader {
+    /// CRC-32C of the header (this field zero) and the entries, then of the bucket's byte offset.
+    crc: U32,
+    entries: U32,
+    magic: [u8; 8],
+    /// Generation of the bucket: catches the summary of an earlier use.
+    generation: U32,
+    reserved: U32,
+}
+
+/// One extent placed in a bucket.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskSummaryEntry {
+    inode: U64,
+    end: U64,
+    snapshot: U32,
+    start_block: U16,
+    blocks: U16,
+}
+
+const _: () = assert!(size_of::<DiskBucket>() == 32);
+const _: () = assert!(size_of::<DiskCounter>() == 24);
+const _: () = assert!(size_of::<SummaryHeader>() == 24);
+const _: () = assert!(size_of::<DiskSummaryEntry>() == 24);
+const SUMMARY_MAGIC: [u8; 8] = *b"CAIRNSU\0";
+
+/// A journal position: everything before it is in a checkpoint.
+pub(crate) type Stamp = (u64, u32);
+
+/// A bucket's checkpointed state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BucketCheckpoint {
+    pub(crate) stamp: Stamp,
+    pub(crate) generation: u32,
+    pub(crate) live_blocks: u32,
+    pub(crate) slots: u64,
+    pub(crate) kind: BucketKind,
+}
+
+impl BucketCheckpoint {
+    pub(crate) fn encode(&self) -> Value {
+        let disk = DiskBucket {
+            stamp_seq: U64::new(self.stamp.0),
+            stamp_record: U32::new(self.stamp.1),
+            generation: U32::new(self.generation),
+            live_blocks: U32::new(self.live_blocks),
+            slots: U64::new(self.slots),
+            kind: self.kind as u8,
+            reserved: [0; 3],
+        };
+        Value::from_slice(disk.as_bytes())
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let disk = DiskBucket::read_from_bytes(bytes)
+            .map_err(|_| StoreError::corrupt("bucket state", format!("{} bytes", bytes.len())))?;
+        Ok(Self {
+            stamp: (disk.stamp_seq.get(), disk.stamp_record.get()),
+            generation: disk.generation.get(),
+            live_blocks: disk.live_blocks.get(),
+            slots: disk.slots.get(),
+            kind: BucketKind::from_disk(disk.kind)?,
+        })
+    }
+}
+
+/// Encodes a counter's checkpoint.
+pub(crate) fn encode_counter(stamp: Stamp, value: u64) -> Value {
+    let disk = DiskCounter {
+        stamp_seq: U64::new(stamp.0),
+        stamp_record: U32::new(stamp.1),
+        reserved: U32::new(0),
+        value: U64::new(value),
+    };
+    Value::from_slice(disk.as_bytes())
+}
+
+/// Decodes a counter's checkpoint.
+pub(crate) fn decode_counter(bytes: &[u8]) -> Result<(Stamp, u64)> {
+    let disk = DiskCounter::read_from_bytes(bytes)
+        .map_err(|_| StoreError::corrupt("counter", format!("{} bytes", bytes.len())))?;
+    Ok(((disk.stamp_seq.get(), disk.stamp_record.get()), disk.value.get()))
+}
+
+/// An extent that was placed in a bucket; the index says whether it still lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SummaryEntry {
+    pub(crate) inode: u64,
+    pub(crate) end: u64,
+    pub(crate) snapshot: u32,
+    /// First block within the bucket, and length.
+    pub(crate) start_block: u16,
+    pub(crate) blocks: u16,
+}
+
+/// Blocks at the end of a data bucket of `bucket_blocks` that its summary takes: enough for one entry
+/// per block of data.
+pub(crate) const fn summary_blocks(bucket_blocks: u32) -> u32 {
+    let bytes = size_of::<SummaryHeader>() + bucket_blocks as usize * size_of::<DiskSummaryEntry>();
+    bytes.div_ceil(4096) as u32
+}
+
+/// The summary for the bucket at byte `offset`, padded to whole blocks.
+pub(crate) fn encode_summary(entries: &[SummaryEntry], generation: u32, offset: u64) -> Vec<u8> {
+    let header = SummaryHeader {
+        crc: U32::new(0),
+        entries: U32::new(entries.len() as u32),
+        magic: SUMMARY_MAGIC,
+        generation: U32::new(generation),
+        reserved: U32::new(0),
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    for entry in entries {
+        let disk = DiskSummaryEntry {
+            inode: U64::new(entry.inode),
+            end: U64::new(entry.end),
+            snapshot: U32::new(entry.snapshot),
+            start_block: U16::new(entry.start_block),
+            blocks: U16::new(entry.blocks),
+        };
+        bytes.extend_from_slice(disk.as_bytes());
+    }
+    let crc = summary_checksum(&bytes, offset);
+    bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    bytes
+}
+
+/// Parses a summary. `None`: it is not a valid one of this generation of the bucket.
+pub(crate) fn decode_summary(
+    bytes: &[u8],
+    generation: u32,
+    offset: u64,
+) -> Option<Vec<SummaryEntry>> {
+    let (header, rest) = SummaryHeader::read_from_prefix(bytes).ok()?;
+    let len = (header.entries.get() as usize).checked_mul(size_of::<DiskSummaryEntry>())?;
+    if header.magic != SUMMARY_MAGIC || header.generation.get() != generation || len > rest.len() {
+        return None;
+    }
+    if summary_checksum(&bytes[..size_of::<SummaryHeader>() + len], offset) != header.crc.get() {
+        return None;
+    }
+    let entries = rest[..len]
+        .chunks_exact(size_of::<DiskSummaryEntry>())
+        .filter_map(|raw| DiskSummaryEntry::read_from_bytes(raw).ok())
+        .map(|disk| SummaryEntry {
+            inode: disk.inode.get(),
+            end: disk.end.get(),
+            snapshot: disk.snapshot.get(),
+            start_block: disk.start_block.get(),
+            blocks: disk.blocks.get(),
+        });
+    Some(entries.collect())
+}
+
+fn summary_checksum(bytes: &[u8], offset: u64) -> u32 {
+    crc32c_append(crc32c_append(crc32c(&[0; 4]), &bytes[4..]), &offset.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_round_trip() {
+        let bucket = BucketCheckpoint {
+            stamp: (5, 6),
+            generation: 7,
+            live_blocks: 8,
+            slots: 9,
+            kind: BucketKind::Index,
+        };
+        assert_eq!(BucketCheckpoint::decode(&bucket.encode()), Ok(bucket));
+        assert!(BucketCheckpoint::decode(&[9; 32]).is_err());
+        assert_eq!(decode_counter(&encode_counter((1, 2), 3)), Ok(((1, 2), 3)));
+        assert!(decode_counter(&[0; 23]).is_err());
+    }
+
+    #[test]
+    fn summaries_round_trip_and_refuse_damage() {
+        let entry = SummaryEntry { inode: 1, end: 2, snapshot: 3, start_block: 4, blocks: 5 };
+        let bytes = encode_summary(&[entry; 3], 9, 1 << 20);
+        assert_eq!(decode_summary(&bytes, 9, 1 << 20), Some(vec![entry; 3]));
+        assert_eq!(decode_summary(&bytes, 8, 1 << 20), None);
+        assert_eq!(decode_summary(&bytes, 9, 1 << 21), None);
+        for at in 0..24 + 72 {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert_eq!(decode_summary(&bad, 9, 1 << 20), None, "byte {at}");
+        }
+    }
+}

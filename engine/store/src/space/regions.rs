@@ -1,0 +1,176 @@
+//! Regions: runs of buckets that are handed to shards by shard 0.
+
+use engine_base::ShardId;
+use engine_base::runtime::LocalBoxFuture;
+
+use crate::api::Region;
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::key::{Position, Tree, Value};
+use crate::space::BucketKind;
+
+/// Where a shard gets its regions from: shard 0, by way of messages.
+pub trait RegionSource {
+    /// One more region for this shard; `None`: there is none left. Durable when answered.
+    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>>;
+
+    /// The regions this shard has.
+    fn list(&self) -> LocalBoxFuture<'static, Result<Vec<Region>>>;
+}
+
+impl Engine {
+    /// Learns the shard's regions, once. Waits for shard 0.
+    pub(crate) async fn ensure_regions(&self) -> Result<()> {
+        while !self.space.tables.borrow().regions_known {
+            if self.space.acquiring.replace(true) {
+                self.space.changed.notified().await;
+                continue;
+            }
+            let _done = AcquireDone(self);
+            let source = self.region_source()?;
+            let regions = source.list().await?;
+            for region in regions {
+                self.add_region(region)?;
+            }
+            self.space.tables.borrow_mut().regions_known = true;
+        }
+        Ok(())
+    }
+
+    /// Asks for one more region. False: there is none left.
+    pub(crate) async fn acquire_region(&self) -> Result<bool> {
+        if self.space.tables.borrow().regions_exhausted {
+            return Ok(false);
+        }
+        if self.space.acquiring.replace(true) {
+            // Somebody else is asking; what comes is for all.
+            self.space.changed.notified().await;
+            return Ok(true);
+        }
+        let _done = AcquireDone(self);
+        let source = self.region_source()?;
+        match source.acquire().await? {
+            Some(region) => {
+                self.add_region(region)?;
+                Ok(true)
+            }
+            None => {
+                self.space.tables.borrow_mut().regions_exhausted = true;
+                Ok(false)
+            }
+        }
+    }
+
+    fn region_source(&self) -> Result<std::rc::Rc<dyn RegionSource>> {
+        self.space.source.borrow().clone().ok_or_else(|| StoreError::ShuttingDown {
+            why: "the shard is not connected to shard 0".to_owned(),
+        })
+    }
+
+    /// Takes the buckets of a region into the tables.
+    fn add_region(&self, region: Region) -> Result<()> {
+        let superblock = &self.space.superblock;
+        if usize::from(region.member) >= superblock.members.len()
+            || region.index >= superblock.member_regions(region.member)
+        {
+            return Err(StoreError::corrupt("region", format!("{region:?} does not exist")));
+        }
+        let first = region.index * superblock.region_buckets;
+        let end = superblock.member_buckets(region.member).min(first + superblock.region_buckets);
+        let mut tables = self.space.tables.borrow_mut();
+        for bucket in first..end {
+            let id = (region.member, bucket);
+            if superblock.is_reserved(region.member, bucket) {
+                continue;
+            }
+            tables.owned += 1;
+            let state = tables.buckets.get(&id);
+            if state.is_none_or(|state| state.kind == BucketKind::Free) {
+                tables.free.push_back(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a region to `shard`; durable when it returns. Shard 0 only.
+    ///
+    /// # Errors
+    /// When the table cannot be read or written.
+    pub async fn region_acquire(&self, shard: ShardId) -> Result<Option<Region>> {
+        let owner = Value::from_slice(&shard.0.to_le_bytes());
+        let region = self
+            .transact(async |transaction| {
+                for member in 0..self.space.superblock.members.len() as u8 {
+                    let mut next = 0;
+                    let last = Position::new(u64::from(member), u64::MAX, 0);
+                    // The first gap: regions are given out in order, so this is short.
+                    let mut from = Position::new(u64::from(member), 0, 0);
+                    while let Some((position, _)) =
+                        transaction.next(Tree::Regions, from, last).await?
+                        && position.offset == next
+                    {
+                        next += 1;
+                        from = Position::new(u64::from(member), next, 0);
+                    }
+                    if next < u64::from(self.space.superblock.member_regions(member)) {
+                        let position = Position::new(u64::from(member), next, 0);
+                        transaction.put(Tree::Regions, position, owner.clone());
+                        return Ok(Some(Region { member, index: next as u32 }));
+                    }
+                }
+                Ok(None)
+            })
+            .await?;
+        if region.is_some() {
+            self.flush().await?;
+        }
+        Ok(region)
+    }
+
+    /// The regions of `shard`. Shard 0 only.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub async fn region_list(&self, shard: ShardId) -> Result<Vec<Region>> {
+        let mut regions = Vec::new();
+        let mut transaction = self.read();
+        let mut from = Position::MIN;
+        while let Some((position, value)) =
+            transaction.next(Tree::Regions, from, Position::MAX).await?
+        {
+            if value[..] == shard.0.to_le_bytes() {
+                let (member, index) = (position.inode as u8, position.offset as u32);
+                regions.push(Region { member, index });
+            }
+            from = position.successor();
+        }
+        Ok(regions)
+    }
+
+    /// Buckets in regions that no shard has. Shard 0 only.
+    pub(crate) async fn unassigned_buckets(&self) -> Result<u64> {
+        let superblock = &self.space.superblock;
+        let total: u64 = (0..superblock.members.len() as u8)
+            .map(|member| u64::from(superblock.member_regions(member)))
+            .sum();
+        let mut transaction = self.read();
+        let mut assigned = 0;
+        let mut from = Position::MIN;
+        while let Some((position, _)) = transaction.next(Tree::Regions, from, Position::MAX).await?
+        {
+            assigned += 1;
+            from = position.successor();
+        }
+        Ok((total - assigned) * u64::from(superblock.region_buckets))
+    }
+}
+
+/// Lets others ask for regions again, also when the task that asked is dropped.
+struct AcquireDone<'e>(&'e Engine);
+
+impl Drop for AcquireDone<'_> {
+    fn drop(&mut self) {
+        self.0.space.acquiring.set(false);
+        self.0.space.changed.notify_all();
+    }
+}

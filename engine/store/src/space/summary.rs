@@ -1,0 +1,116 @@
+//! Bucket summaries: what was placed in a bucket, in order: the map from place to key.
+
+use std::rc::Rc;
+
+use engine_base::BLOCK_SIZE;
+use engine_device::QueueExt;
+use engine_memory::Buffer;
+
+use super::format::{SummaryEntry, decode_summary, encode_summary, summary_blocks};
+use super::table::{BucketId, BucketKind};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::extent::Extent;
+use crate::key::{Position, Tree};
+
+impl Engine {
+    /// Writes the summaries of buckets that were filled. A summary that cannot be written is kept in
+    /// memory, and rebuilt from the index after a crash.
+    pub(crate) async fn write_summaries(self: &Rc<Self>) {
+        loop {
+            let next = self.space.tables.borrow_mut().to_seal.pop_front();
+            let Some((id, generation)) = next else { return };
+            let entries = {
+                let mut tables = self.space.tables.borrow_mut();
+                let bucket = tables.bucket(id);
+                if bucket.generation != generation || bucket.draining || bucket.live_blocks == 0 {
+                    continue;
+                }
+                bucket.summary.clone()
+            };
+            let Some(entries) = entries else { continue };
+            let offset = self.summary_offset(id);
+            let bytes = encode_summary(&entries, generation, offset);
+            let fits = bytes.len() as u64
+                <= u64::from(summary_blocks(self.space.bucket_blocks())) * BLOCK_SIZE;
+            if fits && self.write_bytes(id.0, offset, &bytes).await.is_ok() {
+                let mut tables = self.space.tables.borrow_mut();
+                let bucket = tables.bucket(id);
+                if bucket.generation == generation {
+                    bucket.summary = None;
+                }
+            }
+        }
+    }
+
+    fn summary_offset(&self, id: BucketId) -> u64 {
+        (self.space.first_block(id) + u64::from(self.space.data_blocks())) * BLOCK_SIZE
+    }
+
+    /// What was placed in a bucket: from memory, from its end, or by a walk over the index.
+    pub(crate) async fn summary_of(&self, id: BucketId) -> Result<Vec<SummaryEntry>> {
+        let (generation, known) = {
+            let mut tables = self.space.tables.borrow_mut();
+            let bucket = tables.bucket(id);
+            (bucket.generation, bucket.summary.clone())
+        };
+        if let Some(entries) = known {
+            return Ok(entries);
+        }
+        let len = u64::from(summary_blocks(self.space.bucket_blocks())) * BLOCK_SIZE;
+        let offset = self.summary_offset(id);
+        let buffer = Buffer::try_new(len as usize)?;
+        let read = self.member(id.0)?.read(offset, buffer).await;
+        if let Ok(bytes) = read
+            && let Some(entries) = decode_summary(&bytes, generation, offset)
+        {
+            return Ok(entries);
+        }
+        self.summary_from_index(id).await
+    }
+
+    /// Rebuilds a summary that was lost in a crash by a walk over all extents.
+    pub(crate) async fn summary_from_index(&self, id: BucketId) -> Result<Vec<SummaryEntry>> {
+        self.space.summary_misses.set(self.space.summary_misses.get() + 1);
+        let first = self.space.first_block(id);
+        let mut entries = Vec::new();
+        let mut from = Position::MIN;
+        let mut seen = 0_u32;
+        while let Some((position, value)) =
+            self.read().next(Tree::Extents, from, Position::MAX).await?
+        {
+            let extent = Extent::decode(&value)?;
+            for pointer in &extent.pointers {
+                if self.space.bucket_of(pointer.member, pointer.block) == id {
+                    entries.push(SummaryEntry {
+                        inode: position.inode,
+                        end: position.offset,
+                        snapshot: position.snapshot,
+                        start_block: (pointer.block - first) as u16,
+                        blocks: extent.blocks as u16,
+                    });
+                }
+            }
+            from = position.successor();
+            seen += 1;
+            if seen.is_multiple_of(1024) {
+                self.runtime().yield_now().await;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Notes that an extent was placed in a bucket, for its summary.
+    pub(crate) fn note_placed(&self, id: BucketId, entry: SummaryEntry) {
+        let mut tables = self.space.tables.borrow_mut();
+        let most = self.space.data_blocks() as usize;
+        let bucket = tables.bucket(id);
+        if bucket.kind == BucketKind::Data
+            && let Some(summary) = bucket.summary.as_mut()
+            && summary.len() < most
+            && summary.last() != Some(&entry)
+        {
+            summary.push(entry);
+        }
+    }
+}

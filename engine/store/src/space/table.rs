@@ -1,0 +1,297 @@
+//! The buckets of a shard, in memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use super::format::{SummaryEntry, summary_blocks};
+use super::regions::RegionSource;
+use crate::error::{Result, StoreError};
+use crate::superblock::Superblock;
+use crate::sync::Notify;
+
+/// Member and index of a bucket.
+pub(crate) type BucketId = (u8, u32);
+
+/// What a bucket holds. The numbers are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum BucketKind {
+    Free = 0,
+    Data = 1,
+    Index = 2,
+}
+
+impl BucketKind {
+    pub(crate) fn from_disk(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Free),
+            1 => Ok(Self::Data),
+            2 => Ok(Self::Index),
+            _ => Err(StoreError::corrupt("bucket state", format!("kind {number} is not known"))),
+        }
+    }
+}
+
+/// State of one bucket. What the checkpoint keeps, and what only matters while the shard runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Bucket {
+    pub(crate) kind: BucketKind,
+    pub(crate) generation: u32,
+    pub(crate) live_blocks: u32,
+    pub(crate) slots: u64,
+    /// Journal entry that the difference to the checkpoint pins.
+    pub(crate) dirty_seq: Option<u64>,
+    /// A write point appends to it.
+    pub(crate) open: bool,
+    /// Allocations in it that the index does not name yet.
+    pub(crate) pins: u32,
+    /// Slots given out and not in the index yet; slots freed by an entry that is not durable yet.
+    pub(crate) slots_pending: u64,
+    pub(crate) slots_draining: u64,
+    /// Emptied, and waiting for that to be durable.
+    pub(crate) draining: bool,
+    /// Copygc could not move all of it; not tried again while the shard runs.
+    pub(crate) stuck: bool,
+    /// What was placed in it since it was opened; `None` when the summary is on disk, or lost.
+    pub(crate) summary: Option<Vec<SummaryEntry>>,
+}
+
+impl Bucket {
+    pub(crate) fn new(kind: BucketKind, generation: u32) -> Self {
+        Self {
+            kind,
+            generation,
+            live_blocks: 0,
+            slots: 0,
+            dirty_seq: None,
+            open: false,
+            pins: 0,
+            slots_pending: 0,
+            slots_draining: 0,
+            draining: false,
+            stuck: false,
+            summary: None,
+        }
+    }
+
+    /// Nothing is in it and nobody is about to put something in.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.open
+            && self.pins == 0
+            && self.live_blocks == 0
+            && (self.slots | self.slots_pending | self.slots_draining) == 0
+    }
+}
+
+/// Where a write point appends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenBucket {
+    pub(crate) id: BucketId,
+    pub(crate) next_block: u32,
+}
+
+/// What changes in the space of a shard.
+pub(crate) struct Tables {
+    /// Every bucket that was ever used; a free one remembers its generation.
+    pub(crate) buckets: BTreeMap<BucketId, Bucket>,
+    pub(crate) free: VecDeque<BucketId>,
+    /// Buckets emptied, and slots freed, by the entry of that number.
+    pub(crate) draining: VecDeque<(u64, BucketId)>,
+    pub(crate) slots_draining: VecDeque<(u64, BucketId, u8)>,
+    /// Index buckets with a slot to give.
+    pub(crate) partial: BTreeSet<BucketId>,
+    pub(crate) open: [Option<OpenBucket>; 2],
+    /// Buckets handed to this shard that can be used at all.
+    pub(crate) owned: u64,
+    pub(crate) index_buckets: u64,
+    pub(crate) live_blocks: u64,
+    /// Blocks set aside by reservations.
+    pub(crate) reserved_blocks: u64,
+    /// Blocks allocated and not yet named by the index.
+    pub(crate) pending_blocks: u64,
+    /// Full buckets (with their generation) whose summary is to be written.
+    pub(crate) to_seal: VecDeque<(BucketId, u32)>,
+    /// Shard 0 has no more regions to give, as of the last answer.
+    pub(crate) regions_exhausted: bool,
+    pub(crate) regions_known: bool,
+}
+
+/// The space of a shard.
+pub(crate) struct Space {
+    pub(crate) superblock: Rc<Superblock>,
+    pub(crate) tables: RefCell<Tables>,
+    /// Something became free, or a task that waits should look again.
+    pub(crate) changed: Notify,
+    /// Copygc should look.
+    pub(crate) gc_wanted: Notify,
+    pub(crate) source: RefCell<Option<Rc<dyn RegionSource>>>,
+    pub(crate) acquiring: Cell<bool>,
+    pub(crate) gc_moved_blocks: Cell<u64>,
+    pub(crate) gc_buckets: Cell<u64>,
+    pub(crate) summary_misses: Cell<u64>,
+    pub(crate) allocation_waits: Cell<u64>,
+}
+
+impl Space {
+    pub(crate) fn new(superblock: Rc<Superblock>) -> Self {
+        let tables = Tables {
+            buckets: BTreeMap::new(),
+            free: VecDeque::new(),
+            draining: VecDeque::new(),
+            slots_draining: VecDeque::new(),
+            partial: BTreeSet::new(),
+            open: [None; 2],
+            owned: 0,
+            index_buckets: 0,
+            live_blocks: 0,
+            reserved_blocks: 0,
+            pending_blocks: 0,
+            to_seal: VecDeque::new(),
+            regions_exhausted: false,
+            regions_known: false,
+        };
+        Self {
+            superblock,
+            tables: RefCell::new(tables),
+            changed: Notify::default(),
+            gc_wanted: Notify::default(),
+            source: RefCell::default(),
+            acquiring: Cell::new(false),
+            gc_moved_blocks: Cell::new(0),
+            gc_buckets: Cell::new(0),
+            summary_misses: Cell::new(0),
+            allocation_waits: Cell::new(0),
+        }
+    }
+
+    /// Named counters for metrics.
+    pub(crate) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
+        let tables = self.tables.borrow();
+        out.push(("space_buckets_owned", tables.owned));
+        out.push(("space_buckets_free", tables.free.len() as u64));
+        out.push(("space_buckets_draining", tables.draining.len() as u64));
+        out.push(("space_buckets_index", tables.index_buckets));
+        out.push(("space_live_blocks", tables.live_blocks));
+        out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
+        out.push(("space_allocation_waits", self.allocation_waits.get()));
+        out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
+        out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
+        out.push(("copygc_summary_misses", self.summary_misses.get()));
+    }
+
+    /// Blocks of a bucket.
+    pub(crate) fn bucket_blocks(&self) -> u32 {
+        self.superblock.bucket_bytes / 4096
+    }
+
+    /// Blocks of a data bucket that hold data; the rest is its summary.
+    pub(crate) fn data_blocks(&self) -> u32 {
+        self.bucket_blocks() - summary_blocks(self.bucket_blocks())
+    }
+
+    /// Blocks of a node slot.
+    pub(crate) fn node_blocks(&self) -> u32 {
+        self.superblock.node_bytes / 4096
+    }
+
+    /// Slots of an index bucket, as a mask of ones.
+    pub(crate) fn all_slots(&self) -> u64 {
+        let slots = self.superblock.bucket_bytes / self.superblock.node_bytes;
+        if slots == 64 { u64::MAX } else { (1 << slots) - 1 }
+    }
+
+    /// The bucket that holds a block of a member.
+    pub(crate) fn bucket_of(&self, member: u8, block: u64) -> BucketId {
+        (member, (block / u64::from(self.bucket_blocks())) as u32)
+    }
+
+    /// First block of a bucket.
+    pub(crate) fn first_block(&self, id: BucketId) -> u64 {
+        u64::from(id.1) * u64::from(self.bucket_blocks())
+    }
+
+    /// Checks that `blocks` from `block` on lie in one allocatable bucket of the member.
+    pub(crate) fn check_pointer(&self, member: u8, block: u64, blocks: u32) -> Result<BucketId> {
+        let bad = || {
+            StoreError::corrupt("pointer", format!("{blocks} blocks at {block} of member {member}"))
+        };
+        if usize::from(member) >= self.superblock.members.len() || blocks == 0 {
+            return Err(bad());
+        }
+        let id = self.bucket_of(member, block);
+        let last = block.checked_add(u64::from(blocks) - 1).ok_or_else(bad)?;
+        if block / u64::from(self.bucket_blocks())
+            >= u64::from(self.superblock.member_buckets(member))
+            || self.bucket_of(member, last) != id
+            || self.superblock.is_reserved(member, id.1)
+        {
+            return Err(bad());
+        }
+        Ok(id)
+    }
+}
+
+impl Tables {
+    /// The bucket, which must be known: the index named it.
+    pub(crate) fn bucket(&mut self, id: BucketId) -> &mut Bucket {
+        self.buckets.entry(id).or_insert_with(|| Bucket::new(BucketKind::Free, 0))
+    }
+
+    /// Puts a bucket that holds nothing any more on the way to be free, once `seq` is durable.
+    pub(crate) fn drain_if_empty(&mut self, id: BucketId, seq: u64) {
+        let bucket = self.bucket(id);
+        if bucket.kind == BucketKind::Free || bucket.draining || !bucket.is_empty() {
+            return;
+        }
+        bucket.draining = true;
+        if bucket.kind == BucketKind::Index {
+            self.index_buckets -= 1;
+            self.partial.remove(&id);
+        }
+        self.draining.push_back((seq, id));
+    }
+
+    /// Makes buckets and slots free that were emptied by entries up to `flushed_seq`. Says whether
+    /// there were any.
+    pub(crate) fn release(&mut self, flushed_seq: u64, all_slots: u64) -> bool {
+        let mut any = false;
+        while let Some((seq, id, slot)) = self.slots_draining.front().copied()
+            && seq <= flushed_seq
+        {
+            self.slots_draining.pop_front();
+            let bucket = self.bucket(id);
+            bucket.slots_draining &= !(1 << slot);
+            if bucket.is_empty() {
+                self.drain_if_empty(id, seq);
+            } else {
+                self.note_slots(id, all_slots);
+            }
+            any = true;
+        }
+        while let Some((seq, id)) = self.draining.front().copied()
+            && seq <= flushed_seq
+        {
+            self.draining.pop_front();
+            let bucket = self.bucket(id);
+            bucket.kind = BucketKind::Free;
+            bucket.draining = false;
+            bucket.stuck = false;
+            bucket.summary = None;
+            self.free.push_back(id);
+            any = true;
+        }
+        any
+    }
+
+    /// Keeps `partial` in step with the slots of an index bucket.
+    pub(crate) fn note_slots(&mut self, id: BucketId, all_slots: u64) {
+        let bucket = self.bucket(id);
+        let taken = bucket.slots | bucket.slots_pending | bucket.slots_draining;
+        if bucket.kind == BucketKind::Index && !bucket.draining && taken != all_slots {
+            self.partial.insert(id);
+        } else {
+            self.partial.remove(&id);
+        }
+    }
+}

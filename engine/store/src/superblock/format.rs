@@ -1,0 +1,421 @@
+//! The superblock on disk; drawn in docs/format.md.
+
+use engine_base::checksum::{crc32c, crc32c_append};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::error::{Result, StoreError};
+
+/// Bytes of one copy: room for the header, 255 members and the journals of 256 shards.
+pub const SUPERBLOCK_BYTES: usize = 64 * 1024;
+/// Most members of a pool; member index 255 means none.
+pub const MEMBERS_MAX: usize = 255;
+/// Most shards of a pool.
+pub const SHARDS_MAX: u16 = 256;
+/// "CAIRNPL\0"
+const MAGIC: [u8; 8] = *b"CAIRNPL\0";
+/// Version of this layout.
+const VERSION: u32 = 0;
+const LABEL_BYTES: usize = 32;
+const MEMBERS_OFFSET: usize = 4096;
+const MEMBER_BYTES: usize = 128;
+const JOURNALS_OFFSET: usize = 40 * 1024;
+const JOURNAL_BYTES: usize = 16;
+
+/// The fixed part.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Header {
+    /// CRC-32C of the whole copy with this field zero, then of the copy's byte offset on its device:
+    /// catches rot and misdirected writes.
+    crc: U32,
+    /// Version of the layout; another one is refused.
+    version: U32,
+    magic: [u8; 8],
+    /// Bits a reader may ignore; may ignore when it only reads; must know.
+    features_compatible: U64,
+    features_read_only: U64,
+    features_incompatible: U64,
+    pool_uuid: [u8; 16],
+    /// UUID of the member this copy lies on: catches a device that was copied or swapped.
+    member_uuid: [u8; 16],
+    /// Rises with every write of the superblock.
+    sequence: U64,
+    /// Nanoseconds since the Unix epoch.
+    created_ns: U64,
+    /// Size of a bucket; a power of two.
+    bucket_bytes: U32,
+    /// Size of an index node; a power of two, at most a bucket, at least a 64th of it.
+    node_bytes: U32,
+    /// Buckets of a region.
+    region_buckets: U32,
+    /// Shards, a power of two.
+    shards: U16,
+    members: U16,
+    /// log2 of the bytes of a chunk.
+    chunk_bytes_log2: u8,
+    /// Copies of metadata and data that are kept: 1 in this version.
+    metadata_replicas: u8,
+    data_replicas: u8,
+    reserved: u8,
+    /// Options by which wrapped keys will be found: none in this version, zero.
+    key_slots: U32,
+    /// UTF-8, padded with zeroes.
+    label: [u8; LABEL_BYTES],
+}
+
+/// One member on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskMember {
+    uuid: [u8; 16],
+    /// Bytes in use of the device, a multiple of the bucket size.
+    size_bytes: U64,
+    /// 0 read-write; others are reserved.
+    state: u8,
+    /// How many copies one copy on this member counts for.
+    durability: u8,
+    reserved: [u8; 6],
+    /// Per-member sequence for split-brain detection.
+    sequence: U64,
+    label: [u8; LABEL_BYTES],
+    failure_domain: [u8; LABEL_BYTES],
+    reserved2: [u8; 24],
+}
+
+/// Where a shard's journal lies.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskJournal {
+    member: u8,
+    reserved: [u8; 3],
+    first_bucket: U32,
+    buckets: U32,
+    reserved2: U32,
+}
+
+const _: () = assert!(size_of::<Header>() == 144);
+const _: () = assert!(size_of::<DiskMember>() == MEMBER_BYTES);
+const _: () = assert!(size_of::<DiskJournal>() == JOURNAL_BYTES);
+const _: () = assert!(size_of::<Header>() <= MEMBERS_OFFSET);
+const _: () = assert!(MEMBERS_OFFSET + MEMBERS_MAX * MEMBER_BYTES <= JOURNALS_OFFSET);
+const _: () = assert!(JOURNALS_OFFSET + SHARDS_MAX as usize * JOURNAL_BYTES <= SUPERBLOCK_BYTES);
+
+/// A member device of the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Identity.
+    pub uuid: [u8; 16],
+    /// Bytes in use, a multiple of the bucket size.
+    pub size_bytes: u64,
+    /// Label for people and for targets, at most 32 bytes.
+    pub label: String,
+    /// What fails together, at most 32 bytes; empty: the member alone.
+    pub failure_domain: String,
+    /// How many copies one copy on this member counts for.
+    pub durability: u8,
+}
+
+/// Where a shard's journal lies: adjacent buckets of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalArea {
+    /// Member index.
+    pub member: u8,
+    /// First bucket.
+    pub first_bucket: u32,
+    /// Number of buckets.
+    pub buckets: u32,
+}
+
+/// What a pool is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Identity of the pool.
+    pub pool_uuid: [u8; 16],
+    /// Label for people, at most 32 bytes.
+    pub label: String,
+    /// Rises with every write.
+    pub sequence: u64,
+    /// Nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Bytes of a bucket.
+    pub bucket_bytes: u32,
+    /// Bytes of an index node.
+    pub node_bytes: u32,
+    /// Buckets of a region.
+    pub region_buckets: u32,
+    /// Members by index.
+    pub members: Vec<Member>,
+    /// Journals by shard; as many as there are shards.
+    pub journals: Vec<JournalArea>,
+}
+
+impl Superblock {
+    /// Shards of the pool.
+    #[must_use]
+    pub fn shard_count(&self) -> u16 {
+        self.journals.len() as u16
+    }
+
+    /// Buckets of a member.
+    #[must_use]
+    pub fn member_buckets(&self, member: u8) -> u32 {
+        (self.members[usize::from(member)].size_bytes / u64::from(self.bucket_bytes)) as u32
+    }
+
+    /// Regions of a member, the last one possibly short.
+    #[must_use]
+    pub fn member_regions(&self, member: u8) -> u32 {
+        self.member_buckets(member).div_ceil(self.region_buckets)
+    }
+
+    /// Buckets at the start of each member that hold the superblock's first two copies.
+    #[must_use]
+    pub fn head_buckets(&self) -> u32 {
+        (3 * SUPERBLOCK_BYTES as u32).div_ceil(self.bucket_bytes)
+    }
+
+    /// Whether a bucket belongs to a superblock copy or a journal and is never allocated.
+    #[must_use]
+    pub fn is_reserved(&self, member: u8, bucket: u32) -> bool {
+        bucket < self.head_buckets()
+            || bucket + 1 >= self.member_buckets(member)
+            || self.journals.iter().any(|journal| {
+                journal.member == member
+                    && (journal.first_bucket..journal.first_bucket + journal.buckets)
+                        .contains(&bucket)
+            })
+    }
+
+    /// Byte offsets of the three copies on a member of `size_bytes` (a multiple of 64 KiB).
+    #[must_use]
+    pub fn copy_offsets(size_bytes: u64) -> [u64; 3] {
+        let copy = SUPERBLOCK_BYTES as u64;
+        [copy, 2 * copy, size_bytes - copy]
+    }
+
+    /// The copy for byte `offset` of member `index`.
+    #[must_use]
+    pub fn encode(&self, index: u8, offset: u64) -> Vec<u8> {
+        let mut bytes = vec![0; SUPERBLOCK_BYTES];
+        let header = Header {
+            crc: U32::new(0),
+            version: U32::new(VERSION),
+            magic: MAGIC,
+            features_compatible: U64::new(0),
+            features_read_only: U64::new(0),
+            features_incompatible: U64::new(0),
+            pool_uuid: self.pool_uuid,
+            member_uuid: self.members[usize::from(index)].uuid,
+            sequence: U64::new(self.sequence),
+            created_ns: U64::new(self.created_ns),
+            bucket_bytes: U32::new(self.bucket_bytes),
+            node_bytes: U32::new(self.node_bytes),
+            region_buckets: U32::new(self.region_buckets),
+            shards: U16::new(self.shard_count()),
+            members: U16::new(self.members.len() as u16),
+            chunk_bytes_log2: engine_base::ids::CHUNK_SIZE_LOG2 as u8,
+            metadata_replicas: 1,
+            data_replicas: 1,
+            reserved: 0,
+            key_slots: U32::new(0),
+            label: pad(&self.label),
+        };
+        bytes[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+        for (slot, member) in bytes[MEMBERS_OFFSET..].chunks_mut(MEMBER_BYTES).zip(&self.members) {
+            let disk = DiskMember {
+                uuid: member.uuid,
+                size_bytes: U64::new(member.size_bytes),
+                state: 0,
+                durability: member.durability,
+                reserved: [0; 6],
+                sequence: U64::new(self.sequence),
+                label: pad(&member.label),
+                failure_domain: pad(&member.failure_domain),
+                reserved2: [0; 24],
+            };
+            slot.copy_from_slice(disk.as_bytes());
+        }
+        for (slot, area) in bytes[JOURNALS_OFFSET..].chunks_mut(JOURNAL_BYTES).zip(&self.journals) {
+            let disk = DiskJournal {
+                member: area.member,
+                reserved: [0; 3],
+                first_bucket: U32::new(area.first_bucket),
+                buckets: U32::new(area.buckets),
+                reserved2: U32::new(0),
+            };
+            slot.copy_from_slice(disk.as_bytes());
+        }
+        let crc = checksum(&bytes, offset);
+        bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
+        bytes
+    }
+
+    /// Parses the copy read at byte `offset`; also gives the UUID of the member it was written for.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not a valid copy; `Unsupported` when it is one of another version.
+    pub fn decode(bytes: &[u8], offset: u64) -> Result<(Self, [u8; 16])> {
+        let bad = |why: String| StoreError::corrupt("superblock", why);
+        if bytes.len() != SUPERBLOCK_BYTES {
+            return Err(bad(format!("{} bytes long", bytes.len())));
+        }
+        let (header, _) = Header::read_from_prefix(bytes).map_err(|_| bad("short".to_owned()))?;
+        if header.magic != MAGIC {
+            return Err(bad("magic is absent: not a Cairn member".to_owned()));
+        }
+        if header.crc.get() != checksum(bytes, offset) {
+            return Err(bad(format!("checksum does not match at byte {offset}")));
+        }
+        if header.version.get() != VERSION || header.features_incompatible.get() != 0 {
+            let what = format!(
+                "on-disk format {} with features {:#x}; this program knows format {VERSION}",
+                header.version.get(),
+                header.features_incompatible.get()
+            );
+            return Err(StoreError::Unsupported { what });
+        }
+        let members = bytes[MEMBERS_OFFSET..]
+            .chunks(MEMBER_BYTES)
+            .take(usize::from(header.members.get()))
+            .filter_map(|slot| DiskMember::read_from_bytes(slot).ok())
+            .map(|disk| Member {
+                uuid: disk.uuid,
+                size_bytes: disk.size_bytes.get(),
+                label: unpad(&disk.label),
+                failure_domain: unpad(&disk.failure_domain),
+                durability: disk.durability,
+            })
+            .collect();
+        let journals = bytes[JOURNALS_OFFSET..]
+            .chunks(JOURNAL_BYTES)
+            .take(usize::from(header.shards.get()))
+            .filter_map(|slot| DiskJournal::read_from_bytes(slot).ok())
+            .map(|disk| JournalArea {
+                member: disk.member,
+                first_bucket: disk.first_bucket.get(),
+                buckets: disk.buckets.get(),
+            })
+            .collect();
+        let superblock = Self {
+            pool_uuid: header.pool_uuid,
+            label: unpad(&header.label),
+            sequence: header.sequence.get(),
+            created_ns: header.created_ns.get(),
+            bucket_bytes: header.bucket_bytes.get(),
+            node_bytes: header.node_bytes.get(),
+            region_buckets: header.region_buckets.get(),
+            members,
+            journals,
+        };
+        superblock.validate()?;
+        Ok((superblock, header.member_uuid))
+    }
+
+    /// Checks every relation between the fields; nothing past this looks at unproven numbers.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the relation that does not hold.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |why: &str| Err(StoreError::corrupt("superblock", why));
+        let (bucket, node) = (self.bucket_bytes, self.node_bytes);
+        if !bucket.is_power_of_two() || !(64 * 1024..=64 << 20).contains(&bucket) {
+            return bad("bucket size is not a power of two from 64 KiB to 64 MiB");
+        }
+        if !node.is_power_of_two() || node < 16 * 1024 || node > bucket || bucket / node > 64 {
+            return bad("node size is not a power of two from 16 KiB to the bucket size");
+        }
+        if self.region_buckets == 0 || self.region_buckets > 1 << 16 {
+            return bad("buckets of a region are out of range");
+        }
+        if self.members.is_empty() || self.members.len() > MEMBERS_MAX {
+            return bad("number of members is out of range");
+        }
+        if !self.shard_count().is_power_of_two() || self.shard_count() > SHARDS_MAX {
+            return bad("number of shards is not a power of two up to 256");
+        }
+        for member in &self.members {
+            let buckets = member.size_bytes / u64::from(bucket);
+            if !member.size_bytes.is_multiple_of(u64::from(bucket))
+                || buckets < 8
+                || buckets > u64::from(u32::MAX >> 1)
+            {
+                return bad("size of a member is out of range");
+            }
+        }
+        for journal in &self.journals {
+            if usize::from(journal.member) >= self.members.len()
+                || journal.buckets == 0
+                || journal.first_bucket < self.head_buckets()
+                || u64::from(journal.first_bucket) + u64::from(journal.buckets)
+                    >= u64::from(self.member_buckets(journal.member))
+            {
+                return bad("a journal lies outside its member");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn checksum(bytes: &[u8], offset: u64) -> u32 {
+    let crc = crc32c_append(crc32c(&[0; 4]), &bytes[4..]);
+    crc32c_append(crc, &offset.to_le_bytes())
+}
+
+fn pad(text: &str) -> [u8; LABEL_BYTES] {
+    let mut bytes = [0; LABEL_BYTES];
+    let len = text.len().min(LABEL_BYTES);
+    bytes[..len].copy_from_slice(&text.as_bytes()[..len]);
+    bytes
+}
+
+fn unpad(bytes: &[u8; LABEL_BYTES]) -> String {
+    let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(LABEL_BYTES);
+    String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> Superblock {
+        Superblock {
+            pool_uuid: [7; 16],
+            label: "tank".to_owned(),
+            sequence: 3,
+            created_ns: 5,
+            bucket_bytes: 256 << 10,
+            node_bytes: 64 << 10,
+            region_buckets: 16,
+            members: vec![Member {
+                uuid: [9; 16],
+                size_bytes: 256 << 20,
+                label: "ssd.0".to_owned(),
+                failure_domain: String::new(),
+                durability: 1,
+            }],
+            journals: vec![
+                JournalArea { member: 0, first_bucket: 1, buckets: 8 },
+                JournalArea { member: 0, first_bucket: 9, buckets: 8 },
+            ],
+        }
+    }
+
+    #[test]
+    fn round_trip_and_misplacement() {
+        let superblock = sample();
+        let bytes = superblock.encode(0, 65536);
+        assert_eq!(Superblock::decode(&bytes, 65536), Ok((superblock, [9; 16])));
+        assert!(Superblock::decode(&bytes, 131_072).is_err(), "a misdirected copy is refused");
+    }
+
+    #[test]
+    fn every_single_bit_flip_is_refused() {
+        let bytes = sample().encode(0, 65536);
+        for at in (0..4400).chain(40 * 1024..40 * 1024 + 64).chain(60_000..60_064) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1 << (at % 8);
+            assert!(Superblock::decode(&bad, 65536).is_err(), "byte {at}");
+        }
+    }
+}

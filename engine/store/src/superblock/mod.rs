@@ -1,0 +1,11 @@
+//! The superblock: what a pool is made of. Every member holds three copies.
+//!
+//! Written at format and when membership or geometry changes, never in the course of I/O. Copies are
+//! written one after the other with a flush between, so at any instant at least one is whole; the
+//! valid copy with the highest sequence number counts.
+
+mod format;
+mod io;
+
+pub use format::{JournalArea, MEMBERS_MAX, Member, SHARDS_MAX, SUPERBLOCK_BYTES, Superblock};
+pub use io::{ProbeError, probe, write};

@@ -1,0 +1,168 @@
+//! The load: operations of one size, a fixed number in flight, at random or in sequence.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use engine_base::random::Random;
+use futures::stream::{FuturesUnordered, Stream as _};
+
+use crate::histogram::Histogram;
+
+/// What is done, in fio's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Pattern {
+    /// Reads at random offsets
+    RandRead,
+    /// Writes at random offsets
+    RandWrite,
+    /// Reads in sequence
+    Read,
+    /// Writes in sequence
+    Write,
+}
+
+impl Pattern {
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::RandWrite | Self::Write)
+    }
+
+    fn is_random(self) -> bool {
+        matches!(self, Self::RandRead | Self::RandWrite)
+    }
+}
+
+/// One measurement's settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) pattern: Pattern,
+    pub(crate) block_bytes: u32,
+    pub(crate) depth: u32,
+    pub(crate) duration: Duration,
+    pub(crate) seed: u64,
+}
+
+/// An operation under way.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+/// A layer that can be measured.
+pub(crate) trait Subject {
+    /// Bytes that may be read and written.
+    fn size_bytes(&self) -> u64;
+    /// Starts a read, or a write of data that the subject has ready.
+    fn start(&self, write: bool, offset: u64, len: u32) -> Result<Running>;
+    /// Lets the layer make progress: one turn of a reactor.
+    fn turn(&self) -> Result<()>;
+}
+
+/// What was measured.
+pub(crate) struct Measured {
+    operations: u64,
+    elapsed: Duration,
+    block_bytes: u32,
+    latency: Histogram,
+}
+
+impl Measured {
+    /// One line, in the names of fio's JSON where there is one.
+    pub(crate) fn to_json(&self) -> String {
+        let seconds = self.elapsed.as_secs_f64();
+        let iops = self.operations as f64 / seconds;
+        let mib = iops * f64::from(self.block_bytes) / f64::from(1 << 20);
+        let micros = |per_mille| self.latency.quantile_ns(per_mille) as f64 / 1000.0;
+        format!(
+            "{{\"iops\":{iops:.0},\"mib_s\":{mib:.1},\"p50_us\":{:.1},\"p99_us\":{:.1},\
+             \"operations\":{},\"seconds\":{seconds:.3}}}",
+            micros(500),
+            micros(990),
+            self.operations
+        )
+    }
+}
+
+/// Puts `load` on `subject`.
+pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
+    let blocks = subject.size_bytes() / u64::from(load.block_bytes);
+    ensure!(blocks >= u64::from(load.depth), "the file is too small for this load");
+    let mut random = Random::new(load.seed);
+    let mut position = 0;
+    let mut next_offset = || {
+        let block = if load.pattern.is_random() { random.below(blocks) } else { position % blocks };
+        position += 1;
+        block * u64::from(load.block_bytes)
+    };
+    let writes = load.pattern.writes();
+    let started = Instant::now();
+    let mut latency = Histogram::default();
+    let mut running = FuturesUnordered::new();
+    for _ in 0..load.depth {
+        running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
+    }
+    let mut context = Context::from_waker(Waker::noop());
+    let mut operations = 0;
+    // Operations still under way at the end are waited for and counted, with their time.
+    while !running.is_empty() {
+        subject.turn()?;
+        while let Poll::Ready(Some(ended)) = Pin::new(&mut running).poll_next(&mut context) {
+            latency.record(ended?);
+            operations += 1;
+            if started.elapsed() < load.duration {
+                running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
+            }
+        }
+    }
+    let elapsed = started.elapsed();
+    Ok(Measured { operations, elapsed, block_bytes: load.block_bytes, latency })
+}
+
+/// The time an operation takes, from its start.
+async fn timed(running: Running) -> Result<Duration> {
+    let started = Instant::now();
+    running.await?;
+    Ok(started.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Ends every operation at once and remembers the offsets.
+    struct Instantly(RefCell<Vec<u64>>);
+
+    impl Subject for Instantly {
+        fn size_bytes(&self) -> u64 {
+            16 * 4096
+        }
+
+        fn start(&self, _: bool, offset: u64, _: u32) -> Result<Running> {
+            self.0.borrow_mut().push(offset);
+            Ok(Box::pin(async { Ok(()) }))
+        }
+
+        fn turn(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn offsets(pattern: Pattern) -> Vec<u64> {
+        let subject = Instantly(RefCell::new(Vec::new()));
+        let duration = Duration::ZERO;
+        let load = Load { pattern, block_bytes: 4096, depth: 4, duration, seed: 1 };
+        let measured = measure(&subject, &load).unwrap();
+        assert_eq!(measured.operations, 4);
+        subject.0.into_inner()
+    }
+
+    #[test]
+    fn offsets_follow_the_pattern_and_stay_within() {
+        assert_eq!(offsets(Pattern::Read), [0, 4096, 8192, 12288]);
+        let random = offsets(Pattern::RandWrite);
+        assert!(random.iter().all(|offset| offset.is_multiple_of(4096) && *offset < 16 * 4096));
+        assert_eq!(random, offsets(Pattern::RandWrite), "one seed, one sequence");
+    }
+}

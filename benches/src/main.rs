@@ -1,0 +1,72 @@
+//! One measurement of one of our layers, to be set against a peer's by `benches/run.sh`.
+//!
+//! `benches --subject device --file PATH --pattern randread --block-kib 4 --depth 32 --seconds 3`
+//! prints one line of JSON. It measures in process, on one thread; comparing, repeating and judging
+//! are the script's. A further layer is a module beside [`device`] and a word of [`SubjectName`].
+// A program that talks to people and measures time.
+#![allow(clippy::print_stdout, clippy::disallowed_methods)]
+
+mod device;
+mod histogram;
+mod load;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::load::{Load, Pattern, Subject, measure};
+
+/// Measures one of our layers under a load like fio's.
+#[derive(Parser)]
+struct Args {
+    /// What is measured
+    #[arg(long, value_enum)]
+    subject: SubjectName,
+    /// The file it works on, of full size; writes destroy its content
+    #[arg(long)]
+    file: PathBuf,
+    /// As fio's rw
+    #[arg(long, value_enum)]
+    pattern: Pattern,
+    /// Size of an operation
+    #[arg(long, default_value_t = 4)]
+    block_kib: u32,
+    /// Operations in flight
+    #[arg(long, default_value_t = 1)]
+    depth: u32,
+    /// How long
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Seed of the random offsets
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// The layers that can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+enum SubjectName {
+    /// The file device: what the engine stands on
+    Device,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!((1..=4096).contains(&args.depth), "a depth of 1 to 4096");
+    ensure!((4..=1024).contains(&args.block_kib), "blocks of 4 to 1024 KiB");
+    ensure!(args.block_kib.is_multiple_of(4), "blocks are multiples of 4 KiB");
+    let load = Load {
+        pattern: args.pattern,
+        block_bytes: args.block_kib * 1024,
+        depth: args.depth,
+        duration: Duration::from_secs(args.seconds),
+        seed: args.seed,
+    };
+    let subject: Box<dyn Subject> = match args.subject {
+        SubjectName::Device => Box::new(device::DeviceSubject::open(&args.file, args.depth)?),
+    };
+    let measured = measure(subject.as_ref(), &load)?;
+    println!("{}", measured.to_json());
+    Ok(())
+}

@@ -179,3 +179,96 @@ impl<T> OnResource<T> for Result<T, StoreError> {
         self.map_err(|error| of_store(&error, None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_store::StoreError as E;
+
+    /// One of every variant. A new variant breaks `index`, and so cannot be left out here.
+    fn all() -> Vec<E> {
+        let text = || "x".to_owned();
+        vec![
+            E::not_found("x"),
+            E::AlreadyExists { what: text() },
+            E::NotEmpty { what: text() },
+            E::NotDirectory { what: text() },
+            E::IsDirectory { what: text() },
+            E::CrossSubvolume,
+            E::invalid("x"),
+            E::TooManySymlinks { path: text() },
+            E::TooManyLinks { inode: 1 },
+            E::NoSpace { needed_bytes: 2, available_bytes: 1 },
+            E::Busy { what: text(), why: text() },
+            E::ReadOnly { why: text() },
+            E::DataLoss { what: text() },
+            E::corrupt("x", "y"),
+            E::Device(engine_device::DeviceError::Gone { device: text() }),
+            E::OutOfMemory { what: text() },
+            E::Overloaded { what: text() },
+            E::Unsupported { what: text() },
+            E::ShuttingDown { why: text() },
+            E::Restart,
+        ]
+    }
+
+    fn index(error: &E) -> usize {
+        match error {
+            E::NotFound { .. } => 0,
+            E::AlreadyExists { .. } => 1,
+            E::NotEmpty { .. } => 2,
+            E::NotDirectory { .. } => 3,
+            E::IsDirectory { .. } => 4,
+            E::CrossSubvolume => 5,
+            E::InvalidArgument { .. } => 6,
+            E::TooManySymlinks { .. } => 7,
+            E::TooManyLinks { .. } => 8,
+            E::NoSpace { .. } => 9,
+            E::Busy { .. } => 10,
+            E::ReadOnly { .. } => 11,
+            E::DataLoss { .. } => 12,
+            E::Corrupt { .. } => 13,
+            E::Device(_) => 14,
+            E::OutOfMemory { .. } => 15,
+            E::Overloaded { .. } => 16,
+            E::Unsupported { .. } => 17,
+            E::ShuttingDown { .. } => 18,
+            E::Restart => 19,
+        }
+    }
+
+    #[test]
+    fn every_cause_has_a_code_a_reason_and_its_details() {
+        let mut reasons = std::collections::BTreeSet::new();
+        for (at, error) in all().iter().enumerate() {
+            assert_eq!(index(error), at);
+            let (code, reason) = row(error);
+            assert!(code != Code::Ok && code != Code::Unknown, "{error:?}");
+            assert!(reasons.insert(reason), "{reason} is used twice");
+            let status = of_store(error, Some(Resource { kind: "cairn.v1.File", name: "t:/a" }));
+            assert_eq!(status.code(), code);
+            assert!(status.message().starts_with("t:/a: "), "{}", status.message());
+            let details = status.check_error_details().unwrap();
+            let info = details.error_info().unwrap();
+            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, DOMAIN));
+            assert_eq!(details.resource_info().unwrap().resource_name, "t:/a");
+            assert_eq!(details.quota_failure().is_some(), code == Code::ResourceExhausted);
+            assert_eq!(details.precondition_failure().is_some(), code == Code::FailedPrecondition);
+            assert_eq!(details.bad_request().is_some(), code == Code::InvalidArgument);
+            let overloaded = matches!(error, E::Overloaded { .. });
+            assert_eq!(details.retry_info().is_some(), code == Code::Unavailable || overloaded);
+        }
+        assert_eq!(all().len(), 20);
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        for lead in 0..4 {
+            let long = format!("{}{}", "a".repeat(lead), "\u{1f4be}".repeat(1000));
+            let status = of_store(&E::not_found(long), None);
+            assert!(status.message().len() <= MESSAGE_TEXT_BYTES_MAX);
+            assert!(status.message().ends_with("..."));
+        }
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,580 @@
+//! A pool in memory that answers the engine's vocabulary: the simplest thing that behaves as the
+//! engine's interface says, for tests of what stands on it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
+use engine_memory::Buffer;
+use engine_store::api::{
+    Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
+    RenameMode, Reply, Request, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
+};
+use engine_store::{Result, StoreError};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+const BLOCK: u64 = 4096;
+const SHARDS: u16 = 2;
+
+#[derive(Clone)]
+struct Node {
+    attributes: Attributes,
+    entries: BTreeMap<Vec<u8>, (InodeNumber, u64)>,
+    blocks: BTreeMap<u64, Vec<u8>>,
+    target: Vec<u8>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    parent: InodeNumber,
+}
+
+#[derive(Default)]
+struct State {
+    subvolumes: BTreeMap<String, SubvolumeInfo>,
+    nodes: BTreeMap<InodeNumber, Node>,
+    next: u64,
+    fail: Option<StoreError>,
+    syncs: usize,
+}
+
+/// What tests see and steer beside the requests.
+pub struct Controls {
+    state: Mutex<State>,
+    clock: AtomicI64,
+    data_in_flight: AtomicUsize,
+    data_in_flight_max: AtomicUsize,
+    data_requests: AtomicUsize,
+    held: watch::Sender<bool>,
+}
+
+/// The fake pool.
+#[derive(Clone)]
+pub struct Fake(Arc<Controls>);
+
+impl Fake {
+    pub fn new() -> Self {
+        Self(Arc::new(Controls {
+            state: Mutex::default(),
+            clock: AtomicI64::new(1_700_000_000_000_000_000),
+            data_in_flight: AtomicUsize::new(0),
+            data_in_flight_max: AtomicUsize::new(0),
+            data_requests: AtomicUsize::new(0),
+            held: watch::Sender::new(false),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next request that works on files fails with this.
+    pub fn fail_next(&self, error: StoreError) {
+        self.state().fail = Some(error);
+    }
+
+    /// Holds reads and writes of data until released.
+    pub fn hold_data(&self, hold: bool) {
+        self.0.held.send_replace(hold);
+    }
+
+    /// Waits until `count` reads or writes of data are in flight.
+    pub async fn until_in_flight(&self, count: usize) {
+        while self.0.data_in_flight.load(Ordering::SeqCst) != count {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub fn data_in_flight_max(&self) -> usize {
+        self.0.data_in_flight_max.load(Ordering::SeqCst)
+    }
+
+    pub fn data_requests(&self) -> usize {
+        self.0.data_requests.load(Ordering::SeqCst)
+    }
+
+    pub fn syncs(&self) -> usize {
+        self.state().syncs
+    }
+
+    fn now(&self) -> i64 {
+        self.0.clock.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+impl Link for Fake {
+    type Call = BoxFuture<'static, Result<Reply>>;
+
+    fn shard_count(&self) -> u16 {
+        SHARDS
+    }
+
+    fn call(&self, shard: ShardId, request: Request) -> Self::Call {
+        let fake = self.clone();
+        Box::pin(async move {
+            let data = matches!(request, Request::FileRead { .. } | Request::FileWrite { .. });
+            let _in_flight = data.then(|| InFlight::new(fake.clone()));
+            if data {
+                let mut held = fake.0.held.subscribe();
+                let _ = held.wait_for(|held| !*held).await;
+            }
+            tokio::task::yield_now().await;
+            fake.answer(shard, request)
+        })
+    }
+}
+
+struct InFlight(Fake);
+
+impl InFlight {
+    fn new(fake: Fake) -> Self {
+        let now = fake.0.data_in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        fake.0.data_in_flight_max.fetch_max(now, Ordering::SeqCst);
+        fake.0.data_requests.fetch_add(1, Ordering::SeqCst);
+        Self(fake)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.data_in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn missing(what: &str) -> StoreError {
+    StoreError::not_found(what)
+}
+
+impl State {
+    fn node(&mut self, inode: InodeNumber) -> Result<&mut Node> {
+        self.nodes.get_mut(&inode).ok_or_else(|| missing("inode"))
+    }
+
+    fn directory(&mut self, inode: InodeNumber) -> Result<&mut Node> {
+        let node = self.node(inode)?;
+        match node.attributes.kind {
+            FileKind::Directory => Ok(node),
+            _ => Err(StoreError::NotDirectory { what: format!("inode {inode}") }),
+        }
+    }
+
+    fn child(&mut self, directory: InodeNumber, name: &[u8]) -> Result<InodeNumber> {
+        let directory = self.directory(directory)?;
+        directory.entries.get(name).map(|entry| entry.0).ok_or_else(|| missing("name"))
+    }
+
+    fn new_node(&mut self, kind: FileKind, create: CreateAttributes, now: i64) -> InodeNumber {
+        self.next += 1;
+        // Shard 0 is the home of everything.
+        let inode = InodeNumber(self.next * u64::from(SHARDS));
+        let attributes = Attributes {
+            inode,
+            kind,
+            mode: create.mode,
+            uid: create.uid,
+            gid: create.gid,
+            links: if kind == FileKind::Directory { 2 } else { 1 },
+            size: 0,
+            atime_ns: now,
+            mtime_ns: now,
+            ctime_ns: now,
+            btime_ns: now,
+        };
+        let node = Node {
+            attributes,
+            entries: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            target: Vec::new(),
+            xattrs: BTreeMap::new(),
+            parent: inode,
+        };
+        self.nodes.insert(inode, node);
+        inode
+    }
+
+    fn enter(&mut self, directory: InodeNumber, name: &[u8], inode: InodeNumber) -> Result<()> {
+        self.next += 1;
+        let cookie = self.next;
+        self.directory(directory)?.entries.insert(name.to_vec(), (inode, cookie));
+        self.count(directory)?;
+        self.node(inode)?.parent = directory;
+        Ok(())
+    }
+
+    fn leave(&mut self, directory: InodeNumber, name: &[u8]) -> Result<()> {
+        self.directory(directory)?.entries.remove(name);
+        self.count(directory)
+    }
+
+    fn count(&mut self, directory: InodeNumber) -> Result<()> {
+        let directory = self.directory(directory)?;
+        directory.attributes.size = directory.entries.len() as u64;
+        Ok(())
+    }
+
+    fn drop_link(&mut self, inode: InodeNumber) -> Result<()> {
+        let node = self.node(inode)?;
+        node.attributes.links -= 1;
+        let least = if node.attributes.kind == FileKind::Directory { 1 } else { 0 };
+        if node.attributes.links <= least {
+            self.nodes.remove(&inode);
+        }
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        directory: InodeNumber,
+        name: &[u8],
+        kind: FileKind,
+        create: CreateAttributes,
+        now: i64,
+    ) -> Result<&mut Node> {
+        if self.directory(directory)?.entries.contains_key(name) {
+            return Err(StoreError::AlreadyExists { what: "name".to_owned() });
+        }
+        let inode = self.new_node(kind, create, now);
+        self.enter(directory, name, inode)?;
+        self.node(inode)
+    }
+
+    fn remove(&mut self, directory: InodeNumber, name: &[u8], rmdir: bool) -> Result<()> {
+        let inode = self.child(directory, name)?;
+        let node = self.node(inode)?;
+        match (node.attributes.kind, rmdir) {
+            (FileKind::Directory, false) => {
+                return Err(StoreError::IsDirectory { what: "name".to_owned() });
+            }
+            (FileKind::Directory, true) if !node.entries.is_empty() => {
+                return Err(StoreError::NotEmpty { what: "name".to_owned() });
+            }
+            (FileKind::File | FileKind::Symlink, true) => {
+                return Err(StoreError::NotDirectory { what: "name".to_owned() });
+            }
+            _ => {}
+        }
+        self.leave(directory, name)?;
+        self.drop_link(inode)
+    }
+
+    fn rename(
+        &mut self,
+        from: (InodeNumber, &[u8]),
+        to: (InodeNumber, &[u8]),
+        mode: RenameMode,
+    ) -> Result<()> {
+        let moved = self.child(from.0, from.1)?;
+        let there = self.child(to.0, to.1).ok();
+        let mut above = to.0;
+        loop {
+            if above == moved {
+                return Err(StoreError::invalid("a directory cannot move below itself"));
+            }
+            let parent = self.node(above)?.parent;
+            if parent == above {
+                break;
+            }
+            above = parent;
+        }
+        match (mode, there) {
+            (RenameMode::NoReplace, Some(_)) => {
+                return Err(StoreError::AlreadyExists { what: "destination".to_owned() });
+            }
+            (RenameMode::Exchange, None) => return Err(missing("destination")),
+            (RenameMode::Exchange, Some(other)) => {
+                self.enter(from.0, from.1, other)?;
+                return self.enter(to.0, to.1, moved);
+            }
+            (RenameMode::Replace, Some(other)) if other != moved => {
+                let kind = self.node(moved)?.attributes.kind;
+                self.remove(to.0, to.1, kind == FileKind::Directory)?;
+            }
+            _ => {}
+        }
+        self.leave(from.0, from.1)?;
+        self.enter(to.0, to.1, moved)
+    }
+
+    fn read(&mut self, inode: InodeNumber, offset: u64, len: u32) -> Result<Data> {
+        let node = self.node(inode)?;
+        let end = (offset + u64::from(len)).min(node.attributes.size);
+        let mut data = Data::new();
+        // In pieces of up to 512 KiB, as the engine may.
+        let mut at = offset;
+        while at < end {
+            let piece = (end - at).min(512 << 10);
+            let mut buffer = Buffer::try_new(piece as usize)?;
+            for (index, byte) in buffer.iter_mut().enumerate() {
+                let position = at + index as u64;
+                if let Some(block) = node.blocks.get(&(position / BLOCK)) {
+                    *byte = block[(position % BLOCK) as usize];
+                }
+            }
+            data.push(buffer.freeze());
+            at += piece;
+        }
+        Ok(data)
+    }
+
+    fn write(&mut self, inode: InodeNumber, offset: u64, data: &Data) -> Result<()> {
+        let node = self.node(inode)?;
+        let mut at = offset;
+        for piece in data {
+            let mut rest: &[u8] = piece;
+            while !rest.is_empty() {
+                let block =
+                    node.blocks.entry(at / BLOCK).or_insert_with(|| vec![0; BLOCK as usize]);
+                let within = (at % BLOCK) as usize;
+                let take = rest.len().min(block.len() - within);
+                block[within..within + take].copy_from_slice(&rest[..take]);
+                rest = &rest[take..];
+                at += take as u64;
+            }
+        }
+        node.attributes.size = node.attributes.size.max(at);
+        Ok(())
+    }
+
+    /// Zeroes `start .. end`, dropping whole blocks.
+    fn punch(&mut self, inode: InodeNumber, start: u64, end: u64) -> Result<()> {
+        let node = self.node(inode)?;
+        let touched: Vec<u64> =
+            node.blocks.range(start / BLOCK..end.div_ceil(BLOCK)).map(|b| *b.0).collect();
+        for index in touched {
+            let first = index * BLOCK;
+            if start <= first && first + BLOCK <= end {
+                node.blocks.remove(&index);
+            } else if let Some(block) = node.blocks.get_mut(&index) {
+                let from = start.saturating_sub(first) as usize;
+                let to = (end - first).min(BLOCK) as usize;
+                block[from..to].fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, inode: InodeNumber, set: &SetAttributes, now: i64) -> Result<Attributes> {
+        if let Some(size) = set.size {
+            let old = self.node(inode)?.attributes.size;
+            if size < old {
+                self.punch(inode, size, old.next_multiple_of(BLOCK))?;
+            }
+        }
+        let attributes = &mut self.node(inode)?.attributes;
+        if let Some(size) = set.size {
+            attributes.size = size;
+            attributes.mtime_ns = now;
+        }
+        attributes.mode = set.mode.unwrap_or(attributes.mode);
+        attributes.uid = set.uid.unwrap_or(attributes.uid);
+        attributes.gid = set.gid.unwrap_or(attributes.gid);
+        attributes.atime_ns = set.atime_ns.unwrap_or(attributes.atime_ns);
+        attributes.mtime_ns = set.mtime_ns.unwrap_or(attributes.mtime_ns);
+        attributes.ctime_ns = now;
+        Ok(attributes.clone())
+    }
+
+    fn list(
+        &mut self,
+        directory: InodeNumber,
+        cookie: u64,
+        limit: u32,
+    ) -> Result<Vec<DirectoryEntry>> {
+        let mut entries: Vec<_> = self
+            .directory(directory)?
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.1 > cookie)
+            .map(|(name, entry)| (entry.1, name.clone(), entry.0))
+            .collect();
+        entries.sort();
+        entries.truncate(limit as usize);
+        entries
+            .into_iter()
+            .map(|(cookie, name, inode)| {
+                let attributes = self.node(inode)?.attributes.clone();
+                Ok(DirectoryEntry { name, attributes, cookie })
+            })
+            .collect()
+    }
+}
+
+fn attributes(node: &Node) -> Reply {
+    Reply::Attributes(Box::new(node.attributes.clone()))
+}
+
+impl Fake {
+    fn answer(&self, shard: ShardId, request: Request) -> Result<Reply> {
+        let now = self.now();
+        let mut state = self.state();
+        match request {
+            Request::Flush => Ok(Reply::Unit),
+            Request::Status => Ok(Reply::Status(Box::new(status(shard, &state)))),
+            Request::Fsck { verify_data } => {
+                let blocks = u64::from(verify_data) * 7;
+                let report =
+                    FsckReport { problems: vec![], checked: vec![("keys", 3), ("blocks", blocks)] };
+                Ok(Reply::Fsck(Box::new(report)))
+            }
+            Request::Usage { .. } => Ok(Reply::Count(4096)),
+            Request::SubvolumeCreate { .. }
+            | Request::SubvolumeGet { .. }
+            | Request::SubvolumeList { .. }
+            | Request::SubvolumeDelete { .. }
+            | Request::VolumeResize { .. } => subvolume(&mut state, request, now),
+            other => match state.fail.take() {
+                Some(error) => Err(error),
+                None => file(&mut state, other, now),
+            },
+        }
+    }
+}
+
+fn status(shard: ShardId, state: &State) -> ShardStatus {
+    ShardStatus {
+        shard,
+        capacity_bytes: 1 << 30,
+        data_bytes: 4096,
+        available_bytes: 1 << 29,
+        unassigned_bytes: if shard.0 == 0 { 1 << 28 } else { 0 },
+        inodes: state.nodes.len() as u64,
+        counters: vec![("journal_entries", 11), ("restarts", 0)],
+        ..ShardStatus::default()
+    }
+}
+
+fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
+    match request {
+        Request::SubvolumeCreate { name, kind, size_bytes, block_size } => {
+            if state.subvolumes.contains_key(&name) {
+                return Err(StoreError::AlreadyExists { what: format!("subvolume {name}") });
+            }
+            let root = match kind {
+                SubvolumeKind::FileTree => FileKind::Directory,
+                SubvolumeKind::Volume => FileKind::File,
+            };
+            let create = CreateAttributes { mode: 0o755, uid: 0, gid: 0 };
+            let root = state.new_node(root, create, now);
+            let info = SubvolumeInfo {
+                id: SubvolumeId(root.0),
+                name: name.clone(),
+                kind,
+                root,
+                snapshot: SnapshotId(root.0 as u32),
+                size_bytes,
+                block_size,
+                used_bytes: 0,
+                created_ns: now as u64,
+                uuid: [root.0 as u8; 16],
+            };
+            state.subvolumes.insert(name, info.clone());
+            Ok(Reply::Subvolume(Box::new(info)))
+        }
+        Request::SubvolumeGet { name } => {
+            let info = state.subvolumes.get(&name).ok_or_else(|| missing("subvolume"))?;
+            Ok(Reply::Subvolume(Box::new(info.clone())))
+        }
+        Request::SubvolumeList { after, limit } => {
+            let rest = state.subvolumes.values().filter(|info| info.name > after);
+            Ok(Reply::Subvolumes(rest.take(limit as usize).cloned().collect()))
+        }
+        Request::SubvolumeDelete { name } => {
+            state.subvolumes.remove(&name).ok_or_else(|| missing("subvolume"))?;
+            Ok(Reply::Unit)
+        }
+        Request::VolumeResize { name, size_bytes } => {
+            let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing("subvolume"))?;
+            info.size_bytes = size_bytes;
+            Ok(Reply::Subvolume(Box::new(info.clone())))
+        }
+        other => Err(StoreError::Unsupported { what: format!("{other:?}") }),
+    }
+}
+
+fn file(state: &mut State, request: Request, now: i64) -> Result<Reply> {
+    match request {
+        Request::Lookup { directory, name, .. } => {
+            let inode = state.child(directory, &name)?;
+            state.node(inode).map(|node| attributes(node))
+        }
+        Request::GetAttributes { inode, .. } => state.node(inode).map(|node| attributes(node)),
+        Request::SetAttributes { inode, set, .. } => {
+            state.set(inode, &set, now).map(|set| Reply::Attributes(Box::new(set)))
+        }
+        Request::Create { directory, name, kind, attributes: create, .. } => {
+            state.create(directory, &name, kind, create, now).map(|node| attributes(node))
+        }
+        Request::Symlink { directory, name, target, attributes: create, .. } => {
+            let node = state.create(directory, &name, FileKind::Symlink, create, now)?;
+            node.attributes.mode = 0o777;
+            node.attributes.size = target.len() as u64;
+            node.target = target;
+            Ok(attributes(node))
+        }
+        Request::ReadLink { inode, .. } => Ok(Reply::Bytes(state.node(inode)?.target.clone())),
+        Request::Link { inode, directory, name, .. } => {
+            if state.child(directory, &name).is_ok() {
+                return Err(StoreError::AlreadyExists { what: "name".to_owned() });
+            }
+            let parent = state.node(inode)?.parent;
+            state.enter(directory, &name, inode)?;
+            let node = state.node(inode)?;
+            node.parent = parent;
+            node.attributes.links += 1;
+            Ok(attributes(node))
+        }
+        Request::Remove { directory, name, directory_only, .. } => {
+            state.remove(directory, &name, directory_only).map(|()| Reply::Unit)
+        }
+        Request::Rename { from_directory, from_name, to_directory, to_name, mode, .. } => state
+            .rename((from_directory, &from_name), (to_directory, &to_name), mode)
+            .map(|()| Reply::Unit),
+        Request::ReadDirectory { directory, cookie, limit, .. } => {
+            state.list(directory, cookie, limit).map(Reply::Entries)
+        }
+        Request::FileRead { inode, offset, len, .. } => {
+            state.read(inode, offset, len).map(Reply::Data)
+        }
+        Request::FileWrite { inode, offset, data, .. } => {
+            state.write(inode, offset, &data)?;
+            state.node(inode).map(|node| attributes(node))
+        }
+        Request::FilePunch { inode, offset, len, .. } => {
+            state.punch(inode, offset, offset + len).map(|()| Reply::Unit)
+        }
+        Request::FileSync { inode, .. } => {
+            state.node(inode)?;
+            state.syncs += 1;
+            Ok(Reply::Unit)
+        }
+        other => xattr(state, other),
+    }
+}
+
+fn xattr(state: &mut State, request: Request) -> Result<Reply> {
+    match request {
+        Request::XattrGet { inode, name, .. } => {
+            let value = state.node(inode)?.xattrs.get(&name).cloned();
+            value.map(Reply::Bytes).ok_or_else(|| missing("xattr"))
+        }
+        Request::XattrSet { inode, name, value, mode, .. } => {
+            let xattrs = &mut state.node(inode)?.xattrs;
+            match (mode, xattrs.contains_key(&name)) {
+                (PutMode::Create, true) => {
+                    return Err(StoreError::AlreadyExists { what: "xattr".to_owned() });
+                }
+                (PutMode::Replace, false) => return Err(missing("xattr")),
+                _ => {}
+            }
+            xattrs.insert(name, value);
+            Ok(Reply::Unit)
+        }
+        Request::XattrList { inode, .. } => {
+            Ok(Reply::Names(state.node(inode)?.xattrs.keys().cloned().collect()))
+        }
+        Request::XattrRemove { inode, name, .. } => {
+            let removed = state.node(inode)?.xattrs.remove(&name);
+            removed.map(|_| Reply::Unit).ok_or_else(|| missing("xattr"))
+        }
+        other => Err(StoreError::Unsupported { what: format!("{other:?}") }),
+    }
+}

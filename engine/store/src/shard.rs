@@ -17,8 +17,8 @@ use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::runtime::LocalBoxFuture;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
 
-use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
 use crate::RegionSource;
+use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
 use crate::context::{Context, block_range};
 use crate::data::BlockRange;
 use crate::engine::{Engine, EngineConfig};
@@ -182,6 +182,7 @@ impl Shard {
                 self.tables()?;
                 self.context.engine.region_list(shard).await.map(Reply::Regions)
             }
+            Request::Fsck { .. } => Err(StoreError::Unsupported { what: "fsck".to_owned() }),
             other => self.namespace.handle(other).await,
         }
     }

@@ -94,17 +94,22 @@ impl Namespace {
     pub(super) async fn cut_off(&self, cut: Cut) -> Result<()> {
         let Cut { operation, inode, snapshot, size } = cut;
         let context = &self.context;
-        // Nothing is dropped elsewhere before the new size is durable here.
-        context.engine.flush().await?;
         let from = align_up(size, BLOCK_SIZE);
-        let request = Request::DataTruncate { inode, snapshot, from };
-        context.step_each(context.shards(), &request).await?;
-        match self.zero_tail(inode, snapshot, size).await {
-            // The whole version is being deleted: what this file loses is lost anyway.
-            Err(StoreError::NotFound { .. }) => {}
-            other => other.map(drop)?,
+        // A version that is being deleted takes this file along: nothing is left to do then. Else the
+        // deletion waits for this.
+        let pass = context.gate.enter(snapshot);
+        if pass.is_ok() {
+            // Nothing is dropped elsewhere before the new size is durable here.
+            context.engine.flush().await?;
+            let request = Request::DataTruncate { inode, snapshot, from };
+            context.step_each(context.shards(), &request).await?;
+            match self.zero_tail(inode, snapshot, size).await {
+                // Its shard deletes the version already.
+                Err(StoreError::NotFound { .. }) => {}
+                other => other.map(drop)?,
+            }
+            context.step_each(context.shards(), &Request::Flush).await?;
         }
-        context.step_each(context.shards(), &Request::Flush).await?;
         context
             .engine
             .transact(async |transaction| {

@@ -6,6 +6,7 @@
 mod executor;
 mod pool;
 
+mod engine;
 mod volumes;
 
 pub(crate) use executor::TestRuntime;

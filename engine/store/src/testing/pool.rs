@@ -80,8 +80,7 @@ impl Pool {
         pool.runtime.block_on(async move {
             let queue = opening.device.open_queue(32).unwrap();
             opening.runtime.add_queue(Rc::clone(&queue));
-            let options =
-                FormatOptions { shards: Some(shard_count), ..FormatOptions::default() };
+            let options = FormatOptions { shards: Some(shard_count), ..FormatOptions::default() };
             crate::pool::format(&[queue], &options).await.unwrap();
             for shard in 0..shard_count {
                 opening.open(ShardId(shard)).await;

@@ -3,7 +3,6 @@
 //! What a parsed command proves: its fields are in the ranges of the specification. It does not prove
 //! that a namespace exists or that a range lies within it; that needs state and is the target's part.
 
-use crate::feature::FeatureId;
 use crate::queue::{SGL_IN_CAPSULE, SGL_TRANSPORT, Sqe};
 use crate::status::Status;
 use zerocopy::little_endian::{U32, U64};
@@ -141,8 +140,6 @@ pub enum AdminCommand {
         nsid: u32,
         /// SV: keep the value over resets.
         save: bool,
-        /// Data of the features that have some.
-        data: Option<DataPointer>,
     },
     /// Get Features (Base 2.0, section 5.15).
     GetFeatures {
@@ -203,7 +200,6 @@ impl AdminCommand {
                 feature: Feature { id: dw10 as u8, cdw11: dw11, cdw12: dw12 },
                 nsid,
                 save: dw10 >> 31 != 0,
-                data: DataPointer::parse(sqe).ok(),
             }),
             admin_opcode::GET_FEATURES => Ok(Self::GetFeatures {
                 id: dw10 as u8,
@@ -244,17 +240,6 @@ impl AdminCommand {
             len: data.len(),
             data,
         })
-    }
-
-    /// The data the host sends with this command, if any.
-    #[must_use]
-    pub fn host_data(&self) -> Option<DataPointer> {
-        match self {
-            Self::SetFeatures { feature, data, .. } => {
-                FeatureId::has_data(feature.id).then_some(*data).flatten()
-            }
-            _ => None,
-        }
     }
 }
 

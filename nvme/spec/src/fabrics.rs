@@ -202,8 +202,9 @@ pub const SUBSYSTEM_NVM: u8 = 2;
 pub const SUBSYSTEM_CURRENT_DISCOVERY: u8 = 3;
 /// EFLAGS bit: persistent connections are supported.
 pub const ENTRY_PERSISTENT_CONNECTION: u16 = 1 << 1;
-/// TREQ: secure channel not required (10b) and submission queue flow control may be disabled (bit 2).
-pub const REQUIREMENT_NONE: u8 = 0b110;
+/// TREQ: secure channel not specified (00b, there is none) and submission queue flow control may be
+/// disabled (bit 2).
+pub const REQUIREMENT_NONE: u8 = 0b100;
 
 impl DiscoveryLogEntry {
     /// An entry for subsystem `nqn`, of `subsystem_type`, at a TCP address.

@@ -29,16 +29,7 @@ impl FeatureId {
     pub const COMMAND_SET_PROFILE: u8 = 0x19;
     /// Host Identifier.
     pub const HOST_IDENTIFIER: u8 = 0x81;
-
-    /// Whether Set Features of `id` carries data from the host.
-    #[must_use]
-    pub fn has_data(id: u8) -> bool {
-        matches!(id, Self::HOST_BEHAVIOR | Self::HOST_IDENTIFIER)
-    }
 }
-
-/// Bytes of the Host Behavior Support structure.
-pub const HOST_BEHAVIOR_LEN: usize = 512;
 
 /// Asynchronous Event Configuration: namespace attribute notices.
 pub const AEC_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;

@@ -62,7 +62,8 @@ impl<B: Backend> Connection<B> {
             Some(0) => {
                 let command = AdminCommand::parse(sqe)?;
                 self.slots[usize::from(index)].work = Some(Work::Admin(command));
-                Ok(command.host_data().map_or(Plan::Nothing, Plan::HostData))
+                // No admin command of ours takes data; what a capsule carries is dropped.
+                Ok(Plan::Nothing)
             }
             Some(_) => {
                 let command = IoCommand::parse(sqe)?;

@@ -4,7 +4,6 @@ use super::{Connection, Phase};
 use crate::backend::Backend;
 use crate::connection::slot::{SlotState, Work};
 use engine_base::checksum::{crc32c, crc32c_append};
-use engine_base::units::align_up;
 use engine_memory::{Buffer, Slice};
 use nvme_spec::log::ErrorEntry;
 use nvme_spec::pdu::{CapsuleResp, CommonHeader, DataHeader, FLAG_LAST, FLAG_SUCCESS};
@@ -46,7 +45,7 @@ impl<B: Backend> Connection<B> {
         let flags = FLAG_LAST | if success { FLAG_SUCCESS } else { 0 };
         let digests = self.digests();
         let head_len = 24 + if digests.0 { 4 } else { 0 };
-        let data_offset = align_up(head_len, self.host_data_alignment as u64);
+        let data_offset = usize::next_multiple_of(head_len, self.host_data_alignment);
         let mut header = DataHeader::zeroed();
         header.common =
             CommonHeader::new(kind::C2H_DATA, flags, 24, data_offset as u8, len as u32, digests);
@@ -54,7 +53,7 @@ impl<B: Backend> Connection<B> {
         header.len = U32::new(len as u32);
         self.push_header(header.as_bytes());
         let padding = [0; 128];
-        self.transmitter.push_bytes(&padding[..(data_offset - head_len) as usize]);
+        self.transmitter.push_bytes(&padding[..data_offset - head_len]);
         let mut crc = 0;
         for slice in data {
             if digests.1 {

@@ -33,8 +33,8 @@ pub fn pdu_header(bytes: &[u8]) {
 /// Any 64 bytes as a submission queue entry.
 pub fn sqe_parse(bytes: &[u8]) {
     let Ok((sqe, _)) = Sqe::read_from_prefix(bytes) else { return };
-    if let Ok(command) = AdminCommand::parse(&sqe) {
-        let _ = command.host_data();
+    if let Ok(AdminCommand::GetLogPage { offset, len, .. }) = AdminCommand::parse(&sqe) {
+        assert!(offset % 4 == 0 && len % 4 == 0);
     }
     if let Ok(IoCommand::Read { range, .. } | IoCommand::Write { range, .. }) =
         IoCommand::parse(&sqe)
@@ -119,16 +119,20 @@ pub fn connection_stream_corpus() -> Vec<Vec<u8>> {
     add(3, &|host| {
         host.write(1, 0, 1, &[1; 4096], true);
         host.read(1, 0, 4, 16384);
-        host.write(1, 4, 4, &[2; 16384], false);
-        let ready = nvme_spec::pdu::ReadyToTransfer::zeroed();
-        let mut header = host.data_header(&ready, 0, 16384, true);
-        header.cid = 3.into();
-        header.tag = 29.into();
-        host.send_raw(header.as_bytes());
-        host.send_raw(&[3; 16384]);
         host.deallocate(1, &[(0, 4), (8, 8)], true);
         host.write_zeroes(1, 0, 8);
         host.bare(0, 1);
+    });
+    add(3, &|host| {
+        // The first command of the queue takes slot 0, which is its tag.
+        let cid = host.write(1, 4, 4, &[2; 16384], false);
+        let ready = nvme_spec::pdu::ReadyToTransfer::zeroed();
+        for (offset, last) in [(0, false), (8192, true)] {
+            let mut header = host.data_header(&ready, offset, 8192, last);
+            header.cid = cid.into();
+            host.send_raw(header.as_bytes());
+            host.send_raw(&[3; 8192]);
+        }
     });
     corpus
 }

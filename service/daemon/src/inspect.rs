@@ -15,6 +15,10 @@ pub(crate) fn check(config: &Config) -> Vec<Problem> {
             problems.push(Problem::new("pool.devices", why));
         }
     }
+    if problems.is_empty() {
+        let wrong = crate::pool::check(&config.pool.devices).into_iter();
+        problems.extend(wrong.map(|why| Problem::new("pool.devices", why)));
+    }
     check_processors(config, &mut problems);
     check_socket(config, &mut problems);
     for (key, path) in [

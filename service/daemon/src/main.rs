@@ -1,15 +1,19 @@
 //! `cairnd`: the storage daemon, the one place where the parts are assembled.
 //!
-//! This file is the command line; [`config`] reads the configuration and [`inspect`] looks at the
-//! devices it names.
-#![allow(dead_code)]
+//! This file is the command line; [`config`] reads the configuration, [`inspect`] compares it with the
+//! machine, [`lifecycle`] runs the daemon. [`pool`] opens the devices, [`assembly`] starts the cores,
+//! [`serve`] is what runs on them and how requests reach them.
 
 mod args;
+mod assembly;
 mod config;
+mod exports;
 mod inspect;
+mod lifecycle;
 mod logging;
 mod metrics;
 mod notify;
+mod pool;
 mod serve;
 
 use std::io::Write as _;
@@ -41,8 +45,11 @@ fn main() -> ExitCode {
     if args.check_config {
         return check(&args, &config);
     }
-    complain("serving is not wired yet");
-    ExitCode::from(EXIT_FAILURE)
+    if let Err(why) = logging::start(&config.log) {
+        complain(&why);
+        return ExitCode::from(EXIT_FAILURE);
+    }
+    lifecycle::run(&config)
 }
 
 /// `--check-config`: what the configuration says of this machine.

@@ -116,6 +116,16 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         section: "cores",
+        name: "host",
+        kind: Kind::Choice(&["thread", "glommio"]),
+        default: Some("\"thread\""),
+        example: "",
+        doc: "What runs the polled loops: \"thread\", a bare thread, or \"glommio\", a glommio \
+              executor, if cairnd was built with the feature `glommio` (for measurements).",
+        advice: "\"thread\" is the faster one",
+    },
+    Key {
+        section: "cores",
         name: "idle_window_us",
         kind: int(0, 1_000_000_000, "microseconds"),
         default: Some("50"),

@@ -18,9 +18,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-pub(crate) use error::{ConfigErrors, Problem};
+pub(crate) use error::Problem;
 pub(crate) use keys::default_text;
-pub(crate) use read::{load, parse};
+pub(crate) use read::load;
+#[cfg(test)]
+pub(crate) use read::parse;
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -54,12 +56,24 @@ pub(crate) struct Cores {
     pub(crate) list: Option<Vec<u32>>,
     /// Whether each thread stays on its processor.
     pub(crate) pin: bool,
+    /// What runs the polled loops.
+    pub(crate) host: CoreHost,
     /// How long a core polls in vain before it sleeps, in microseconds.
     pub(crate) idle_window_us: u64,
     /// Most requests in flight per shard.
     pub(crate) shard_requests_max: u32,
     /// Depth of each core's queue to each device.
     pub(crate) device_queue_depth: u32,
+}
+
+/// What runs a core's polled loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CoreHost {
+    /// A bare thread.
+    Thread,
+    /// A glommio executor.
+    Glommio,
 }
 
 /// Bounds of memory.

@@ -302,6 +302,14 @@ fn refusals_say_what_to_do() {
     }
 }
 
+#[cfg(not(feature = "glommio"))]
+#[test]
+fn a_host_that_was_not_built_is_refused() {
+    let wanted = "cores.host: this cairnd was built without the feature \"glommio\"; build it with \
+                  that, or use \"thread\"";
+    assert_eq!(refusal(&minimal("[cores]\nhost = \"glommio\"")), wanted);
+}
+
 #[test]
 fn long_values_and_paths_are_bounded() {
     let long = "x".repeat(1 << 16);

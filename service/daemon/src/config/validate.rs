@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tracing_subscriber::EnvFilter;
 
 use super::error::Problem;
-use super::{Config, Grpc};
+use super::{Config, CoreHost, Grpc};
 
 /// Bytes of a Unix socket's path without its final NUL (unix(7): sun_path has 108).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -37,6 +37,11 @@ fn check_pool(config: &Config, problems: &mut Vec<Problem>) {
 }
 
 fn check_cores(config: &Config, problems: &mut Vec<Problem>) {
+    if config.cores.host == CoreHost::Glommio && cfg!(not(feature = "glommio")) {
+        let what = "this cairnd was built without the feature \"glommio\"; build it with that, or \
+                    use \"thread\"";
+        problems.push(Problem::new("cores.host", what));
+    }
     let Some(list) = &config.cores.list else { return };
     if config.cores.count != 0 {
         let what = "set together with cores.count; remove one of the two";

@@ -44,8 +44,22 @@ impl Families {
         labels: Labels<'_>,
         snapshot: &Snapshot,
     ) {
-        let buckets = snapshot
-            .cumulative()
+        let (count, sum) = (snapshot.count(), snapshot.sum_seconds());
+        self.cumulative(name, help, labels, snapshot.cumulative(), count, sum);
+    }
+
+    /// Adds a histogram of seconds from (upper bound, operations up to it) and the count and sum of
+    /// all operations.
+    pub(crate) fn cumulative(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: Labels<'_>,
+        buckets: impl Iterator<Item = (f64, u64)>,
+        count: u64,
+        sum_seconds: f64,
+    ) {
+        let buckets = buckets
             .map(|(bound, count)| {
                 let mut bucket = Bucket::default();
                 bucket.set_upper_bound(bound);
@@ -55,8 +69,8 @@ impl Families {
             .collect();
         let mut value = HistogramValue::default();
         value.set_bucket(buckets);
-        value.set_sample_count(snapshot.count());
-        value.set_sample_sum(snapshot.sum_seconds());
+        value.set_sample_count(count);
+        value.set_sample_sum(sum_seconds);
         let mut metric = Metric::from_label(pairs(labels));
         metric.set_histogram(value);
         self.add(name, help, MetricType::HISTOGRAM, metric);

@@ -58,7 +58,7 @@ compare() {
     read -r b b_low b_high < <(printf %s "$peers" | spread)
     printf '%-8s %-10s %4sK QD%-3s %9s (%s..%s)  %9s (%s..%s)  %s\n' "$subject" "$pattern" "$block" \
         "$depth" "$a" "$a_low" "$a_high" "$b" "$b_low" "$b_high" \
-        "$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b > 0 ? a / b : 0 }')"
+        "$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", (b > 0) ? a / b : 0 }')"
 }
 
 machine

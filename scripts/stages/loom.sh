@@ -5,23 +5,28 @@
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
 
-export CARGO_TARGET_DIR
-CARGO_TARGET_DIR="$(target_dir)/loom"
+target=$(target_dir)/loom
+export CARGO_TARGET_DIR=$target
 export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}"
-# loom explores up to this many preemptions per run: enough for every bug it has been shown to find
-# in code of this size, and minutes instead of days.
-export LOOM_MAX_PREEMPTIONS="${LOOM_MAX_PREEMPTIONS:-3}"
 
 total=0
-for package in engine-shard engine-store; do
-    log=$(mktemp)
-    if ! cargo test --profile sim -p "$package" --lib loom 2>&1 | tee "$log"; then
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for directory in engine/shard engine/store; do
+    package=${directory/\//-}
+    if [ -e "$directory/tests/loom.rs" ]; then
+        which=(--test loom)
+    elif grep -rqE 'cfg\((all\(.*)?loom' "$directory/src"; then
+        which=(--lib loom)
+    else
+        say "$package has no loom tests"
+        continue
+    fi
+    if ! cargo test --release -p "$package" "${which[@]}" 2>&1 | tee "$log"; then
         count 0 1
-        rm -f "$log"
         exit 1
     fi
     ran=$(awk '/^test result:/ { n += $4 } END { print n + 0 }' "$log")
-    rm -f "$log"
     say "$package: $ran loom tests"
     total=$((total + ran))
 done

@@ -18,10 +18,11 @@ pub struct MemoryDevice {
 
 impl MemoryDevice {
     /// A zeroed device of `size_bytes`, a multiple of `block_size`. Memory is taken as blocks are
-    /// first written, so a device may be larger than what the test has memory for.
+    /// first written; the size may be as much as the system lets a process reserve at once (on Linux,
+    /// about the machine's memory).
     ///
     /// # Panics
-    /// When the size is not a multiple; out of memory where the system refuses to reserve so much.
+    /// When the size is not a multiple. Aborts when the system refuses to reserve so much.
     #[must_use]
     pub fn new(name: &str, size_bytes: u64, block_size: u32) -> Self {
         assert!(size_bytes.is_multiple_of(u64::from(block_size)));

@@ -88,7 +88,9 @@ impl BlockDevice for FileDevice {
             let cause = format!("a queue depth of {depth} is not within 1 to {DEPTH_MAX}");
             return Err(DeviceError::Open { path: path.clone(), cause });
         }
-        queue::FileQueue::open(Arc::clone(&self.shared), depth)
-            .map_err(|error| open::ring_error(path, &error))
+        match queue::FileQueue::open(Arc::clone(&self.shared), depth) {
+            Ok(queue) => Ok(queue),
+            Err(error) => Err(open::ring_error(path, &error)),
+        }
     }
 }

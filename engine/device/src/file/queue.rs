@@ -34,7 +34,7 @@ struct State {
 }
 
 impl FileQueue {
-    pub(super) fn open(shared: Arc<Shared>, depth: u32) -> io::Result<Rc<dyn DeviceQueue>> {
+    pub(super) fn open(shared: Arc<Shared>, depth: u32) -> io::Result<Rc<Self>> {
         let ring = Ring::new(shared.file.as_fd(), depth)?;
         let wake = ring.wake_fd();
         let state = State { ring, waiting: VecDeque::with_capacity(depth as usize), broken: None };
@@ -322,5 +322,141 @@ fn offset(operation: &Operation) -> u64 {
         | Operation::Discard { offset, .. }
         | Operation::WriteZeroes { offset, .. } => *offset,
         Operation::Flush => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::block_on;
+    use crate::{Allocation, FileDevice, IoFuture, IoVec, OpenOptions, completion_pair};
+
+    fn queue(depth: u32) -> (tempfile::TempDir, Rc<FileQueue>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("device");
+        FileDevice::create(&path, 1 << 20, Allocation::Full).unwrap();
+        let device = FileDevice::open(&path, &OpenOptions::default()).unwrap();
+        let queue = FileQueue::open(Arc::clone(&device.shared), depth).unwrap();
+        (directory, queue)
+    }
+
+    fn write(queue: &FileQueue, block: u64) -> IoFuture {
+        let (done, future) = completion_pair();
+        let data = IoVec::from_iter([Buffer::try_new(4096).unwrap().freeze()]);
+        queue.submit(Operation::Write { offset: block * 4096, data, fua: false }, done);
+        future
+    }
+
+    fn enters(queue: &FileQueue) -> u64 {
+        queue.state.borrow().ring.enters()
+    }
+
+    #[test]
+    fn the_kernel_is_entered_once_for_all_that_was_submitted_and_not_when_idle() {
+        let (_directory, queue) = queue(32);
+        for _ in 0..100 {
+            queue.poll();
+        }
+        assert_eq!(enters(&queue), 0);
+        let writes: Vec<_> = (0..32).map(|block| write(&queue, block)).collect();
+        assert_eq!(enters(&queue), 0, "submitting enters nothing");
+        queue.poll();
+        assert_eq!(enters(&queue), 1);
+        for future in writes {
+            block_on(&*queue, future).unwrap();
+        }
+        // Completions come in at most as many batches as there are operations, most in far fewer.
+        assert!(enters(&queue) <= 1 + 32, "{} enters", enters(&queue));
+        let before = enters(&queue);
+        for _ in 0..100 {
+            queue.poll();
+        }
+        assert_eq!(enters(&queue), before);
+    }
+
+    /// The kernel refuses to go on with a ring only when something is badly wrong, so the failure is
+    /// made by hand.
+    #[test]
+    fn a_broken_ring_answers_everything_and_accepts_nothing() {
+        let (_directory, queue) = queue(2);
+        let writes: Vec<_> = (0..6).map(|block| write(&queue, block)).collect();
+        queue.poll();
+        let error = io::Error::from_raw_os_error(libc::EBADF);
+        let ended = queue.break_down(&mut queue.state.borrow_mut(), &error);
+        let count = ended.len();
+        for (done, outcome) in ended {
+            done.complete(outcome);
+        }
+        assert!((4..=6).contains(&count), "{count} were left");
+        assert_eq!((queue.in_flight(), queue.poll()), (0, 0));
+        let failed = writes.into_iter().filter_map(|future| block_on(&*queue, future).err());
+        assert_eq!(failed.filter(|error| matches!(error, DeviceError::Io { .. })).count(), count);
+        let error = block_on(&*queue, write(&queue, 0)).unwrap_err();
+        assert!(error.to_string().contains("reopen the device"), "{error}");
+    }
+
+    #[test]
+    fn after_a_failed_flush_no_flush_succeeds() {
+        let (_directory, queue) = queue(2);
+        let (done, _future) = completion_pair();
+        let mut request = Request {
+            operation: Operation::Flush,
+            done,
+            progress: 0,
+            attempts: 0,
+            bounce: None,
+            zero_by_punch: false,
+        };
+        assert!(matches!(queue.judge(&mut request, -libc::EIO), Verdict::Failed(_)));
+        for fua in [false, true] {
+            let (done, future) = completion_pair();
+            let data = IoVec::new();
+            let operation =
+                if fua { Operation::Write { offset: 0, data, fua } } else { Operation::Flush };
+            queue.submit(operation, done);
+            let error = block_on(&*queue, future).unwrap_err();
+            assert!(error.to_string().contains("an earlier flush failed"), "{error}");
+        }
+        assert!(block_on(&*queue, write(&queue, 0)).is_ok());
+    }
+
+    #[test]
+    fn results_of_the_kernel_are_judged() {
+        let (_directory, queue) = queue(2);
+        let judge = |operation, results: &[i32]| {
+            let (done, _future) = completion_pair();
+            let mut request = Request {
+                operation,
+                done,
+                progress: 0,
+                attempts: 0,
+                bounce: None,
+                zero_by_punch: false,
+            };
+            let (last, before) = results.split_last().unwrap();
+            for result in before {
+                assert!(matches!(queue.judge(&mut request, *result), Verdict::Again));
+            }
+            match queue.judge(&mut request, *last) {
+                Verdict::Done => Ok(()),
+                Verdict::Again => panic!("not ended"),
+                Verdict::Failed(error) => Err(error),
+            }
+        };
+        let read = || Operation::Read { offset: 0, buffer: Buffer::try_new(8192).unwrap() };
+        let zero = || Operation::WriteZeroes { offset: 0, len: 4096 };
+        assert!(judge(read(), &[8192]).is_ok());
+        assert!(judge(read(), &[4096, -libc::EINTR, 512, -libc::EAGAIN, 3584]).is_ok());
+        assert!(matches!(judge(read(), &[4096, 0]), Err(DeviceError::Io { .. })));
+        assert!(matches!(judge(read(), &[4096, 8192]), Err(DeviceError::Io { .. })));
+        assert!(matches!(judge(read(), &[-libc::EIO]), Err(DeviceError::Io { .. })));
+        assert!(matches!(judge(read(), &[-libc::ENODEV]), Err(DeviceError::Gone { .. })));
+        assert!(matches!(judge(read(), &[-libc::ENOMEM]), Err(DeviceError::OutOfMemory { .. })));
+        // The file system cannot zero a range: a hole is tried next.
+        assert!(judge(zero(), &[-libc::EOPNOTSUPP, 0]).is_ok());
+        assert!(queue.shared.zero_by_punch.load(Ordering::Relaxed));
+        let discard = Operation::Discard { offset: 0, len: 4096 };
+        let refused = judge(discard, &[-libc::EOPNOTSUPP]);
+        assert!(matches!(refused, Err(DeviceError::Unsupported { .. })));
     }
 }

@@ -59,6 +59,9 @@ pub(super) struct Ring {
     /// As many as the depth; never moved or resized.
     slots: Box<[Slot]>,
     free: Vec<u32>,
+    /// How often the kernel was entered to hand over or collect, for tests that count.
+    #[cfg(test)]
+    enters: u64,
     /// Everything in flight was given up; the ring is not used any more.
     abandoned: bool,
 }
@@ -94,6 +97,8 @@ impl Ring {
             wake,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
+            #[cfg(test)]
+            enters: 0,
             abandoned: false,
         };
         this.ring.completion().disable_eventfd();
@@ -110,6 +115,11 @@ impl Ring {
 
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// Puts a request into the submission queue; the next `enter` hands it over.
@@ -139,6 +149,10 @@ impl Ring {
 
     /// Hands over what was started and lets the kernel post completions. Does not wait.
     pub(super) fn enter(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        {
+            self.enters += 1;
+        }
         self.ring.submit().map(drop)
     }
 

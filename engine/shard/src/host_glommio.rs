@@ -3,7 +3,8 @@
 //! glommio 0.9 brings placement and the machinery of its own tasks; no I/O is done through it. Its run
 //! loop can park although a task is runnable when its preempt timer has fired before anything ran
 //! (`Executor::run_task_queues` answers false), which a reactor that blocks by itself provokes. So the
-//! core's task yields to glommio only while it has work to do, and the timer is set out of reach.
+//! preempt timer is set out of reach. With it glommio hardly ever asks the core's task to yield: other
+//! tasks on the same executor would starve, and none are started here.
 
 use std::thread::JoinHandle;
 use std::time::Duration;

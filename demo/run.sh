@@ -72,7 +72,7 @@ touch "$directory/made-by-demo"
 header "Building (release)"
 cargo build --release -p service-daemon -p service-cli
 
-header "A pool on two sparse files of 2 GiB, and a daemon that serves it"
+header "A pool on two files of 2 GiB, and a daemon that serves it"
 pool_format "$directory" 2 2G
 pool_start
 say "cairnd runs (process $pool_pid): configuration $directory/cairnd.toml, log $directory/cairnd.log"
@@ -111,12 +111,12 @@ cat <<TEXT
 
 == Look around, from another terminal
   $cairn pool status
-  $cairn subvolume list
+  $cairn fs list --usage
   $cairn ls sources:/input
   $cairn cat sources:/input/README.md
   $cairn volume list
   $cairn export list
-  $cairn fsck
+  $cairn fsck --online
   curl -s http://127.0.0.1:$pool_metrics_port/metrics
   nvme discover -t tcp -a 127.0.0.1 -s $pool_nvme_port
   tail -f $directory/cairnd.log

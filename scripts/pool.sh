@@ -11,17 +11,16 @@ pool_bin() { printf '%s\n' "${CAIRN_BIN:-$(target_dir)/release}"; }
 # The command line client, talking to this pool.
 pool_cairn() { "$(pool_bin)/cairn" --socket "$pool_directory/cairnd.sock" "$@"; }
 
-# Makes a pool of so many sparse files in a directory: pool_format DIRECTORY COUNT SIZE
+# Makes a pool of so many files in a directory: pool_format DIRECTORY COUNT SIZE
 pool_format() {
     local i
     pool_directory=$1
     mkdir -p "$pool_directory"
     local devices=()
     for ((i = 0; i < $2; i++)); do
-        truncate -s "$3" "$pool_directory/member-$i.img"
         devices+=("$pool_directory/member-$i.img")
     done
-    "$(pool_bin)/cairn" format "${devices[@]}"
+    "$(pool_bin)/cairn" pool format --file-size "$3" "${devices[@]}"
     pool_configure "${devices[@]}"
 }
 
@@ -97,16 +96,16 @@ pool_export() {
 }
 
 # Checks every invariant and every block of the pool; fails on any problem.
-pool_check() { pool_cairn fsck --verify-data; }
+pool_check() { pool_cairn fsck --online --verify-data; }
 
 # Bytes of data in the pool.
 pool_data_bytes() { pool_cairn --json pool status | jq -er .data_bytes; }
 
 # Creates a file tree: pool_tree NAME
-pool_tree() { pool_cairn subvolume create "$1"; }
+pool_tree() { pool_cairn fs create "$1"; }
 
 # Copies a directory into a tree: pool_copy_in DIRECTORY TREE PATH
-pool_copy_in() { pool_cairn cp --recursive "$1" "$2:$3"; }
+pool_copy_in() { pool_cairn put --recursive "$1" "$2:$3"; }
 
 # Copies a directory out of a tree: pool_copy_out TREE PATH DIRECTORY
-pool_copy_out() { pool_cairn cp --recursive "$1:$2" "$3"; }
+pool_copy_out() { pool_cairn get --recursive "$1:$2" "$3"; }

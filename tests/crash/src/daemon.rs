@@ -33,7 +33,7 @@ pub(crate) struct Daemon {
 }
 
 impl Pool {
-    /// Makes a pool of sparse files in `directory` and a configuration for it.
+    /// Makes a pool of files in `directory` and a configuration for it.
     pub(crate) async fn format(
         directory: &Path,
         daemon: &Path,
@@ -43,12 +43,14 @@ impl Pool {
     ) -> Result<Self> {
         let mut paths = Vec::new();
         for index in 0..members {
-            let path = directory.join(format!("member-{index}.img"));
-            File::create(&path)?.set_len(member_bytes)?;
-            paths.push(path);
+            paths.push(directory.join(format!("member-{index}.img")));
         }
-        let status = Command::new(cli).arg("format").args(&paths).status().await;
-        ensure!(status.context("running cairn format")?.success(), "cairn format failed");
+        let status = Command::new(cli)
+            .args(["pool", "format", "--file-size", &member_bytes.to_string()])
+            .args(&paths)
+            .status()
+            .await;
+        ensure!(status.context("running cairn pool format")?.success(), "cairn pool format failed");
         let nvme = free_address()?;
         let pool = Self { directory: directory.to_owned(), daemon: daemon.to_owned(), nvme };
         pool.write_configuration(&paths)?;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::btree::{Found, Node};
+use crate::btree::{Found, Node, NodePin};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::Extent;
@@ -22,7 +22,7 @@ const COUNTER_BYTES: usize = 22;
 /// A leaf this many times the size of a node is written out (and split) before it takes more.
 const OVERSIZE: usize = 8;
 
-type Nodes = SmallVec<[Rc<Node>; 8]>;
+type Nodes = SmallVec<[NodePin; 8]>;
 
 /// What the changes of a transaction to extents do to space.
 #[derive(Default)]
@@ -53,11 +53,15 @@ impl Engine {
             .map(|update| RecordWriter::put_bytes(values(update)) + TRIGGER_BYTES)
             .sum::<usize>()
             + transaction.counters.len() * COUNTER_BYTES;
+        // Leaves found once stay cached until all are: the cache may be smaller than their number.
+        let mut nodes = Nodes::new();
         loop {
             if let Some(error) = self.stopped() {
                 return Err(error);
             }
-            let Some(nodes) = self.leaves_for(&transaction).await? else { continue };
+            if !self.leaves_for(&transaction, &mut nodes).await? {
+                continue;
+            }
             if !self.journal.has_room(bytes, Class::Normal) {
                 self.journal.admit(bytes, Class::Normal).await?;
                 continue;
@@ -69,38 +73,42 @@ impl Engine {
         }
     }
 
-    /// The leaf of each update, all cached and ready to be changed in this turn; `None`: waited for
-    /// something, look again.
-    async fn leaves_for(&self, transaction: &Transaction<'_>) -> Result<Option<Nodes>> {
-        let mut nodes = Nodes::new();
-        for update in &transaction.updates {
+    /// Finds the leaf of each update, all cached and ready to be changed in this turn. False: waited
+    /// for something, look again.
+    async fn leaves_for(&self, transaction: &Transaction<'_>, nodes: &mut Nodes) -> Result<bool> {
+        for (index, update) in transaction.updates.iter().enumerate() {
             match self.descend(update.tree, 0, update.position)? {
-                Found::Node(node) => nodes.push(node),
+                Found::Node(node) => match nodes.get_mut(index) {
+                    Some(pin) if pin.node().id == node.id => {}
+                    Some(pin) => *pin = NodePin::new(node),
+                    None => nodes.push(NodePin::new(node)),
+                },
                 Found::Missing(missing) => {
                     self.read_in(missing).await?;
-                    return Ok(None);
+                    return Ok(false);
                 }
             }
         }
+        let nodes = || nodes.iter().map(NodePin::node);
         let limit = self.superblock().node_bytes as usize * OVERSIZE;
-        if let Some(node) = nodes.iter().find(|node| node.body.borrow().live_bytes > limit) {
-            match self.write_out(node).await {
-                Ok(()) | Err(StoreError::Restart) => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        if let Some(node) = nodes().find(|node| node.body.borrow().live_bytes > limit) {
+            return match self.write_out(node).await {
+                Ok(()) | Err(StoreError::Restart) => Ok(false),
+                Err(error) => Err(error),
+            };
         }
-        if let Some(node) = nodes.iter().find(|node| !node.lock.can_change()) {
+        if let Some(node) = nodes().find(|node| !node.lock.can_change()) {
             node.lock.released().await;
-            return Ok(None);
+            return Ok(false);
         }
-        Ok(Some(nodes))
+        Ok(true)
     }
 
     /// Whether everything the transaction read still is as it was.
     fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
-        let nodes = self.cache.nodes.borrow();
-        let unchanged = transaction.reads.iter().all(|mark| {
-            nodes.get(&mark.node).is_some_and(|node| node.lock.sequence() == mark.sequence)
+        let unchanged = transaction.reads.iter().flatten().all(|mark| {
+            let node = mark.node.node();
+            !node.dead.get() && node.lock.sequence() == mark.sequence
         });
         if unchanged { Ok(()) } else { Err(StoreError::Restart) }
     }
@@ -112,7 +120,7 @@ impl Engine {
             if update.tree != Tree::Extents {
                 continue;
             }
-            let body = node.body.borrow();
+            let body = node.node().body.borrow();
             if let Some(old) = body.keys.get(&update.position)
                 && !planted::is(Bug::AccountingDrift)
             {
@@ -162,6 +170,7 @@ impl Engine {
     fn apply(&self, transaction: Transaction<'_>, nodes: &Nodes, change: SpaceChange) {
         let seq = self.journal.seq();
         for (update, node) in transaction.updates.into_iter().zip(nodes) {
+            let node = node.node();
             let there = node.body.borrow().keys.contains_key(&update.position);
             if update.value.is_some() || there {
                 self.apply_at(node, update.position, update.value);

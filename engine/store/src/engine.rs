@@ -7,16 +7,15 @@ use engine_base::ShardId;
 use engine_base::hash::FastMap;
 use engine_base::runtime::Runtime;
 use engine_device::DeviceQueue;
-use smallvec::SmallVec;
 
-use crate::btree::Cache;
+use crate::btree::{Cache, Node, NodePin};
 use crate::error::{Result, StoreError};
 use crate::journal::{Holder, Journal, Next};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
-use crate::transaction::{ReadMark, Transaction};
+use crate::transaction::{ReadMark, Reads, Transaction};
 
 pub use crate::space::{Allocation, Reservation, WritePoint};
 
@@ -143,7 +142,7 @@ impl Engine {
         mut work: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let mut transaction = Transaction::new(self);
+            let mut transaction = Transaction::new(self, false);
             let result = match work(&mut transaction).await {
                 Ok(value) => self.commit(transaction).await.map(|()| value),
                 Err(error) => Err(error),
@@ -158,7 +157,7 @@ impl Engine {
     /// A transaction only to read. Its reads need not be of one instant; use
     /// [`Engine::transact`] where that matters.
     pub fn read(&self) -> Transaction<'_> {
-        Transaction::new(self)
+        Transaction::new(self, true)
     }
 
     /// Makes all that was committed before the call durable, and the data it names.
@@ -209,11 +208,11 @@ impl Engine {
         tree: Tree,
         mut from: Position,
         to: Position,
-        reads: &mut SmallVec<[ReadMark; 8]>,
+        reads: &mut Reads,
     ) -> Result<Option<(Position, Value)>> {
         while from <= to {
             let node = self.node_for(tree, 0, from).await?;
-            mark_read(reads, node.id, node.lock.sequence())?;
+            mark_read(reads, &node)?;
             let body = node.body.borrow();
             if let Some((position, value)) = body.keys.range(from..=to.min(node.max)).next() {
                 return Ok(Some((*position, value.clone())));
@@ -232,11 +231,11 @@ impl Engine {
         tree: Tree,
         from: Position,
         mut to: Position,
-        reads: &mut SmallVec<[ReadMark; 8]>,
+        reads: &mut Reads,
     ) -> Result<Option<(Position, Value)>> {
         while from <= to {
             let node = self.node_for(tree, 0, to).await?;
-            mark_read(reads, node.id, node.lock.sequence())?;
+            mark_read(reads, &node)?;
             let body = node.body.borrow();
             if let Some((position, value)) = body.keys.range(from.max(node.min)..=to).next_back() {
                 return Ok(Some((*position, value.clone())));
@@ -364,12 +363,14 @@ impl Engine {
 }
 
 /// Remembers a leaf that was read; one that changed since it was read before calls for a restart.
-fn mark_read(reads: &mut SmallVec<[ReadMark; 8]>, node: u64, sequence: u64) -> Result<()> {
-    match reads.iter().rev().find(|mark| mark.node == node) {
+fn mark_read(reads: &mut Reads, node: &Rc<Node>) -> Result<()> {
+    let Some(reads) = reads else { return Ok(()) };
+    let sequence = node.lock.sequence();
+    match reads.iter().rev().find(|mark| mark.node.node().id == node.id) {
         Some(mark) if mark.sequence != sequence => Err(StoreError::Restart),
         Some(_) => Ok(()),
         None => {
-            reads.push(ReadMark { node, sequence });
+            reads.push(ReadMark { node: NodePin::new(Rc::clone(node)), sequence });
             Ok(())
         }
     }

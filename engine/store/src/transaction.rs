@@ -7,6 +7,7 @@
 
 use smallvec::SmallVec;
 
+use crate::btree::NodePin;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::key::{Counter, Position, Tree, VALUE_BYTES_MAX, Value};
@@ -31,25 +32,29 @@ pub(crate) enum CounterUpdate {
     AtLeast(Counter, u64),
 }
 
-/// A leaf that was read, and its sequence number then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A leaf that was read, and its sequence number then. It stays cached while the transaction lives.
 pub(crate) struct ReadMark {
-    pub(crate) node: u64,
+    pub(crate) node: NodePin,
     pub(crate) sequence: u64,
 }
+
+/// The leaves that a transaction read; `None`: it only reads, and remembers nothing.
+pub(crate) type Reads = Option<SmallVec<[ReadMark; 8]>>;
 
 /// A transaction being built.
 pub struct Transaction<'e> {
     pub(crate) engine: &'e Engine,
-    pub(crate) reads: SmallVec<[ReadMark; 8]>,
+    pub(crate) reads: Reads,
     /// Sorted by (tree, position), one per key.
     pub(crate) updates: SmallVec<[Update; 4]>,
     pub(crate) counters: SmallVec<[CounterUpdate; 4]>,
 }
 
 impl<'e> Transaction<'e> {
-    pub(crate) fn new(engine: &'e Engine) -> Self {
-        Self { engine, reads: SmallVec::new(), updates: SmallVec::new(), counters: SmallVec::new() }
+    /// A transaction to be committed, or one that only reads.
+    pub(crate) fn new(engine: &'e Engine, read_only: bool) -> Self {
+        let reads = (!read_only).then(SmallVec::new);
+        Self { engine, reads, updates: SmallVec::new(), counters: SmallVec::new() }
     }
 
     /// The engine it belongs to.

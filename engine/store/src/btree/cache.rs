@@ -117,6 +117,7 @@ impl Cache {
 
     fn is_evictable(&self, node: &Rc<Node>) -> bool {
         !node.is_dirty()
+            && node.holders.get() == 0
             && !node.lock.intent_held()
             && node.lock.can_change()
             && node.body.borrow().location.is_some()

@@ -22,4 +22,4 @@ mod writeout;
 pub(crate) use cache::Cache;
 pub(crate) use descend::Found;
 pub(crate) use format::NodePointer;
-pub(crate) use node::Node;
+pub(crate) use node::{Node, NodePin};

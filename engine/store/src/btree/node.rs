@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
 use crate::error::{Result, StoreError};
@@ -21,6 +22,8 @@ pub(crate) struct Node {
     pub(crate) max: Position,
     pub(crate) lock: SixLock,
     pub(crate) body: RefCell<Body>,
+    /// Transactions that would have to start over if it were evicted.
+    pub(crate) holders: Cell<u32>,
     /// Tick of the last use, for eviction.
     pub(crate) used: Cell<u64>,
     /// Rewritten, or evicted: no longer what the tree is made of.
@@ -41,6 +44,26 @@ pub(crate) struct Body {
     pub(crate) location: Option<Location>,
     pub(crate) written_blocks: u16,
     pub(crate) bsets: u16,
+}
+
+/// Keeps a node in the cache.
+pub(crate) struct NodePin(Rc<Node>);
+
+impl NodePin {
+    pub(crate) fn new(node: Rc<Node>) -> Self {
+        node.holders.set(node.holders.get() + 1);
+        Self(node)
+    }
+
+    pub(crate) fn node(&self) -> &Rc<Node> {
+        &self.0
+    }
+}
+
+impl Drop for NodePin {
+    fn drop(&mut self) {
+        self.0.holders.set(self.0.holders.get() - 1);
+    }
 }
 
 impl Node {
@@ -70,6 +93,7 @@ impl Node {
             max: range.1,
             lock: SixLock::new(lock_sequence),
             body: RefCell::new(body),
+            holders: Cell::new(0),
             used: Cell::new(0),
             dead: Cell::new(false),
         }

@@ -7,6 +7,8 @@ mod executor;
 mod pool;
 
 mod engine;
+mod tree_model;
+mod tree_random;
 mod volumes;
 
 pub(crate) use executor::TestRuntime;

@@ -254,8 +254,9 @@ impl Executor {
         if done() { RunEnd::Done } else { RunEnd::PollsSpent }
     }
 
-    /// Drops every task, in an order the seed chooses, then all timers and scheduled actions.
-    pub fn crash(&self) {
+    /// Drops every task, in an order the seed chooses, runs `also` (which drops what else belongs to
+    /// the dead process), then drops all timers and scheduled actions.
+    pub fn crash(&self, also: impl FnOnce()) {
         let inner = &self.inner;
         inner.crashing.set(true);
         let mut tasks: Vec<Task> = inner.tasks.borrow_mut().drain().collect();
@@ -263,6 +264,7 @@ impl Executor {
             let at = inner.random.borrow_mut().below(tasks.len() as u64) as usize;
             drop(tasks.swap_remove(at));
         }
+        also();
         let timers = std::mem::take(&mut *inner.timers.borrow_mut());
         drop(timers);
         inner.ready.lock().unwrap_or_else(PoisonError::into_inner).clear();

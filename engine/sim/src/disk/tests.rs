@@ -223,7 +223,7 @@ fn in_flight_writes_may_survive_and_their_waiters_are_gone() {
         executor.spawn(0, "write", Box::pin(task));
         // One poll starts the write; none is long enough for it to end.
         executor.run(1, || false);
-        executor.crash();
+        executor.crash(|| {});
         disk.power_loss();
         kept += usize::from(read(&executor, &disk, 0, 4096)[0] == 5);
     }
@@ -235,7 +235,7 @@ fn a_process_crash_keeps_the_cache() {
     for seed in 0..20 {
         let (executor, disk) = disk(seed, 4096, 4096);
         write(&executor, &disk, 0, 4, 65536, false);
-        executor.crash();
+        executor.crash(|| {});
         disk.process_crash();
         assert!(read(&executor, &disk, 0, 65536).iter().all(|byte| *byte == 4));
     }

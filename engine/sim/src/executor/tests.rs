@@ -124,7 +124,7 @@ fn a_crash_drops_everything_and_nothing_comes_back() {
     }
     let called = Rc::clone(&ran);
     executor.call_at(10, move || called.set(true));
-    executor.crash();
+    executor.crash(|| {});
     assert_eq!(dropped.get(), 5);
     assert_eq!(executor.run(1_000, || false), RunEnd::Idle);
     assert!(!ran.get());

@@ -145,6 +145,12 @@ impl std::fmt::Debug for TreeOp {
 }
 
 impl FileData {
+    /// A file of zeroes.
+    #[must_use]
+    pub fn of_size(size: u64) -> Self {
+        Self { size, pages: BTreeMap::new() }
+    }
+
     /// Reads `len` bytes at `offset`, fewer at the end.
     #[must_use]
     pub fn read(&self, offset: u64, len: u64) -> Vec<u8> {
@@ -418,7 +424,7 @@ impl TreeState {
         Ok(())
     }
 
-    /// rename(2) and renameat2(2).
+    /// rename(2) and renameat2(2); mistakes are found in the order in which Linux finds them.
     fn rename(
         &mut self,
         from: &(NodeId, Vec<u8>),
@@ -427,28 +433,30 @@ impl TreeState {
     ) -> Result<(), Mistake> {
         let source = self.lookup(from.0, &from.1).ok_or(Mistake::NotFound)?;
         let target = self.lookup(to.0, &to.1);
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Mistake::Exists),
+            (RenameMode::Exchange, None) => return Err(Mistake::NotFound),
+            _ => {}
+        }
         if self.is_directory(source) && self.is_below(to.0, source) {
             return Err(Mistake::Invalid);
         }
         let Some(target) = target else {
-            if mode == RenameMode::Exchange {
-                return Err(Mistake::NotFound);
-            }
             self.entries_mut(from.0)?.remove(&from.1);
             self.entries_mut(to.0)?.insert(to.1.clone(), source);
             return Ok(());
         };
-        match mode {
-            RenameMode::NoReplace => return Err(Mistake::Exists),
-            RenameMode::Exchange => {
-                if self.is_directory(target) && self.is_below(from.0, target) {
-                    return Err(Mistake::Invalid);
-                }
-                self.entries_mut(from.0)?.insert(from.1.clone(), target);
-                self.entries_mut(to.0)?.insert(to.1.clone(), source);
-                return Ok(());
+        let target_above = self.is_directory(target) && self.is_below(from.0, target);
+        if mode == RenameMode::Exchange {
+            if target_above {
+                return Err(Mistake::Invalid);
             }
-            RenameMode::Replace => {}
+            self.entries_mut(from.0)?.insert(from.1.clone(), target);
+            self.entries_mut(to.0)?.insert(to.1.clone(), source);
+            return Ok(());
+        }
+        if target_above {
+            return Err(Mistake::NotEmpty);
         }
         if source == target {
             // Two names of one inode: rename(2) does nothing.

@@ -1,0 +1,284 @@
+//! What a run does, drawn from its seed: each seed has a character of its own ("swarm testing", Groce
+//! et al. 2012), so that rare combinations come up that a mix of everything would drown.
+
+use engine_base::random::Random;
+use engine_base::{KIB, MIB};
+
+use crate::disk::{DiskGeometry, DiskLie, Latency};
+use crate::executor::Schedule;
+use crate::mesh::MeshLie;
+
+/// Which faults a run injects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultMode {
+    /// None: delays only.
+    None,
+    /// Crashes and power losses. All promises must be kept.
+    Crash,
+    /// Device errors, with crashes between. Errors are allowed, wrong data is not.
+    Eio,
+    /// Each seed one of these.
+    All,
+}
+
+/// A bug that is planted to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// In the disk.
+    Disk(DiskLie),
+    /// In the messages.
+    Mesh(MeshLie),
+    /// In the engine (needs the feature `planted-bugs`).
+    #[cfg(feature = "planted-bugs")]
+    Engine(engine_store::planted::Bug),
+}
+
+impl Plant {
+    /// All bugs, by name.
+    #[must_use]
+    pub fn all() -> Vec<(&'static str, Self)> {
+        #[allow(unused_mut)]
+        let mut all = vec![
+            ("disk-ignores-flush", Self::Disk(DiskLie::IgnoresFlush)),
+            ("disk-flushes-half", Self::Disk(DiskLie::FlushesHalf)),
+            ("disk-drops-writes", Self::Disk(DiskLie::DropsWrites)),
+            ("disk-misdirects", Self::Disk(DiskLie::Misdirects)),
+            ("mesh-drops-writes", Self::Mesh(MeshLie::DropsWrites)),
+            ("mesh-drops-flushes", Self::Mesh(MeshLie::DropsFlushes)),
+            ("mesh-drops-names", Self::Mesh(MeshLie::DropsNames)),
+        ];
+        #[cfg(feature = "planted-bugs")]
+        all.extend(
+            engine_store::planted::Bug::ALL.iter().map(|(name, bug)| (*name, Self::Engine(*bug))),
+        );
+        all
+    }
+}
+
+/// Chances of the operations of a volume's client, relative to each other.
+#[derive(Clone, Debug)]
+pub struct VolumeMix {
+    /// Plain writes.
+    pub write: u64,
+    /// Reads.
+    pub read: u64,
+    /// Discards.
+    pub discard: u64,
+    /// Flushes.
+    pub flush: u64,
+    /// Durable writes.
+    pub fua: u64,
+    /// Resizes, where a volume has one client.
+    pub resize: u64,
+    /// Most blocks of one write.
+    pub blocks_max: u64,
+    /// Chance in 8 that an operation falls on the hot spot.
+    pub hot_eighths: u64,
+}
+
+/// Chances of the operations of a tree's client, relative to each other.
+#[derive(Clone, Debug)]
+pub struct TreeMix {
+    /// Create, symlink, mkdir.
+    pub create: u64,
+    /// Unlink, rmdir.
+    pub remove: u64,
+    /// Rename and link.
+    pub rename: u64,
+    /// Writes and appends.
+    pub write: u64,
+    /// Truncate and punch.
+    pub cut: u64,
+    /// Attributes and xattrs.
+    pub attributes: u64,
+    /// Reads of every kind, listings among them.
+    pub look: u64,
+    /// fsync and flush.
+    pub sync: u64,
+    /// Most nodes of a tree.
+    pub nodes_max: u64,
+    /// Most bytes of one write.
+    pub bytes_max: u64,
+    /// Most bytes of a file.
+    pub size_max: u64,
+}
+
+/// Sizes chosen at format time, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatSizes {
+    /// A bucket.
+    pub bucket_bytes: u32,
+    /// An index node.
+    pub node_bytes: u32,
+    /// A shard's journal.
+    pub journal_bytes: u64,
+}
+
+/// Everything a run is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// Operations of clients in the whole run.
+    pub operations: u64,
+    /// Faults; never `All`.
+    pub faults: FaultMode,
+    /// The planted bug.
+    pub plant: Option<Plant>,
+    /// Shards of the pool.
+    pub shard_count: u16,
+    /// Its members.
+    pub members: Vec<DiskGeometry>,
+    /// Bytes of a bucket, of an index node, and of each shard's journal: small, so that nodes split,
+    /// the journal wraps and space is collected.
+    pub format: FormatSizes,
+    /// Memory for index nodes of a shard in bytes.
+    pub cache_bytes: usize,
+    /// How fast they are.
+    pub latency: Latency,
+    /// Longest time of a message in nanoseconds.
+    pub message_ns_max: u64,
+    /// Order of tasks.
+    pub schedule: Schedule,
+    /// Size in blocks of each volume, and its clients.
+    pub volumes: Vec<(u64, u32)>,
+    /// Trees, with one client each.
+    pub trees: u32,
+    /// Whether subvolumes and records come and go.
+    pub administration: bool,
+    /// Mix of the volumes' clients.
+    pub volume_mix: VolumeMix,
+    /// Mix of the trees' clients.
+    pub tree_mix: TreeMix,
+    /// Most operations between two crashes.
+    pub operations_per_crash: u64,
+    /// Chance in 8 that a crash takes the power too.
+    pub power_loss_eighths: u64,
+    /// Chance in 8 of another crash while the pool opens again.
+    pub crash_in_recovery_eighths: u64,
+    /// Errors per million device operations, in runs that have errors.
+    pub error_ppm: u32,
+}
+
+impl Options {
+    /// The options of `seed`.
+    #[must_use]
+    pub fn of_seed(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
+        let mut random = Random::new(seed ^ 0x7365_6564);
+        let random = &mut random;
+        let faults = match faults {
+            FaultMode::All if random.chance(1, 4) => FaultMode::Eio,
+            FaultMode::All => FaultMode::Crash,
+            other => other,
+        };
+        let shard_count = *random.pick(&[1, 2, 4]);
+        let members = members(random, shard_count);
+        let total: u64 = members.iter().map(|member| member.size_bytes).sum();
+        let volume_count = random.range(0, 3);
+        let volumes = (0..volume_count)
+            .map(|_| {
+                // Up to twice the pool in all: some pools get full.
+                let most = (total / 4096 / 2).min(6 * 1024);
+                (random.range(16, most), random.range(1, 3) as u32)
+            })
+            .collect();
+        let least_trees = u64::from(volume_count == 0);
+        let operations_per_crash = *random.pick(&[20, 100, 400, 2000]);
+        Self {
+            seed,
+            operations,
+            faults,
+            plant,
+            shard_count,
+            members,
+            format: format_sizes(random, total / u64::from(shard_count)),
+            cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
+            latency: latency(random),
+            message_ns_max: *random.pick(&[200, 2_000, 200_000]),
+            schedule: *random.pick(&[
+                Schedule::Random,
+                Schedule::Random,
+                Schedule::Fifo,
+                Schedule::Bursts,
+            ]),
+            volumes,
+            trees: random.range(least_trees, 3) as u32,
+            administration: random.chance(1, 2),
+            volume_mix: volume_mix(random),
+            tree_mix: tree_mix(random),
+            operations_per_crash,
+            power_loss_eighths: *random.pick(&[4, 6, 8]),
+            crash_in_recovery_eighths: *random.pick(&[0, 1, 4]),
+            error_ppm: *random.pick(&[100, 1_000, 20_000]),
+        }
+    }
+}
+
+fn members(random: &mut Random, shard_count: u16) -> Vec<DiskGeometry> {
+    let count = *random.pick(&[1, 1, 1, 2, 3]);
+    let least = 32 * u64::from(shard_count);
+    let size_bytes = *random.pick(&[least, least * 2, 256]) * MIB;
+    let block_size = *random.pick(&[4096, 4096, 512]);
+    let atomic_write_bytes = match block_size {
+        512 => *random.pick(&[512, 512, 4096]),
+        _ => *random.pick(&[4096, 4096, 16384]),
+    };
+    let geometry = DiskGeometry { size_bytes, block_size, atomic_write_bytes };
+    vec![geometry; count]
+}
+
+/// `share_bytes`: what each shard has of the pool; it needs some hundred buckets.
+fn format_sizes(random: &mut Random, share_bytes: u64) -> FormatSizes {
+    let bucket_most = (share_bytes / 128).next_power_of_two().clamp(64 * KIB, MIB);
+    let bucket_bytes = (64 * KIB << random.below(5)).min(bucket_most);
+    let node_bytes = (16 * KIB << random.below(3)).min(bucket_bytes);
+    let journal_bytes = *random.pick(&[MIB, MIB, 2 * MIB, 4 * MIB]);
+    FormatSizes { bucket_bytes: bucket_bytes as u32, node_bytes: node_bytes as u32, journal_bytes }
+}
+
+fn latency(random: &mut Random) -> Latency {
+    Latency {
+        least_ns: 1_000,
+        usual_ns_max: *random.pick(&[2_000, 20_000, 200_000]),
+        spikes_ppm: *random.pick(&[0, 100, 10_000]),
+        spike_ns_max: 50_000_000,
+    }
+}
+
+/// A weight: often ordinary, sometimes nothing, sometimes dominant.
+fn weight(random: &mut Random, usual: u64) -> u64 {
+    match random.below(8) {
+        0 => 0,
+        1 => usual * 8,
+        _ => usual,
+    }
+}
+
+fn volume_mix(random: &mut Random) -> VolumeMix {
+    VolumeMix {
+        write: weight(random, 40).max(1),
+        read: weight(random, 30).max(1),
+        discard: weight(random, 4),
+        flush: weight(random, 4),
+        fua: weight(random, 4),
+        resize: weight(random, 1),
+        blocks_max: *random.pick(&[1, 4, 16, 64]),
+        hot_eighths: *random.pick(&[0, 4, 7]),
+    }
+}
+
+fn tree_mix(random: &mut Random) -> TreeMix {
+    TreeMix {
+        create: weight(random, 12).max(2),
+        remove: weight(random, 8).max(1),
+        rename: weight(random, 8),
+        write: weight(random, 30).max(1),
+        cut: weight(random, 8),
+        attributes: weight(random, 8),
+        look: weight(random, 30).max(1),
+        sync: weight(random, 4),
+        nodes_max: *random.pick(&[8, 40, 150]),
+        bytes_max: *random.pick(&[100, 5_000, 40_000, 130_000]),
+        size_max: *random.pick(&[16 * KIB, 256 * KIB, MIB, 10 * MIB]),
+    }
+}

@@ -1,0 +1,118 @@
+//! One process of a pool: shards on cores, over disks that outlive it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use engine_base::ShardId;
+use engine_base::random::Random;
+use engine_store::engine::EngineConfig;
+use engine_store::limits::Limits;
+use engine_store::pool::FormatOptions;
+use engine_store::shard::{Shard, ShardConfig};
+
+use crate::disk::SimDisk;
+use crate::executor::Executor;
+use crate::mesh::{Mesh, MeshLie};
+use crate::options::{FormatSizes, Options, Plant};
+use crate::world::Shared;
+
+/// A running process.
+pub struct Process {
+    /// Its messages.
+    pub mesh: Mesh,
+    shard_count: u16,
+    open: Rc<Cell<u16>>,
+    refused: Rc<Cell<bool>>,
+}
+
+impl Process {
+    /// Starts to open every shard, each on a core of its own.
+    #[must_use]
+    pub fn start(
+        executor: &Executor,
+        disks: &[SimDisk],
+        options: &Options,
+        world: &Shared,
+    ) -> Self {
+        let lie = match options.plant {
+            Some(Plant::Mesh(lie)) => Some(lie),
+            _ => None::<MeshLie>,
+        };
+        let (shard_count, cache_bytes) = (options.shard_count, options.cache_bytes);
+        let mesh = Mesh::new(executor, shard_count, options.message_ns_max, lie);
+        let process = Self { mesh, shard_count, open: Rc::default(), refused: Rc::default() };
+        for shard in (0..shard_count).map(ShardId) {
+            let config = ShardConfig {
+                engine: EngineConfig {
+                    shard,
+                    shard_count,
+                    runtime: executor.core(shard.0),
+                    members: disks.iter().map(SimDisk::queue).collect(),
+                },
+                peers: process.mesh.peer(shard),
+                limits: Limits::default(),
+            };
+            let (mesh, world) = (process.mesh.clone(), Rc::clone(world));
+            let (open, refused) = (Rc::clone(&process.open), Rc::clone(&process.refused));
+            let task = Box::pin(async move {
+                match Shard::open(config).await {
+                    Ok(opened) => {
+                        opened.engine().set_cache_bytes(cache_bytes);
+                        mesh.opened(shard, opened);
+                        open.set(open.get() + 1);
+                    }
+                    Err(error) => {
+                        refused.set(true);
+                        world.borrow_mut().fail(format!("shard {shard} does not open: {error}"));
+                    }
+                }
+            });
+            executor.spawn(shard.0, "open", task);
+        }
+        process
+    }
+
+    /// Whether every shard is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.get() == self.shard_count
+    }
+
+    /// Stops every shard in good order; `finished` becomes true.
+    pub fn shut_down(&self, executor: &Executor, world: &Shared, finished: &Rc<Cell<bool>>) {
+        let (shards, world, finished) = (self.mesh.shards(), Rc::clone(world), Rc::clone(finished));
+        let task = Box::pin(async move {
+            for shard in &shards {
+                if let Err(error) = shard.shutdown().await {
+                    world.borrow_mut().fail(format!("shutdown: {error}"));
+                }
+            }
+            finished.set(true);
+        });
+        executor.spawn(0, "shutdown", task);
+    }
+}
+
+/// Formats the disks as one pool.
+///
+/// # Errors
+/// Those of the engine.
+pub async fn format(
+    disks: &[SimDisk],
+    shard_count: u16,
+    sizes: FormatSizes,
+    random: &mut Random,
+) -> engine_store::Result<()> {
+    let queues: Vec<_> = disks.iter().map(SimDisk::queue).collect();
+    let options = FormatOptions {
+        label: "simulated".to_owned(),
+        shards: Some(shard_count),
+        bucket_bytes: Some(sizes.bucket_bytes),
+        node_bytes: Some(sizes.node_bytes),
+        journal_bytes: Some(sizes.journal_bytes),
+        created_ns: 1,
+        uuid_seed: [random.next_u64(), random.next_u64()],
+        ..FormatOptions::default()
+    };
+    engine_store::pool::format(&queues, &options).await.map(drop)
+}

@@ -1,0 +1,460 @@
+//! A run of one seed: format, work, crash, recover, check, and again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use engine_base::random::Random;
+use engine_store::api::TreeRef;
+use engine_store::client::{Client, VolumeRef};
+
+use crate::clients;
+use crate::disk::{FaultRates, SimDisk};
+use crate::executor::{Executor, RunEnd};
+use crate::model::tree::TreeModel;
+use crate::model::volume::VolumeModel;
+use crate::options::{FaultMode, Options, Plant};
+use crate::pool::{self, Process};
+use crate::verify;
+use crate::world::{ClientContext, Running, Shared, TreeSlot, VolumeSlot, World, bytes_of};
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeedReport {
+    /// The seed.
+    pub seed: u64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// Crashes, of whatever kind.
+    pub crashes: u64,
+    /// Virtual nanoseconds.
+    pub virtual_ns: u64,
+    /// Hash of everything that happened, in order.
+    pub event_digest: u64,
+    /// Hash of what is on the disks in the end.
+    pub state_digest: u64,
+    /// How often each named thing happened.
+    pub marks: BTreeMap<&'static str, u64>,
+    /// The broken promise, with the last events.
+    pub failure: Option<Failure>,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What is wrong.
+    pub what: String,
+    /// What happened last, oldest first.
+    pub events: Vec<String>,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps the words of panics for the report, instead of printing them. Call once per process.
+pub fn capture_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let words = format!("panic: {info}");
+        PANIC.with(|slot| {
+            slot.borrow_mut().get_or_insert(words);
+        });
+    }));
+}
+
+/// Runs one seed. Never panics: a panic of the engine is a failure in the report.
+#[must_use]
+pub fn run(options: &Options) -> SeedReport {
+    PANIC.with(|slot| slot.borrow_mut().take());
+    plant_engine(options.plant);
+    let world: Shared = Rc::new(RefCell::new(World::new(options.shard_count, options.faults)));
+    let executor = Executor::new(options.seed, options.schedule);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut simulation = Simulation::new(options, &executor, &world);
+        let result = simulation.run();
+        let digest =
+            simulation.disks.iter().fold(0, |hash: u64, disk| hash.rotate_left(7) ^ disk.digest());
+        executor.crash(|| simulation.process = None);
+        (result, digest, simulation.crashes)
+    }));
+    let (state_digest, crashes) = match outcome {
+        Ok((Ok(()), digest, crashes)) => (digest, crashes),
+        Ok((Err(what), digest, crashes)) => {
+            world.borrow_mut().fail(what);
+            (digest, crashes)
+        }
+        Err(_) => {
+            let words = PANIC.with(|slot| slot.borrow_mut().take());
+            world.borrow_mut().fail(words.unwrap_or_else(|| "panic".to_owned()));
+            (0, 0)
+        }
+    };
+    plant_engine(None);
+    let world = world.borrow();
+    let failure = world
+        .failure
+        .as_ref()
+        .map(|what| Failure { what: what.clone(), events: world.last_events() });
+    SeedReport {
+        seed: options.seed,
+        operations: world.operations,
+        crashes,
+        virtual_ns: executor.now_ns(),
+        event_digest: world.digest(),
+        state_digest,
+        marks: world.marks.clone(),
+        failure,
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+fn plant_engine(plant: Option<Plant>) {
+    engine_store::planted::set(match plant {
+        Some(Plant::Engine(bug)) => Some(bug),
+        _ => None,
+    });
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn plant_engine(_plant: Option<Plant>) {}
+
+struct Simulation<'a> {
+    options: &'a Options,
+    executor: &'a Executor,
+    world: &'a Shared,
+    random: Random,
+    disks: Vec<SimDisk>,
+    process: Option<Process>,
+    crashes: u64,
+}
+
+/// Polls without any event after which a run counts as stuck.
+const POLLS_WITHOUT_EVENT_MAX: u64 = 3_000_000;
+
+/// The end of a step: its condition came true, or it was cut off at the given number of polls.
+#[derive(PartialEq, Eq)]
+enum Step {
+    Done,
+    CutOff,
+}
+
+impl<'a> Simulation<'a> {
+    fn new(options: &'a Options, executor: &'a Executor, world: &'a Shared) -> Self {
+        let disks: Vec<SimDisk> = options
+            .members
+            .iter()
+            .enumerate()
+            .map(|(index, geometry)| {
+                SimDisk::new(executor, &format!("disk{index}"), *geometry, options.latency)
+            })
+            .collect();
+        let random = executor.fork_random();
+        Self { options, executor, world, random, disks, process: None, crashes: 0 }
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        self.format()?;
+        if let Some(Plant::Disk(lie)) = self.options.plant {
+            self.disks.iter().for_each(|disk| disk.set_lie(Some(lie)));
+        }
+        self.start_process();
+        self.until_open()?;
+        self.set_up()?;
+        let crashing = self.options.faults != FaultMode::None;
+        while self.failure().is_none() && self.left() > 0 {
+            let all = self.options.operations_per_crash;
+            let target = if crashing { self.random.range(1, all) } else { self.left() };
+            let last = target >= self.left();
+            self.work(target.min(self.left()), crashing && !last)?;
+            if self.failure().is_some() || last {
+                break;
+            }
+            self.crash_and_recover()?;
+        }
+        if self.failure().is_none() {
+            self.finish()?;
+        }
+        self.count_disks();
+        Ok(())
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.world.borrow().failure.clone()
+    }
+
+    /// Operations still to do in the whole run.
+    fn left(&self) -> u64 {
+        self.options.operations.saturating_sub(self.world.borrow().operations)
+    }
+
+    /// Runs until `done` or a broken promise, at most `polls_max` polls.
+    fn drive(&self, polls_max: u64, mut done: impl FnMut() -> bool) -> Result<Step, String> {
+        let mut left = polls_max;
+        let (mut quiet, mut digest) = (0, self.world.borrow().digest());
+        while left > 0 {
+            let some = left.min(100_000);
+            left -= some;
+            let end = self.executor.run(some, || done() || self.world.borrow().failure.is_some());
+            match end {
+                RunEnd::Done => return Ok(Step::Done),
+                RunEnd::PollsSpent => {}
+                RunEnd::Idle => return Err(self.stuck("nothing can happen any more")),
+            }
+            let now = self.world.borrow().digest();
+            quiet = if now == digest { quiet + some } else { 0 };
+            digest = now;
+            if quiet > POLLS_WITHOUT_EVENT_MAX {
+                return Err(self.stuck("tasks run, but no operation ends"));
+            }
+        }
+        Ok(Step::CutOff)
+    }
+
+    fn stuck(&self, how: &str) -> String {
+        let tasks: Vec<String> = self
+            .executor
+            .task_names()
+            .into_iter()
+            .map(|(name, core, count)| format!("{count} {name} on core {core}"))
+            .collect();
+        format!("hang: {how}; tasks: {}", tasks.join(", "))
+    }
+
+    fn format(&mut self) -> Result<(), String> {
+        let finished = Rc::new(Cell::new(false));
+        let (flag, world) = (Rc::clone(&finished), Rc::clone(self.world));
+        let disks = self.disks.clone();
+        let (shard_count, sizes) = (self.options.shard_count, self.options.format);
+        let mut random = self.random.fork();
+        let task = Box::pin(async move {
+            if let Err(error) = pool::format(&disks, shard_count, sizes, &mut random).await {
+                world.borrow_mut().fail(format!("format: {error}"));
+            }
+            flag.set(true);
+        });
+        self.executor.spawn(0, "format", task);
+        self.drive(u64::MAX, || finished.get()).map(drop)
+    }
+
+    fn start_process(&mut self) {
+        self.process = Some(Process::start(self.executor, &self.disks, self.options, self.world));
+    }
+
+    fn until_open(&self) -> Result<(), String> {
+        self.drive(u64::MAX, || self.process.as_ref().is_some_and(Process::is_open)).map(drop)
+    }
+
+    fn context(&mut self, number: u32) -> Option<ClientContext> {
+        let link = self.process.as_ref()?.mesh.client(number);
+        Some(ClientContext {
+            world: Rc::clone(self.world),
+            client: Client::new(link),
+            number,
+            executor: self.executor.clone(),
+            random: self.random.fork(),
+            shard_count: self.options.shard_count,
+        })
+    }
+
+    /// Creates the volumes and trees.
+    fn set_up(&mut self) -> Result<(), String> {
+        let Some(context) = self.context(0) else { return Ok(()) };
+        let (volumes, trees) = (self.options.volumes.clone(), self.options.trees);
+        let running = Running::new(self.world);
+        let task = Box::pin(async move {
+            let _running = running;
+            if let Err(error) = create_subjects(&context, &volumes, trees).await {
+                context.fail(format!("set-up: {error}"));
+            }
+        });
+        self.executor.spawn(0, "set-up", task);
+        self.drive(u64::MAX, || self.world.borrow().clients_running == 0).map(drop)
+    }
+
+    /// Lets clients do `target` operations; with `cut`, stops them in the middle of some.
+    fn work(&mut self, target: u64, cut: bool) -> Result<(), String> {
+        let before = self.world.borrow().operations;
+        // Enough that all are busy at the instant of the crash: an operation takes a poll at least.
+        let polls_max = *self.random.pick(&[1, 10, 100, 1000, 10_000]);
+        self.world.borrow_mut().operations_left = if cut { target + polls_max } else { target };
+        if self.options.faults == FaultMode::Eio {
+            let ppm = self.options.error_ppm;
+            let mut faults = || if self.random.chance(1, 2) { ppm } else { 0 };
+            let faults = FaultRates {
+                read_error_ppm: faults(),
+                write_error_ppm: faults(),
+                flush_error_ppm: faults(),
+            };
+            let last = self.disks.len() as u64 - 1;
+            let disk = self.random.range(0, last) as usize;
+            if cut {
+                self.disks[disk].set_faults(faults);
+            }
+        }
+        self.start_clients();
+        let world = self.world;
+        self.drive(u64::MAX, || {
+            let world = world.borrow();
+            world.clients_running == 0 || (cut && world.operations >= before + target)
+        })?;
+        if cut && self.world.borrow().failure.is_none() {
+            let polls = self.random.range(0, polls_max);
+            // Clients that met an error have stopped: then nothing may be left to happen.
+            self.drive(polls, || self.world.borrow().clients_running == 0)?;
+        }
+        self.world.borrow_mut().operations_left = 0;
+        Ok(())
+    }
+
+    fn start_clients(&mut self) {
+        let mut number = 1;
+        let volumes: Vec<(String, u32)> =
+            self.world.borrow().volumes.iter().map(|(n, s)| (n.clone(), s.clients)).collect();
+        for (name, clients) in volumes {
+            for _ in 0..clients {
+                let Some(context) = self.context(number) else { return };
+                let (name, mix) = (name.clone(), self.options.volume_mix.clone());
+                self.start_client(clients::volume::run(context, name, mix));
+                number += 1;
+            }
+        }
+        let trees: Vec<String> = self.world.borrow().trees.keys().cloned().collect();
+        for name in trees {
+            let Some(context) = self.context(number) else { return };
+            self.start_client(clients::tree::run(context, name, self.options.tree_mix.clone()));
+            number += 1;
+        }
+        if self.options.administration {
+            let Some(context) = self.context(number) else { return };
+            self.start_client(clients::administration::run(context));
+        }
+    }
+
+    fn start_client(&self, client: impl Future<Output = ()> + 'static) {
+        let running = Running::new(self.world);
+        let task = Box::pin(async move {
+            client.await;
+            drop(running);
+        });
+        self.executor.spawn(0, "client", task);
+    }
+
+    /// Ends the process here and now; `true`: the power went, too.
+    fn crash(&mut self) -> bool {
+        self.crashes += 1;
+        let process = self.process.take();
+        self.executor.crash(|| {
+            if let Some(process) = process {
+                process.mesh.close();
+            }
+        });
+        let power_loss = self.random.chance(self.options.power_loss_eighths, 8);
+        for disk in &self.disks {
+            disk.set_faults(FaultRates::default());
+            if power_loss {
+                disk.power_loss();
+            } else {
+                disk.process_crash();
+            }
+        }
+        let world = &mut *self.world.borrow_mut();
+        let instant = world.promises.crash();
+        let now_ns = self.executor.now_ns();
+        world.event(now_ns, 0, "crash", [instant, u64::from(power_loss), self.crashes]);
+        world.mark(if power_loss { "power_loss" } else { "process_crash" });
+        power_loss
+    }
+
+    /// Crashes, opens again (perhaps crashing on the way), reads everything back and checks it.
+    fn crash_and_recover(&mut self) -> Result<(), String> {
+        let mut power_loss = self.crash();
+        // At most a few times, then it must come up.
+        for attempt in 0..4 {
+            self.start_process();
+            let again =
+                attempt < 3 && self.random.chance(self.options.crash_in_recovery_eighths, 8);
+            let polls_max = if again {
+                let most = *self.random.pick(&[10, 100, 1_000, 10_000]);
+                self.random.range(0, most)
+            } else {
+                u64::MAX
+            };
+            if self.verify(Some(power_loss), polls_max)? == Step::Done {
+                return Ok(());
+            }
+            self.world.borrow_mut().mark("crash_in_recovery");
+            power_loss = self.crash();
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, crash: Option<bool>, polls_max: u64) -> Result<Step, String> {
+        let verify_data = self.random.chance(1, 4);
+        let Some(context) = self.context(0) else { return Ok(Step::Done) };
+        self.start_client(verify::run(context, crash, verify_data));
+        self.drive(polls_max, || self.world.borrow().clients_running == 0)
+    }
+
+    /// The end: everything is as the last answers said, before and after an orderly stop.
+    fn finish(&mut self) -> Result<(), String> {
+        self.verify(None, u64::MAX)?;
+        if self.failure().is_some() {
+            return Ok(());
+        }
+        let finished = Rc::new(Cell::new(false));
+        if let Some(process) = &self.process {
+            process.shut_down(self.executor, self.world, &finished);
+        }
+        self.drive(u64::MAX, || finished.get())?;
+        if let Some(process) = self.process.take() {
+            self.executor.crash(|| process.mesh.close());
+        }
+        for disk in &self.disks {
+            disk.power_loss();
+        }
+        self.start_process();
+        self.verify(None, u64::MAX).map(drop)
+    }
+
+    fn count_disks(&self) {
+        let world = &mut *self.world.borrow_mut();
+        for disk in &self.disks {
+            let counts = disk.statistics();
+            for (name, count) in [
+                ("disk_reads", counts.reads),
+                ("disk_writes", counts.writes),
+                ("disk_flushes", counts.flushes),
+                ("disk_discards", counts.discards),
+                ("disk_errors", counts.errors),
+                ("disk_writes_lost", counts.lost),
+            ] {
+                *world.marks.entry(name).or_default() += count;
+            }
+        }
+    }
+}
+
+async fn create_subjects(
+    context: &ClientContext,
+    volumes: &[(u64, u32)],
+    trees: u32,
+) -> engine_store::Result<()> {
+    for (index, (blocks, clients)) in volumes.iter().enumerate() {
+        let name = format!("volume-{index}");
+        let info = context.client.volume_create(&name, bytes_of(*blocks), 4096).await?;
+        let tag = index as u64 + 1;
+        let model = VolumeModel::new(tag, info.root, *blocks, context.shard_count);
+        let reference = VolumeRef::from(&info);
+        let slot = VolumeSlot { reference, model, resizing: None, clients: *clients };
+        context.world.borrow_mut().volumes.insert(name, slot);
+    }
+    for index in 0..trees {
+        let name = format!("tree-{index}");
+        let info = context.client.tree_create(&name).await?;
+        let model = TreeModel::new(info.root, context.shard_count);
+        let slot = TreeSlot { reference: TreeRef::from(&info), model };
+        context.world.borrow_mut().trees.insert(name, slot);
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Reads the whole pool back and compares it with the model: after every crash, and at the end.
+
+use std::collections::BTreeMap;
+
+use engine_base::ids::CHUNK_SIZE_LOG2;
+use engine_store::api::SubvolumeInfo;
+use engine_store::client::VolumeRef;
+use engine_store::error::StoreError;
+
+use crate::clients::administration::{COLLECTION, check_names, check_records};
+use crate::clients::tree_reads::read_back;
+use crate::clients::volume::found_at;
+use crate::model::tree::TreeState;
+use crate::stamp::Found;
+use crate::world::{ClientContext, NameState, bytes_of};
+
+/// Everything that was read back.
+#[derive(Default)]
+struct Findings {
+    volumes: BTreeMap<String, (SubvolumeInfo, BTreeMap<u64, Found>)>,
+    trees: BTreeMap<String, TreeState>,
+    names: Vec<String>,
+    records: Vec<(String, Vec<u8>)>,
+}
+
+/// Reads everything back and, when nothing is wrong, settles the model on what was found. Nothing of
+/// the model changes before that: a crash in the middle does no harm. `crash`: whether one came
+/// before, and whether it took the power.
+pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: bool) {
+    match gather(&mut context).await {
+        Ok(findings) => judge(&context, findings, crash),
+        Err(error) => context.fail(format!("reading everything back: {error}")),
+    }
+    if context.world.borrow().failure.is_some() {
+        return;
+    }
+    match context.client.fsck(verify_data).await {
+        Ok(report) if report.problems.is_empty() => context.world.borrow_mut().mark("fsck"),
+        Ok(report) => {
+            let count = report.problems.len();
+            let shown: Vec<_> = report.problems.into_iter().take(5).collect();
+            context.fail(format!("fsck found {count} problems: {shown:?}"));
+        }
+        // Not every engine under test has it yet; a report says how often it ran.
+        Err(StoreError::Unsupported { .. }) => context.world.borrow_mut().mark("fsck_unsupported"),
+        Err(error) => context.fail(format!("fsck: {error}")),
+    }
+}
+
+async fn gather(context: &mut ClientContext) -> Result<Findings, StoreError> {
+    let mut findings = Findings::default();
+    let listed = context.client.subvolume_list("", 1000).await?;
+    findings.names = listed.into_iter().map(|info| info.name).collect();
+    if !context.world.borrow().records.is_empty() {
+        findings.records = context.client.record_list(COLLECTION).await?;
+    }
+    let volumes: Vec<String> = context.world.borrow().volumes.keys().cloned().collect();
+    for name in volumes {
+        let found = volume(context, &name).await?;
+        findings.volumes.insert(name, found);
+    }
+    let trees: Vec<_> =
+        context.world.borrow().trees.iter().map(|(n, s)| (n.clone(), s.reference)).collect();
+    for (name, reference) in trees {
+        let state = read_back(&context.client, reference).await?;
+        context.event("tree read back", [state.ids().count() as u64, 0, 0]);
+        findings.trees.insert(name, state);
+    }
+    Ok(findings)
+}
+
+/// What every block that was ever written holds, and some that never were.
+async fn volume(
+    context: &mut ClientContext,
+    name: &str,
+) -> Result<(SubvolumeInfo, BTreeMap<u64, Found>), StoreError> {
+    let info = context.client.subvolume_get(name).await?;
+    let reference = VolumeRef::from(&info);
+    let size_blocks = info.size_bytes / 4096;
+    let (tag, mut wanted) = {
+        let world = context.world.borrow();
+        match world.volumes.get(name) {
+            Some(slot) => {
+                let touched = slot.model.touched().filter(|block| *block < size_blocks);
+                (slot.model.tag, touched.collect::<Vec<u64>>())
+            }
+            None => return Err(StoreError::not_found(name)),
+        }
+    };
+    for _ in 0..4 {
+        wanted.push(context.random.below(size_blocks.max(1)));
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut found = BTreeMap::new();
+    for (first, count) in runs(&wanted) {
+        let (offset, len) = (bytes_of(first), bytes_of(count));
+        let data = context.client.volume_read(&reference, offset, len).await?;
+        for index in 0..count {
+            let block = first + index;
+            found.insert(block, found_at(&data, index, tag, block));
+        }
+    }
+    context.event("volume read back", [tag, found.len() as u64, size_blocks]);
+    Ok((info, found))
+}
+
+/// Adjacent blocks as ranges (first, count) of at most 256 blocks within a chunk.
+fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
+    let chunk = |block: u64| block >> (CHUNK_SIZE_LOG2 - 12);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for &block in blocks {
+        match runs.last_mut() {
+            Some((first, count))
+                if *first + *count == block && *count < 256 && chunk(*first) == chunk(block) =>
+            {
+                *count += 1;
+            }
+            _ => runs.push((block, 1)),
+        }
+    }
+    runs
+}
+
+fn judge(context: &ClientContext, findings: Findings, crash: Option<bool>) {
+    check_names(context, &findings.names);
+    check_records(context, &findings.records, crash == Some(true));
+    let result = match crash {
+        Some(power_loss) => after_crash(context, findings, power_loss),
+        None => without_crash(context, &findings),
+    };
+    if let Err(broken) = result {
+        context.fail(broken);
+    }
+}
+
+/// Nothing happened: everything must be as the last answers said.
+fn without_crash(context: &ClientContext, findings: &Findings) -> Result<(), String> {
+    let world = &mut *context.world.borrow_mut();
+    let started = world.promises.start();
+    for (name, (info, found)) in &findings.volumes {
+        let Some(slot) = world.volumes.get(name) else { continue };
+        if slot.resizing.is_none() && bytes_of(slot.model.size_blocks) != info.size_bytes {
+            return Err(format!("volume {name} has {} bytes", info.size_bytes));
+        }
+        for (&block, &found) in found {
+            slot.model.check_read(block, found, started)?;
+        }
+    }
+    for (name, state) in &findings.trees {
+        let Some(slot) = world.trees.get(name) else { continue };
+        slot.model.check_now(state).map_err(|wrong| format!("tree {name}: {wrong}"))?;
+    }
+    world.promises.end(started);
+    Ok(())
+}
+
+fn after_crash(
+    context: &ClientContext,
+    findings: Findings,
+    power_loss: bool,
+) -> Result<(), String> {
+    let world = &mut *context.world.borrow_mut();
+    let shard_count = context.shard_count;
+    let mut reached: Vec<u64> = vec![0; usize::from(shard_count)];
+    for (name, (info, found)) in &findings.volumes {
+        let Some(slot) = world.volumes.get(name) else { continue };
+        let size = info.size_bytes;
+        let resizing = slot.resizing.is_some_and(|(blocks, _)| bytes_of(blocks) == size);
+        if bytes_of(slot.model.size_blocks) != size && !resizing {
+            return Err(format!("after the crash volume {name} has {size} bytes"));
+        }
+        slot.model.check_crash(&world.promises, found, &mut reached)?;
+    }
+    // A tree may prove more about its shard than was known when another was looked at: the trees
+    // go first, then all are checked against what all have proven.
+    for (name, state) in &findings.trees {
+        let Some(slot) = world.trees.get(name) else { continue };
+        let recovered = slot
+            .model
+            .check_crash(&world.promises, state, 0)
+            .map_err(|wrong| format!("after the crash, tree {name}: {wrong}"))?;
+        let reached = &mut reached[usize::from(slot.model.home.0)];
+        *reached = (*reached).max(recovered.reached);
+    }
+    for (_, (slot, found)) in
+        findings.volumes.iter().filter_map(|(n, (_, f))| Some((n, (world.volumes.get(n)?, f))))
+    {
+        slot.model.check_prefix(&world.promises, found, &reached)?;
+    }
+    for (name, state) in &findings.trees {
+        let Some(slot) = world.trees.get(name) else { continue };
+        let reached = reached[usize::from(slot.model.home.0)];
+        slot.model
+            .check_crash(&world.promises, state, reached)
+            .map_err(|wrong| format!("tree {name} is older than its shard: {wrong}"))?;
+    }
+    settle(context, world, findings, power_loss);
+    Ok(())
+}
+
+/// What was found is so from now on.
+fn settle(
+    context: &ClientContext,
+    world: &mut crate::world::World,
+    findings: Findings,
+    power_loss: bool,
+) {
+    let lived = world.promises.now();
+    for (name, (info, found)) in findings.volumes {
+        let Some(slot) = world.volumes.get_mut(&name) else { continue };
+        slot.model.settle(&mut world.promises, &found, power_loss);
+        let size_blocks = info.size_bytes / 4096;
+        let before = slot.model.size_blocks;
+        if slot.resizing.take().is_some() && size_blocks != before {
+            if power_loss {
+                let started = world.promises.start();
+                let ended = world.promises.end(started);
+                slot.model.resized(size_blocks, started, ended);
+            } else {
+                // Not known to be durable: a loss of power may bring the old size back.
+                slot.model.size_blocks = size_blocks;
+                slot.resizing = Some((before, lived));
+            }
+        }
+        slot.reference = VolumeRef::from(&info);
+    }
+    for (name, state) in findings.trees {
+        let Some(slot) = world.trees.get_mut(&name) else { continue };
+        slot.model.settle(&mut world.promises, state, power_loss);
+    }
+    let names = findings.names;
+    world.passing.retain(|name, _| names.contains(name));
+    if power_loss {
+        world.passing.values_mut().for_each(|state| *state = NameState::Present);
+    }
+    world.mark(if power_loss { "power_loss_survived" } else { "process_crash_survived" });
+    world.event(context.executor.now_ns(), context.number, "settled", [lived, 0, 0]);
+}

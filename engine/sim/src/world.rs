@@ -1,0 +1,319 @@
+//! What outlives the simulated processes: the model, the record of what happened, the verdict.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use engine_base::random::Random;
+use engine_base::{BLOCK_SIZE, ShardId};
+use engine_store::api::TreeRef;
+use engine_store::client::{Client, VolumeRef};
+use engine_store::error::StoreError;
+
+use crate::executor::Executor;
+use crate::mesh::SimLink;
+use crate::model::Promises;
+use crate::model::tree::TreeModel;
+use crate::model::volume::VolumeModel;
+use crate::options::FaultMode;
+
+/// A volume under test.
+pub struct VolumeSlot {
+    /// How to reach it.
+    pub reference: VolumeRef,
+    /// What it may hold.
+    pub model: VolumeModel,
+    /// The size in blocks that a resize in progress asks for.
+    pub resizing: Option<(u64, u64)>,
+    /// Its clients.
+    pub clients: u32,
+}
+
+/// A tree under test.
+pub struct TreeSlot {
+    /// How to reach it.
+    pub reference: TreeRef,
+    /// What it may hold.
+    pub model: TreeModel,
+}
+
+/// What is known of a name in the pool's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameState {
+    /// It must be there.
+    Present,
+    /// An operation on it was cut off: it may be there.
+    InDoubt,
+}
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    at_ns: u64,
+    who: u32,
+    what: &'static str,
+    numbers: [u64; 3],
+}
+
+/// Events kept for the report of a failure.
+const EVENTS_KEPT: usize = 60;
+
+/// Model, record and verdict of a run.
+pub struct World {
+    /// The model's clock and floors.
+    pub promises: Promises,
+    /// Volumes by name.
+    pub volumes: BTreeMap<String, VolumeSlot>,
+    /// Trees by name.
+    pub trees: BTreeMap<String, TreeSlot>,
+    /// Subvolumes that come and go; one not here must not be there.
+    pub passing: BTreeMap<String, NameState>,
+    /// Records: what they may hold, `None` for absent. One not here must not be there.
+    pub records: BTreeMap<String, Vec<Option<Vec<u8>>>>,
+    /// The first broken promise.
+    pub failure: Option<String>,
+    /// Operations still to do before the session ends.
+    pub operations_left: u64,
+    /// Operations ended, in all sessions.
+    pub operations: u64,
+    /// Client tasks that have not ended.
+    pub clients_running: u32,
+    /// How often each named thing happened.
+    pub marks: BTreeMap<&'static str, u64>,
+    events: VecDeque<Event>,
+    digest: u64,
+    faults: FaultMode,
+}
+
+/// The world, shared by all tasks.
+pub type Shared = Rc<RefCell<World>>;
+
+impl World {
+    /// A world in which nothing has happened.
+    #[must_use]
+    pub fn new(shard_count: u16, faults: FaultMode) -> Self {
+        Self {
+            promises: Promises::new(shard_count),
+            volumes: BTreeMap::new(),
+            trees: BTreeMap::new(),
+            passing: BTreeMap::new(),
+            records: BTreeMap::new(),
+            failure: None,
+            operations_left: 0,
+            operations: 0,
+            clients_running: 0,
+            marks: BTreeMap::new(),
+            events: VecDeque::with_capacity(EVENTS_KEPT),
+            digest: 0,
+            faults,
+        }
+    }
+
+    /// Records an event.
+    pub fn event(&mut self, at_ns: u64, who: u32, what: &'static str, numbers: [u64; 3]) {
+        let mix = |hash: u64, word: u64| {
+            (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        };
+        let head = mix(mix(self.digest, at_ns), u64::from(who) << 32 | what.len() as u64);
+        self.digest = numbers.iter().fold(head, |hash, word| mix(hash, *word));
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event { at_ns, who, what, numbers });
+    }
+
+    /// Hash of all events so far.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// The last events, for people.
+    #[must_use]
+    pub fn last_events(&self) -> Vec<String> {
+        let line = |event: &Event| {
+            let [a, b, c] = event.numbers;
+            let (at_us, who, what) = (event.at_ns / 1000, event.who, event.what);
+            format!("{at_us:>12} us  client {who:<3} {what} {a} {b} {c}")
+        };
+        self.events.iter().map(line).collect()
+    }
+
+    /// Records a broken promise; the first one counts.
+    pub fn fail(&mut self, what: String) {
+        self.failure.get_or_insert(what);
+    }
+
+    /// Counts something worth knowing that it happened.
+    pub fn mark(&mut self, name: &'static str) {
+        *self.marks.entry(name).or_default() += 1;
+    }
+
+    /// Everything that ended before `started` is durable, on all shards.
+    pub fn all_durable(&mut self, started: u64, shard_count: u16) {
+        for shard in 0..shard_count {
+            self.promises.raise_floor(shard, started);
+        }
+        for tree in self.trees.values_mut() {
+            tree.model.all_durable(started);
+        }
+    }
+
+    /// What an error means to the model.
+    #[must_use]
+    pub fn judge(&self, error: &StoreError) -> Refusal {
+        match error {
+            StoreError::NoSpace { .. } | StoreError::Overloaded { .. } => Refusal::NoRoom,
+            StoreError::Device(_)
+            | StoreError::ShuttingDown { .. }
+            | StoreError::ReadOnly { .. }
+                if self.faults == FaultMode::Eio =>
+            {
+                Refusal::Device
+            }
+            _ => Refusal::Wrong,
+        }
+    }
+}
+
+/// What an error means to the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing was done; it is allowed at any time.
+    NoRoom,
+    /// A device failed, as it was told to: part of it may be done.
+    Device,
+    /// It must not happen.
+    Wrong,
+}
+
+/// What a client task works with.
+pub struct ClientContext {
+    /// The world.
+    pub world: Shared,
+    /// The way to the engine.
+    pub client: Client<SimLink>,
+    /// Number of the client, for the record.
+    pub number: u32,
+    /// The clock.
+    pub executor: Executor,
+    /// Its choices.
+    pub random: Random,
+    /// Shards of the pool.
+    pub shard_count: u16,
+}
+
+impl ClientContext {
+    /// Takes one operation of the session's budget; `false` when it is time to stop.
+    pub fn take_operation(&self) -> bool {
+        let mut world = self.world.borrow_mut();
+        if world.failure.is_some() || world.operations_left == 0 {
+            return false;
+        }
+        world.operations_left -= 1;
+        world.operations += 1;
+        true
+    }
+
+    /// Records an event.
+    pub fn event(&self, what: &'static str, numbers: [u64; 3]) {
+        self.world.borrow_mut().event(self.executor.now_ns(), self.number, what, numbers);
+    }
+
+    /// Records a broken promise.
+    pub fn fail(&self, what: String) {
+        self.world.borrow_mut().fail(format!("client {}: {what}", self.number));
+    }
+
+    /// Judges an error; `true` when the client may go on.
+    pub fn tolerates(&self, what: &str, error: &StoreError) -> bool {
+        let refusal = self.world.borrow().judge(error);
+        match refusal {
+            Refusal::NoRoom => {
+                self.world.borrow_mut().mark("no_space");
+                true
+            }
+            Refusal::Device => {
+                self.world.borrow_mut().mark("device_error");
+                false
+            }
+            Refusal::Wrong => {
+                self.fail(format!("{what}: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Flushes all shards; `false` when the client must stop.
+    pub async fn flush(&self) -> bool {
+        let started = self.world.borrow_mut().promises.start();
+        let result = self.client.flush().await;
+        let world = &mut *self.world.borrow_mut();
+        world.promises.end(started);
+        match result {
+            Ok(()) => world.all_durable(started, self.shard_count),
+            Err(error) => match world.judge(&error) {
+                Refusal::Wrong => world.fail(format!("flush: {error}")),
+                _ => return false,
+            },
+        }
+        world.event(self.executor.now_ns(), self.number, "flush", [started, 0, 0]);
+        true
+    }
+
+    /// Flushes one shard; `false` when the client must stop.
+    pub async fn flush_shard(&self, shard: u16) -> bool {
+        use engine_store::api::{Link, Request};
+        let started = self.world.borrow_mut().promises.start();
+        let result = self.client.link().call(ShardId(shard), Request::Flush).await;
+        let world = &mut *self.world.borrow_mut();
+        world.promises.end(started);
+        match result {
+            Ok(_) => world.promises.raise_floor(shard, started),
+            Err(error) => match world.judge(&error) {
+                Refusal::Wrong => world.fail(format!("flush of shard {shard}: {error}")),
+                _ => return false,
+            },
+        }
+        let at_ns = self.executor.now_ns();
+        world.event(at_ns, self.number, "flush shard", [u64::from(shard), started, 0]);
+        true
+    }
+
+    /// Chooses an index by weights.
+    pub fn choose(&mut self, weights: &[u64]) -> usize {
+        let total: u64 = weights.iter().sum();
+        let mut at = self.random.below(total.max(1));
+        for (index, weight) in weights.iter().enumerate() {
+            if at < *weight {
+                return index;
+            }
+            at -= weight;
+        }
+        0
+    }
+}
+
+/// Counts a client task as running for as long as it lives; also when a crash drops it.
+pub struct Running(Shared);
+
+impl Running {
+    /// One more client runs.
+    #[must_use]
+    pub fn new(world: &Shared) -> Self {
+        world.borrow_mut().clients_running += 1;
+        Self(Rc::clone(world))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.borrow_mut().clients_running -= 1;
+    }
+}
+
+/// Bytes of `blocks` blocks.
+#[must_use]
+pub fn bytes_of(blocks: u64) -> u64 {
+    blocks * BLOCK_SIZE
+}

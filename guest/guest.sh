@@ -75,7 +75,7 @@ kernel_errors() {
         grep -E -v 'creating [0-9]+ I/O queues|mapped [0-9/]+|new ctrl|Removing ctrl|\(null\): *$' |
         grep -E -v 'mounted filesystem|unmounting filesystem|Unmounting Filesystem|Mounting V|Ending clean mount' |
         grep -E -v 'SGI XFS|rescanning|Identify.*successfully|adding port|enabling port|creating nvm controller' |
-        grep -E -v 'qid_max|multipath|capacity change' || true
+        grep -E -v 'qid_max|multipath|capacity change|Shutdown timeout set' || true
 }
 
 expect_clean_kernel_log() {
@@ -98,6 +98,37 @@ fio_verify() {
         tail -n 20 /tmp/fio.log
         fail "fio found a wrong block or an error"
     }
+}
+
+# Makes a file system, copies the tree /usr, checks it, compares it after a new mount: file_system
+# KIND DEVICE. It ends unmounted, with the tree in it.
+file_system() {
+    local kind=$1 device=$2
+    step "$kind: make, copy, check, compare"
+    case $kind in
+        ext4) mkfs.ext4 -q -F "$device" ;;
+        xfs) mkfs.xfs -q -f "$device" ;;
+    esac
+    mount -t "$kind" "$device" /mnt
+    cp -a /usr /mnt/usr
+    umount /mnt
+    check_file_system "$kind" "$device"
+    # Nothing of it may come from the page cache.
+    echo 3 >/proc/sys/vm/drop_caches
+    mount -t "$kind" "$device" /mnt
+    diff -r /usr /mnt/usr || fail "the tree read from $kind differs"
+    umount /mnt
+}
+
+# Checks an unmounted file system: check_file_system KIND DEVICE
+check_file_system() {
+    case $1 in
+        ext4) e2fsck -f -n "$2" ;;
+        xfs) xfs_repair -n "$2" >/tmp/xfs_repair.log 2>&1 || {
+            cat /tmp/xfs_repair.log
+            fail "xfs_repair found damage"
+        } ;;
+    esac
 }
 
 # shellcheck disable=SC1091

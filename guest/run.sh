@@ -55,16 +55,18 @@ run_test() (
     qemu=
     end_test() {
         [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true
+        host_end
         pool_end
         rm -rf "$work"
     }
-    trap end_test EXIT
     trap 'exit 124' TERM
 
     # A test overrides those it needs.
     host_start() { :; }
     host_call() { die "the test has no answer to: $*"; }
     host_finish() { :; }
+    host_end() { :; }
+    trap end_test EXIT
     # What the guest gets to know: setting NAME VALUE.
     setting() { printf '%s=%q\n' "$1" "$2" >>"$work/initramfs/test/settings"; }
 

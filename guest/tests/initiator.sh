@@ -66,38 +66,9 @@ guest_main() {
     mount "$files" /mnt
     diff -r /usr /mnt/usr || fail "the tree on $files has changed"
     umount /mnt
-    check xfs "$files"
+    check_file_system xfs "$files"
     nvme disconnect -n "$nqn"
     expect_clean_kernel_log "$from"
-}
-
-# Makes a file system, copies a tree, checks it, compares it after a new mount.
-file_system() {
-    local kind=$1 device=$2
-    step "$kind: make, copy, check, compare"
-    case $kind in
-        ext4) mkfs.ext4 -q -F "$device" ;;
-        xfs) mkfs.xfs -q -f "$device" ;;
-    esac
-    mount -t "$kind" "$device" /mnt
-    cp -a /usr /mnt/usr
-    umount /mnt
-    check "$kind" "$device"
-    # Nothing of it may come from the page cache.
-    echo 3 >/proc/sys/vm/drop_caches
-    mount -t "$kind" "$device" /mnt
-    diff -r /usr /mnt/usr || fail "the tree read from $kind differs"
-    umount /mnt
-}
-
-check() {
-    case $1 in
-        ext4) e2fsck -f -n "$2" ;;
-        xfs) xfs_repair -n "$2" >/tmp/xfs_repair.log 2>&1 || {
-            cat /tmp/xfs_repair.log
-            fail "xfs_repair found damage"
-        } ;;
-    esac
 }
 
 # Every block of the range is written once, in random order; the job must outlive all kills.

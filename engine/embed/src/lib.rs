@@ -1,0 +1,13 @@
+//! A whole pool in one thread: for tools that work on devices no daemon uses, and for measurements of
+//! the engine in process. Also what tools and daemon share: opening devices and recognising the members
+//! of a pool among them.
+//!
+//! Knows nothing of protocols and configuration; messages between shards are direct calls here.
+
+pub mod format;
+pub mod local;
+pub mod members;
+pub mod poller;
+
+pub use format::{FormatError, FormatRequest, format};
+pub use local::{LocalLink, LocalPool};

@@ -3,7 +3,6 @@
 //! Nothing here names a file or a socket but those of the target, so the tests assemble the same on
 //! devices in memory.
 
-use std::io::Read as _;
 use std::sync::Arc;
 
 use engine_device::BlockDevice;
@@ -68,13 +67,17 @@ pub(crate) fn start(
         // Full: others have told already, and one is enough to end the daemon.
         let _ = fault_in.try_send(format!("core {core}: {fault}"));
     });
-    let seed = random_seed().map_err(|error| format!("/dev/urandom: {error}"))?;
+    let seed = crate::pool::random_seed().map_err(|error| format!("/dev/urandom: {error}"))?;
     let members = devices.len();
     let plan = Arc::new(Plan {
         devices,
         shard_count,
         queue_depth: config.cores.device_queue_depth,
         shard_requests_max: config.cores.shard_requests_max as usize,
+        index_cache_bytes: usize::try_from(
+            (config.memory.index_cache_mib << 20) / u64::from(shard_count),
+        )
+        .unwrap_or(usize::MAX),
         shard_bytes_max: (config.memory.io_buffers_mib << 20) / u64::from(shard_count),
         target,
         volumes: Arc::new(Volumes::default()),
@@ -168,13 +171,6 @@ fn host(host: CoreHost) -> std::result::Result<Arc<dyn engine_shard::host::Host>
         CoreHost::Thread => Ok(Arc::new(engine_shard::host::ThreadHost)),
         CoreHost::Glommio => Err("this cairnd was built without glommio".to_owned()),
     }
-}
-
-/// 64 bits from the kernel, for the generators of the cores.
-fn random_seed() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 #[cfg(test)]

@@ -3,9 +3,22 @@
 //! The pool's member table is that of the newest superblock found; a member is recognised by its
 //! UUID, never by its path. What does not fit ends the start: nothing is served from half a pool.
 
+use std::fs::File;
+use std::future::Future;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 
-use engine_device::{FileDevice, OpenOptions};
+use engine_device::{BlockDevice as _, DeviceQueue, FileDevice, OpenOptions};
+use engine_shard::doorbell::Doorbell;
+use engine_shard::{Reactor, ReactorConfig};
+use engine_store::superblock;
+
+use crate::serve::pollers::QueuePoller;
+
+/// Operations in flight per device while a pool is recognised.
+const QUEUE_DEPTH: u32 = 32;
 
 /// A UUID as bytes.
 type Uuid = [u8; 16];
@@ -99,8 +112,42 @@ pub(crate) fn check(paths: &[PathBuf]) -> Vec<String> {
 }
 
 /// Reads what a device says it is.
-fn identify(path: &Path, _device: &FileDevice) -> Result<Found, String> {
-    Err(format!("{}: not supported: the engine of this build keeps no superblocks", path.display()))
+fn identify(path: &Path, device: &FileDevice) -> Result<Found, String> {
+    let queue = device.open_queue(QUEUE_DEPTH).map_err(|error| error.to_string())?;
+    let probed = on_reactor(vec![Rc::clone(&queue)], async move {
+        superblock::probe(&*queue).await.map_err(|error| error.to_string())
+    });
+    let (superblock, member) = probed?;
+    let table = superblock.members.iter().map(|member| (member.uuid, member.label.clone()));
+    Ok(Found {
+        path: path.to_owned(),
+        pool: superblock.pool_uuid,
+        member,
+        sequence: superblock.sequence,
+        shard_count: superblock.shard_count(),
+        table: table.collect(),
+    })
+}
+
+/// Runs `work` on a reactor of its own on this thread, which polls `queues`.
+fn on_reactor<T: 'static>(
+    queues: Vec<Rc<dyn DeviceQueue>>,
+    work: impl Future<Output = Result<T, String>> + 'static,
+) -> Result<T, String> {
+    let doorbell = Doorbell::new().map_err(|error| format!("no descriptor: {error}"))?;
+    let mut reactor = Reactor::new(&ReactorConfig::default(), Arc::new(doorbell));
+    for queue in queues {
+        let poller = Rc::new(QueuePoller(queue));
+        reactor.handle().register_poller("device", poller).map_err(|error| error.to_string())?;
+    }
+    reactor.block_on(work).map_err(|fault| fault.to_string())?
+}
+
+/// 64 bits from the kernel.
+pub(crate) fn random_seed() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// For every member by index, which of `found` it is.

@@ -8,13 +8,17 @@ use engine_device::{
     BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, MemoryDevice, Operation,
 };
 use engine_memory::Buffer;
+use engine_shard::Reactor;
+use engine_shard::doorbell::Doorbell;
 use engine_store::StoreError;
 use engine_store::api::{Data, Link as _};
 use engine_store::client::{Client, VolumeRef};
+use engine_store::pool::FormatOptions;
 
 use super::*;
 use crate::config::parse;
 use crate::exports::Exports;
+use crate::serve::pollers::QueuePoller;
 
 const SHARDS: u16 = 4;
 
@@ -22,8 +26,16 @@ fn config(more: &str) -> Config {
     parse(&format!("pool.devices = [\"/dev/memory\"]\n{more}")).unwrap()
 }
 
+/// A formatted device.
 fn device() -> Arc<dyn BlockDevice> {
-    Arc::new(MemoryDevice::new("memory", 256 << 20, 4096))
+    let device = MemoryDevice::new("memory", 256 << 20, 4096);
+    let mut reactor = Reactor::new(&ReactorConfig::default(), Arc::new(Doorbell::new().unwrap()));
+    let queue = device.open_queue(8).unwrap();
+    reactor.handle().register_poller("device", Rc::new(QueuePoller(Rc::clone(&queue)))).unwrap();
+    let options = FormatOptions { shards: Some(SHARDS), uuid_seed: [1, 2], ..Default::default() };
+    let format = async move { engine_store::pool::format(&[queue], &options).await };
+    reactor.block_on(format).unwrap().unwrap();
+    Arc::new(device)
 }
 
 /// Two cores, open, with two shards each.
@@ -200,7 +212,7 @@ async fn an_export_that_does_not_fit_a_record_is_refused_and_not_served() {
     end(assembly).await;
 }
 
-/// A device whose flush panics.
+/// A device whose writes panic.
 struct Cursed(Arc<dyn BlockDevice>);
 
 struct CursedQueue(Rc<dyn DeviceQueue>);
@@ -221,7 +233,7 @@ impl DeviceQueue for CursedQueue {
     }
 
     fn submit(&self, operation: Operation, done: Completion) {
-        assert!(!matches!(operation, Operation::Flush), "the device is cursed");
+        assert!(!matches!(operation, Operation::Write { .. }), "the device is cursed");
         self.0.submit(operation, done);
     }
 
@@ -245,8 +257,9 @@ impl DeviceQueue for CursedQueue {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_on_a_core_is_reported_and_ends_all_calls() {
     let (assembly, mut faults) = open_pool(Arc::new(Cursed(device()))).await;
-    let flushed = Client::new(assembly.link.clone()).flush().await;
-    assert!(matches!(flushed, Err(StoreError::ShuttingDown { .. })), "{flushed:?}");
+    let client = Client::new(assembly.link.clone());
+    let created = client.tree_create("t").await;
+    assert!(matches!(created, Err(StoreError::ShuttingDown { .. })), "{created:?}");
     let fault = faults.recv().await.unwrap();
     assert!(fault.contains("the device is cursed"), "{fault}");
     let joined = tokio::task::spawn_blocking(move || assembly.cores.join()).await.unwrap();

@@ -82,7 +82,7 @@ pub(crate) const KEYS: &[Key] = &[
         default: None,
         example: "[\"/dev/disk/by-id/nvme-example\"]",
         doc: "Paths of all members of the pool: block devices or regular files, in any order. \
-              Required. `cairn format` makes a pool. Use names below /dev/disk/by-id: names such \
+              Required. `cairn pool format` makes a pool. Use names below /dev/disk/by-id: names such \
               as /dev/sdb change from boot to boot.",
         advice: "list every member of the pool, each once, by its full path",
     },

@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) queue_depth: u32,
     /// Most requests of front ends in progress per shard.
     pub(crate) shard_requests_max: usize,
+    /// Memory for index nodes per shard, in bytes.
+    pub(crate) index_cache_bytes: usize,
     /// Most data of these in progress per shard, in bytes.
     pub(crate) shard_bytes_max: u64,
     /// The NVMe/TCP target, if it is switched on.
@@ -139,6 +141,7 @@ impl Core {
         let peers = Rc::new(ShardPeers(Rc::clone(&self.hub)));
         let limits = engine_store::limits::Limits::default();
         let opened = Shard::open(ShardConfig { engine, peers, limits }).await?;
+        opened.engine().set_cache_bytes(self.plan.index_cache_bytes);
         let admission = Admission::new(self.plan.shard_requests_max, self.plan.shard_bytes_max);
         self.hub.add(opened, admission);
         tracing::debug!(shard = shard.0, core = self.core, "shard is open");

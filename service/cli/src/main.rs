@@ -1,2 +1,84 @@
-//! cli.
-fn main() {}
+//! `cairn`: the command line. A client of the daemon's gRPC interface; formatting and the offline
+//! check of devices go past it, through [`format`].
+//!
+//! Results go to standard output, as text or with `--json` as one JSON value; errors, questions and
+//! progress go to standard error. Exit codes are those of [`failure::exit`].
+
+mod admin;
+mod args;
+mod connect;
+mod failure;
+mod files;
+mod format;
+mod get;
+mod offline;
+mod output;
+mod put;
+mod size;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Arguments, Command, FsckArguments, PoolCommand};
+use connect::Session;
+use failure::{Failure, Result};
+use output::Output;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.global.json, arguments.global.quiet);
+    match run(arguments, &output) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(arguments: Arguments, output: &Output) -> Result<u8> {
+    let Arguments { global, command } = arguments;
+    match command {
+        Command::Completion { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "cairn", &mut text);
+            output.bytes(&text)?;
+            Ok(failure::exit::OK)
+        }
+        Command::Pool(PoolCommand::Format(format)) => offline::format(&format, output),
+        Command::Fsck(FsckArguments { online: false, devices, verify_data }) => {
+            offline::check(&devices, verify_data, output)
+        }
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::new(format!("cannot start: {error}")))?;
+            let result = runtime.block_on(async {
+                let session = Session::connect(&global).await?;
+                Box::pin(online(&session, command, output)).await
+            });
+            // A read of standard input may never end; nobody waits for it.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+/// Runs a command that needs the daemon.
+async fn online(session: &Session, command: Command, output: &Output) -> Result<u8> {
+    match command {
+        Command::Pool(command) => admin::pool(session, command, output).await,
+        Command::Volume(command) => admin::volume(session, command, output).await,
+        Command::Fs(command) => admin::file_system(session, command, output).await,
+        Command::Export(command) => admin::export(session, command, output).await,
+        Command::Fsck(arguments) => admin::check(session, arguments.verify_data, output).await,
+        Command::Stats => admin::stats(session, output).await,
+        Command::Put(arguments) => put::run(session, &arguments, output).await,
+        Command::Get(arguments) => get::run(session, &arguments, output).await,
+        other => files::run(session, other, output).await,
+    }
+    .map(|()| failure::exit::OK)
+}

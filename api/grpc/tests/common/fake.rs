@@ -303,11 +303,16 @@ impl State {
         while at < end {
             let piece = (end - at).min(512 << 10);
             let mut buffer = Buffer::try_new(piece as usize)?;
-            for (index, byte) in buffer.iter_mut().enumerate() {
-                let position = at + index as u64;
+            let mut done = 0;
+            while done < piece {
+                let position = at + done;
+                let within = (position % BLOCK) as usize;
+                let take = (BLOCK - within as u64).min(piece - done) as usize;
                 if let Some(block) = node.blocks.get(&(position / BLOCK)) {
-                    *byte = block[(position % BLOCK) as usize];
+                    let from = &block[within..within + take];
+                    buffer[done as usize..done as usize + take].copy_from_slice(from);
                 }
+                done += take as u64;
             }
             data.push(buffer.freeze());
             at += piece;

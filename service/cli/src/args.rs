@@ -1,0 +1,410 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::failure::EXIT_CODES;
+use crate::size;
+use crate::target::Target;
+
+/// Works with a Cairn storage pool.
+#[derive(Debug, Parser)]
+#[command(name = "cairn", version, about, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Unix socket of the daemon
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/cairn/cairn.sock")]
+    pub(crate) socket: PathBuf,
+    /// Address of the daemon instead of its socket: https://HOST:PORT, or http:// without TLS
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// Certificate authority (PEM) that signed the daemon's certificate
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Certificate (PEM) to show to the daemon
+    #[arg(long, global = true, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Private key (PEM) of --cert
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Name in the daemon's certificate, when it is not the endpoint's host
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Seconds that one call to the daemon may take; without it there is no limit
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout: Option<u64>,
+    /// Prints JSON, for programs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Prints nothing but what was asked for, and errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The pool and its devices
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Block volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// File trees
+    #[command(subcommand)]
+    Fs(FsCommand),
+    /// Lists a directory, or shows a file
+    Ls {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser())]
+        target: Target,
+        /// Shows attributes
+        #[arg(long, short)]
+        long: bool,
+    },
+    /// Shows the attributes of a file
+    Stat {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser())]
+        target: Target,
+        /// Follows a symbolic link
+        #[arg(long, short = 'L')]
+        follow: bool,
+    },
+    /// Copies local files into a file tree
+    Put(PutArguments),
+    /// Copies files of a file tree to local ones
+    Get(GetArguments),
+    /// Writes a file to standard output
+    Cat {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser())]
+        target: Target,
+        /// First byte
+        #[arg(long, value_parser = size::parse, default_value = "0")]
+        offset: u64,
+        /// Bytes at most
+        #[arg(long, value_parser = size::parse)]
+        length: Option<u64>,
+    },
+    /// Creates directories
+    Mkdir {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser(), required = true)]
+        targets: Vec<Target>,
+        /// Also creates missing parents; an existing directory is no error
+        #[arg(long, short)]
+        parents: bool,
+        /// Permission bits, octal
+        #[arg(long, short, value_parser = parse_mode, default_value = "755")]
+        mode: u32,
+    },
+    /// Removes files, symbolic links and empty directories
+    Rm {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser(), required = true)]
+        targets: Vec<Target>,
+        /// Removes directories with all that is in them
+        #[arg(long, short)]
+        recursive: bool,
+        /// What does not exist is no error
+        #[arg(long, short)]
+        force: bool,
+        /// Agrees to a recursive removal
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Renames within a file tree, replacing what is there
+    Mv {
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser())]
+        source: Target,
+        /// NAME:/PATH
+        #[arg(value_parser = Target::parser())]
+        destination: Target,
+        /// Fails if the destination exists
+        #[arg(long, short, conflicts_with = "exchange")]
+        no_replace: bool,
+        /// Swaps source and destination
+        #[arg(long)]
+        exchange: bool,
+    },
+    /// Gives a file another name, or creates a symbolic link
+    Ln {
+        /// NAME:/PATH of the file; with -s any text
+        source: std::ffi::OsString,
+        /// NAME:/PATH of the new name
+        #[arg(value_parser = Target::parser())]
+        destination: Target,
+        /// Creates a symbolic link
+        #[arg(long, short)]
+        symbolic: bool,
+    },
+    /// Volumes offered to hosts over NVMe/TCP
+    #[command(subcommand)]
+    Export(ExportCommand),
+    /// Checks every invariant of a pool
+    Fsck(FsckArguments),
+    /// Space and counters of every shard
+    Stats,
+    /// Prints the completion script of a shell
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// The pool.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Creates a pool on devices or files that no daemon uses
+    Format(FormatArguments),
+    /// Space of the pool
+    Status,
+    /// Devices of the pool
+    List,
+}
+
+/// `pool format`.
+#[derive(Args, Debug)]
+pub(crate) struct FormatArguments {
+    /// Block devices or files
+    #[arg(required = true, value_name = "DEVICE", num_args = 1..=255)]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Number of shards, a power of two; fixed for the life of the pool
+    #[arg(long, value_parser = parse_shards)]
+    pub(crate) shards: Option<u16>,
+    /// Label of the pool, at most 32 bytes
+    #[arg(long, value_parser = parse_label, default_value = "")]
+    pub(crate) label: String,
+    /// Bucket size, a power of two from 64KiB to 64MiB
+    #[arg(long, value_parser = parse_bucket)]
+    pub(crate) bucket_size: Option<u32>,
+    /// Creates missing files with this size
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) file_size: Option<u64>,
+    /// Destroys what is on the devices, even a file system or another pool
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Creates a volume
+    Create {
+        /// Its name
+        name: String,
+        /// Its size, as in 10G or 512MiB
+        #[arg(long, short, value_parser = size::parse)]
+        size: u64,
+        /// Logical block size in bytes
+        #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
+        block_size: String,
+    },
+    /// Lists volumes
+    List {
+        /// Also counts the data each holds
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Grows or shrinks a volume
+    Resize {
+        /// Its name
+        name: String,
+        /// New size, as in 10G or 512MiB
+        #[arg(value_parser = size::parse)]
+        size: u64,
+        /// Agrees that a smaller size drops what is cut off
+        #[arg(long)]
+        allow_shrink: bool,
+    },
+    /// Deletes a volume and its data
+    Delete {
+        /// Its name
+        name: String,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// File trees.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FsCommand {
+    /// Creates an empty file tree
+    Create {
+        /// Its name
+        name: String,
+    },
+    /// Lists file trees
+    List {
+        /// Also counts the data each holds
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Deletes a file tree and all in it
+    Delete {
+        /// Its name
+        name: String,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Exports.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Offers volumes to hosts
+    Create {
+        /// NVMe qualified name, as in nqn.2026-01.org.example:backup
+        nqn: String,
+        /// Volume to offer, as NAME or NSID=NAME; may be given again
+        #[arg(long = "volume", short, required = true, value_parser = parse_namespace)]
+        volumes: Vec<(u32, String)>,
+        /// Lets any host connect
+        #[arg(long, conflicts_with = "hosts", required_unless_present = "hosts")]
+        allow_any_host: bool,
+        /// NQN of a host that may connect; may be given again
+        #[arg(long = "host")]
+        hosts: Vec<String>,
+    },
+    /// Lists exports
+    List,
+    /// Stops offering an export; its volumes stay
+    Delete {
+        /// Its NQN
+        nqn: String,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// `put`.
+#[derive(Args, Debug)]
+pub(crate) struct PutArguments {
+    /// Local files; '-' is standard input
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(crate) sources: Vec<PathBuf>,
+    /// NAME:/PATH: an existing directory to put them into, or the new name of one
+    #[arg(value_parser = Target::parser())]
+    pub(crate) destination: Target,
+    #[command(flatten)]
+    pub(crate) copy: CopyArguments,
+    /// Makes each file durable before the next
+    #[arg(long)]
+    pub(crate) sync: bool,
+}
+
+/// `get`.
+#[derive(Args, Debug)]
+pub(crate) struct GetArguments {
+    /// NAME:/PATH
+    #[arg(value_parser = Target::parser())]
+    pub(crate) source: Target,
+    /// Local directory to get it into, or its new name
+    pub(crate) destination: PathBuf,
+    #[command(flatten)]
+    pub(crate) copy: CopyArguments,
+}
+
+/// What `put` and `get` share.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct CopyArguments {
+    /// Copies directories with all that is in them
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+    /// Also copies extended attributes of the namespace "user."
+    #[arg(long)]
+    pub(crate) xattrs: bool,
+    /// Also copies owner and group
+    #[arg(long)]
+    pub(crate) owner: bool,
+}
+
+/// `fsck`.
+#[derive(Args, Debug)]
+pub(crate) struct FsckArguments {
+    /// Checks the pool of the running daemon
+    #[arg(long, conflicts_with = "devices", required_unless_present = "devices")]
+    pub(crate) online: bool,
+    /// Also reads all data and verifies its checksums
+    #[arg(long)]
+    pub(crate) verify_data: bool,
+    /// All devices of a pool that no daemon uses
+    #[arg(value_name = "DEVICE", num_args = 0..=255)]
+    pub(crate) devices: Vec<PathBuf>,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(mode),
+        _ => Err(format!("'{text}' is no mode; write octal digits, as in 755")),
+    }
+}
+
+fn parse_shards(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(count) if count.is_power_of_two() && count <= 256 => Ok(count),
+        _ => Err(format!("'{text}' is not a power of two from 1 to 256")),
+    }
+}
+
+fn parse_label(text: &str) -> Result<String, String> {
+    if text.len() > 32 {
+        return Err(format!("'{text}' has {} bytes, 32 are allowed", text.len()));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_bucket(text: &str) -> Result<u32, String> {
+    match u32::try_from(size::parse(text)?) {
+        Ok(size) if size.is_power_of_two() && (64 << 10..=64 << 20).contains(&size) => Ok(size),
+        _ => Err(format!("'{text}' is not a power of two from 64KiB to 64MiB")),
+    }
+}
+
+fn parse_namespace(text: &str) -> Result<(u32, String), String> {
+    let Some((nsid, name)) = text.split_once('=') else { return Ok((0, text.to_owned())) };
+    match nsid.parse() {
+        Ok(nsid) if nsid > 0 => Ok((nsid, name.to_owned())),
+        _ => Err(format!("'{text}' must be NAME or NSID=NAME, with an NSID of at least 1")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked() {
+        assert_eq!(parse_mode("0755"), Ok(0o755));
+        assert!(parse_mode("10000").is_err() && parse_mode("9").is_err());
+        assert_eq!(parse_shards("8"), Ok(8));
+        assert!(["0", "3", "512", "x"].iter().all(|bad| parse_shards(bad).is_err()));
+        assert_eq!(parse_bucket("1MiB"), Ok(1 << 20));
+        assert!(["32KiB", "3MiB", "128MiB", "8G"].iter().all(|bad| parse_bucket(bad).is_err()));
+        assert!(parse_label(&"x".repeat(33)).is_err());
+        assert_eq!(parse_namespace("3=disk"), Ok((3, "disk".to_owned())));
+        assert_eq!(parse_namespace("disk"), Ok((0, "disk".to_owned())));
+        assert!(parse_namespace("0=disk").is_err() && parse_namespace("x=disk").is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! Commands on devices that no daemon uses: `pool format` and `fsck`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::args::FormatArguments;
+use crate::failure::{Failure, Result, exit};
+use crate::format::{self, FormatRequest};
+use crate::output::{Output, printable};
+use crate::size::show;
+
+/// `pool format`.
+pub(crate) fn format(arguments: &FormatArguments, output: &Output) -> Result<u8> {
+    distinct(&arguments.devices)?;
+    for path in &arguments.devices {
+        let exists =
+            path.try_exists().map_err(|error| Failure::local(path, "cannot stat", &error))?;
+        if !exists && arguments.file_size.is_none() {
+            return Err(Failure::new(format!("{} does not exist", path.display()))
+                .code(exit::NOT_FOUND)
+                .hint("give --file-size to create files"));
+        }
+    }
+    let report = format::format(&FormatRequest {
+        devices: arguments.devices.clone(),
+        label: arguments.label.clone(),
+        bucket_bytes: arguments.bucket_size,
+        shard_count: arguments.shards,
+        file_size_bytes: arguments.file_size,
+        force: arguments.force,
+    })?;
+    let value = json!({
+        "pool_uuid": report.pool_uuid,
+        "shard_count": report.shard_count,
+        "size_bytes": report.size_bytes,
+    });
+    let sentence = format!(
+        "formatted pool {} of {} with {} shards",
+        report.pool_uuid,
+        show(report.size_bytes),
+        report.shard_count
+    );
+    output.done(&value, &sentence)?;
+    Ok(exit::OK)
+}
+
+/// `fsck` of devices.
+pub(crate) fn check(devices: &[PathBuf], verify_data: bool, output: &Output) -> Result<u8> {
+    distinct(devices)?;
+    let found = format::check(devices, verify_data)?;
+    let checked = found.checked.iter().map(|(name, count)| (name.as_str(), *count));
+    report(&found.problems, found.problems.len() as u64, checked, output)?;
+    Ok(exit::OK)
+}
+
+/// Prints what a check found; an error with the exit code for it when that is anything.
+pub(crate) fn report<'a>(
+    problems: &[String],
+    problem_count: u64,
+    checked: impl Iterator<Item = (&'a str, u64)>,
+    output: &Output,
+) -> Result<()> {
+    let checked: Vec<_> = checked.collect();
+    let counts = checked.iter().map(|(name, count)| ((*name).to_owned(), json!(count)));
+    let value = json!({
+        "problem_count": problem_count,
+        "problems": problems,
+        "checked": Value::Object(counts.collect()),
+    });
+    output.value(&value, || {
+        let mut lines: Vec<_> =
+            problems.iter().map(|problem| printable(problem.as_bytes())).collect();
+        lines.extend(checked.iter().map(|(name, count)| format!("checked {count} {name}")));
+        if problem_count == 0 {
+            lines.push("no problems found".to_owned());
+        }
+        lines.join("\n")
+    })?;
+    if problem_count == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{problem_count} problems found")).code(exit::DAMAGED))
+}
+
+fn distinct(devices: &[PathBuf]) -> Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for device in devices {
+        let real = device.canonicalize().unwrap_or_else(|_| Path::new(device).to_owned());
+        if !seen.insert(real) {
+            return Err(Failure::usage(format!("{} is given twice", device.display())));
+        }
+    }
+    Ok(())
+}

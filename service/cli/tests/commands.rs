@@ -1,0 +1,336 @@
+//! The binary against a server over a pool in memory: every command, its output and exit code.
+
+#[path = "../../../api/grpc/tests/common/exports.rs"]
+#[allow(dead_code, unreachable_pub)] // shared with the server's own tests
+mod exports;
+#[path = "../../../api/grpc/tests/common/fake.rs"]
+#[allow(dead_code, unreachable_pub)] // shared with the server's own tests
+mod fake;
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use api_grpc::{MemberInfo, Server, ServerConfig, ServerInfo, UnixConfig};
+use engine_store::client::Client;
+
+/// A server in threads of its own, and a directory for it and for local files.
+struct Stand {
+    directory: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Stand {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let unix = Some(UnixConfig::new(directory.path().join("sock")));
+        let config = ServerConfig { unix, ..ServerConfig::default() };
+        let server = runtime.block_on(Server::bind(&config)).unwrap();
+        let info = ServerInfo {
+            version: "1.2.3".to_owned(),
+            pool_uuid: [1; 16],
+            started_ns: 0,
+            members: vec![MemberInfo {
+                index: 0,
+                uuid: [2; 16],
+                path: "/dev/one".to_owned(),
+                size_bytes: 3 << 30,
+                block_size: 512,
+            }],
+        };
+        let client = Client::new(fake::Fake::new());
+        let exports = exports::Exports::default();
+        runtime.spawn(server.serve(client, exports, info, std::future::pending()));
+        Self { directory, _runtime: runtime }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
+        command.arg("--socket").arg(self.path("sock")).stdin(Stdio::null());
+        command
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    #[track_caller]
+    fn ok<S: AsRef<OsStr>>(&self, arguments: &[S]) -> String {
+        let output = self.run(arguments);
+        let shown: Vec<_> = arguments.iter().map(|it| it.as_ref().to_string_lossy()).collect();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{shown:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must fail with `code`, and returns what it said.
+    #[track_caller]
+    fn fails<S: AsRef<OsStr>>(&self, code: i32, arguments: &[S]) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(output.stdout.is_empty(), "errors go to standard error only");
+        assert!(!errors.is_empty(), "errors are told");
+        errors
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let text = self.ok(&[&["--json"], arguments].concat());
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn volumes_and_exports() {
+    let stand = Stand::new();
+    assert_eq!(
+        stand.ok(&["volume", "create", "disk", "--size", "1GiB"]),
+        "created volume disk of 1 GiB\n"
+    );
+    stand.fails(4, &["volume", "create", "disk", "--size", "1GiB"]);
+    let errors = stand.fails(2, &["volume", "create", "odd", "--size", "1000B"]);
+    assert!(errors.contains("multiple of the block size"), "{errors}");
+    stand.fails(2, &["volume", "create", "x", "--size", "1.5G"]);
+    let list = stand.json(&["volume", "list", "--usage"]);
+    assert_eq!(list[0]["name"], "disk");
+    assert_eq!(list[0]["size_bytes"], 1 << 30);
+    assert_eq!(list[0]["used_bytes"], 8192);
+    let table = stand.ok(&["volume", "list"]);
+    assert!(table.starts_with("NAME") && table.contains("1 GiB"), "{table}");
+    stand.ok(&["volume", "resize", "disk", "2G"]);
+    stand.fails(2, &["volume", "resize", "disk", "1G"]);
+
+    let nqn = "nqn.2026-01.org.example:one";
+    stand.fails(2, &["export", "create", nqn, "--volume", "disk"]);
+    stand.fails(3, &["export", "create", nqn, "--volume", "none", "--allow-any-host"]);
+    let made = stand.ok(&["export", "create", nqn, "--volume", "5=disk", "--allow-any-host"]);
+    assert_eq!(made, format!("exported {nqn} at 127.0.0.1:4420\n"));
+    let exports = stand.json(&["export", "list"]);
+    assert_eq!(exports[0]["namespaces"][0]["nsid"], 5);
+    assert!(stand.ok(&["export", "list"]).contains("5=disk"));
+    let errors = stand.fails(5, &["volume", "delete", "disk", "--yes"]);
+    assert!(errors.contains(nqn), "{errors}");
+    let errors = stand.fails(5, &["export", "delete", nqn]);
+    assert!(errors.contains("--yes"), "{errors}");
+    stand.ok(&["export", "delete", nqn, "--yes"]);
+    stand.ok(&["volume", "delete", "disk", "--yes"]);
+    assert_eq!(stand.json(&["volume", "list"]), serde_json::json!([]));
+}
+
+#[test]
+fn the_pool_is_shown_and_checked() {
+    let stand = Stand::new();
+    assert_eq!(stand.json(&["pool", "status"])["shard_count"], 2);
+    assert!(stand.ok(&["pool", "status"]).contains("available"));
+    assert_eq!(stand.json(&["pool", "list"])[0]["path"], "/dev/one");
+    assert!(stand.ok(&["pool", "list"]).contains("3 GiB"));
+    assert!(stand.ok(&["fsck", "--online"]).contains("no problems found"));
+    assert_eq!(stand.json(&["fsck", "--online", "--verify-data"])["checked"]["blocks"], 14);
+    let stats = stand.json(&["stats"]);
+    assert_eq!(stats["shards"][1]["counters"]["journal_entries"], 11);
+    assert!(stand.ok(&["stats"]).contains("journal_entries"));
+}
+
+#[test]
+fn command_lines_are_checked() {
+    let stand = Stand::new();
+    let device = stand.path("device");
+    std::fs::write(&device, b"").unwrap();
+    stand.fails(2, &["pool", "format"]);
+    stand.fails(2, &["pool", "format", text(&device), "--shards", "3"]);
+    stand.fails(2, &["pool", "format", text(&device), text(&device)]);
+    let errors = stand.fails(3, &["pool", "format", text(&stand.path("none"))]);
+    assert!(errors.contains("--file-size"), "{errors}");
+    stand.fails(2, &["fsck"]);
+    stand.fails(2, &["fsck", "--online", text(&device)]);
+    stand.fails(2, &["ls", "no-colon"]);
+    stand.fails(2, &["ls", "tree:relative"]);
+    stand.fails(2, &["--ca", "x.pem", "--endpoint", "http://127.0.0.1:1", "stats"]);
+    stand.fails(2, &["--endpoint", "https://127.0.0.1:1", "stats"]);
+    assert!(stand.ok(&["completion", "bash"]).contains("_cairn"));
+    assert!(stand.ok(&["--help"]).contains("Exit codes:"));
+
+    let mut lost = Command::new(env!("CARGO_BIN_EXE_cairn"));
+    let output =
+        lost.arg("--socket").arg(stand.path("nobody")).args(["--json", "stats"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["exit_code"], 7);
+    assert!(error["error"]["hint"].as_str().unwrap().contains("cairnd"));
+}
+
+#[test]
+fn files_are_worked_on() {
+    let stand = Stand::new();
+    assert_eq!(stand.ok(&["fs", "create", "t"]), "created file tree t\n");
+    stand.ok(&["mkdir", "-p", "t:/a/b", "t:/c"]);
+    stand.fails(4, &["mkdir", "t:/a"]);
+    let local = stand.path("local");
+    std::fs::write(&local, b"some text").unwrap();
+    stand.ok(&["put", text(&local), "t:/a/b"]);
+    assert_eq!(stand.ok(&["cat", "t:/a/b/local"]), "some text");
+    assert_eq!(stand.ok(&["cat", "t:/a/b/local", "--offset", "5", "--length", "2"]), "te");
+    assert_eq!(stand.ok(&["ls", "t:/"]), "a\nc\n");
+    assert_eq!(stand.ok(&["ls", "t:/c"]), "");
+    assert_eq!(stand.json(&["ls", "t:/c"]), serde_json::json!([]));
+    let long = stand.ok(&["ls", "-l", "t:/a"]);
+    assert!(long.contains("drwxr-xr-x"), "{long}");
+    assert_eq!(stand.json(&["ls", "t:/a/b"])[0]["name"], "local");
+    assert_eq!(stand.json(&["stat", "t:/a/b/local"])["size_bytes"], 9);
+    assert!(stand.ok(&["stat", "t:/a"]).contains("directory"));
+    stand.fails(3, &["stat", "t:/none"]);
+    stand.fails(3, &["ls", "none:/"]);
+
+    stand.ok(&["ln", "t:/a/b/local", "t:/hard"]);
+    stand.ok(&["ln", "-s", "a/b", "t:/soft"]);
+    assert_eq!(stand.ok(&["cat", "t:/soft/local"]), "some text");
+    assert_eq!(stand.json(&["stat", "t:/hard"])["links"], 2);
+    stand.fails(4, &["mv", "-n", "t:/hard", "t:/soft"]);
+    stand.ok(&["mv", "t:/hard", "t:/moved"]);
+    stand.ok(&["mv", "--exchange", "t:/moved", "t:/c"]);
+    assert_eq!(stand.json(&["stat", "t:/c"])["kind"], "file");
+
+    let errors = stand.fails(5, &["rm", "t:/a"]);
+    assert!(errors.contains("rm -r"), "{errors}");
+    stand.fails(5, &["rm", "-r", "t:/a"]);
+    stand.ok(&["rm", "-r", "-y", "t:/a"]);
+    stand.fails(3, &["rm", "t:/a"]);
+    stand.ok(&["rm", "-f", "t:/a"]);
+    assert_eq!(stand.json(&["fs", "list"])[0]["name"], "t");
+    stand.fails(5, &["fs", "delete", "t"]);
+    stand.ok(&["fs", "delete", "t", "--yes"]);
+}
+
+#[test]
+fn standard_input_is_put() {
+    let stand = Stand::new();
+    stand.ok(&["fs", "create", "t"]);
+    let data = vec![b'z'; 1_000_003];
+    let mut command = stand.command();
+    let command = command.args(["put", "-", "t:/piped"]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&data).unwrap();
+    assert!(child.wait().unwrap().success());
+    let got = stand.run(&["cat", "t:/piped"]);
+    assert!(got.stdout == data);
+    stand.fails(2, &["put", "-", "t:/"]);
+}
+
+/// A tree of everything that put and get keep: modes, times, odd names, symbolic links, hard links,
+/// holes, several chunks.
+fn build(root: &Path) {
+    std::fs::create_dir_all(root.join("sub/deep")).unwrap();
+    let big: Vec<u8> = (0..3_000_001_u32).map(|index| (index % 251) as u8 + 1).collect();
+    std::fs::write(root.join("big"), &big).unwrap();
+    std::fs::write(root.join("sub/empty"), b"").unwrap();
+    std::fs::write(root.join(OsStr::from_bytes(b"sub/odd \xff name")), b"odd").unwrap();
+    std::fs::hard_link(root.join("big"), root.join("sub/deep/same")).unwrap();
+    symlink("../big", root.join("sub/link")).unwrap();
+    symlink("nowhere", root.join("dangling")).unwrap();
+    let sparse = std::fs::File::create(root.join("sparse")).unwrap();
+    sparse.write_all_at(b"middle", 40 << 20).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    std::fs::set_permissions(root.join("big"), PermissionsExt::from_mode(0o604)).unwrap();
+    std::fs::set_permissions(root.join("sub"), PermissionsExt::from_mode(0o750)).unwrap();
+    for (name, seconds) in
+        [("big", 1_000_000_000), ("sub/deep", 1_100_000_000), ("sub", 1_200_000_000)]
+    {
+        let time =
+            std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(seconds, 123_456_789);
+        let times = std::fs::FileTimes::new().set_modified(time);
+        std::fs::File::open(root.join(name)).unwrap().set_times(times).unwrap();
+    }
+}
+
+/// Every path below `root` with what must be kept of it.
+fn snapshot(root: &Path) -> std::collections::BTreeMap<PathBuf, String> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        let kind = metadata.file_type();
+        let content = if kind.is_symlink() {
+            format!("-> {}", std::fs::read_link(&path).unwrap().display())
+        } else if kind.is_file() {
+            let data = std::fs::read(&path).unwrap();
+            let sum = crc32c::crc32c(&data);
+            format!("{:o} {} {sum:08x}", metadata.mode(), metadata.nlink())
+        } else {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            format!("{:o}", metadata.mode())
+        };
+        let size = if kind.is_dir() { 0 } else { metadata.len() };
+        let (seconds, rest) = (metadata.mtime(), metadata.mtime_nsec());
+        let told = format!("{content} {size} {seconds}.{rest}");
+        all.insert(path.strip_prefix(root).unwrap().to_owned(), told);
+    }
+    all
+}
+
+#[test]
+fn trees_come_back_as_they_went() {
+    let stand = Stand::new();
+    stand.ok(&["fs", "create", "t"]);
+    let (here, back) = (stand.path("here"), stand.path("back"));
+    std::fs::create_dir(&here).unwrap();
+    build(&here);
+    stand.fails(2, &["put", text(&here), "t:/copy"]);
+    stand.ok(&["put", "-r", text(&here), "t:/copy"]);
+    assert_eq!(stand.json(&["stat", "t:/copy/big"])["links"], 2);
+    stand.fails(2, &["get", "t:/copy", text(&back)]);
+    stand.ok(&["get", "-r", "t:/copy", text(&back)]);
+    let (before, after) = (snapshot(&here), snapshot(&back));
+    assert_eq!(before.len(), 10);
+    assert_eq!(before, after);
+    // 64 MiB long, a few blocks held (512-byte units).
+    let blocks = std::fs::metadata(back.join("sparse")).unwrap().blocks();
+    assert!(blocks < 1024, "{blocks} blocks");
+    let (one, two) = (back.join("big"), back.join("sub/deep/same"));
+    assert_eq!(std::fs::metadata(one).unwrap().ino(), std::fs::metadata(two).unwrap().ino());
+
+    // Again over what is there: the same.
+    stand.ok(&["put", "-r", text(&here.join("sub")), "t:/copy"]);
+    stand.ok(&["put", "-r", text(&here), "t:/copy"]);
+    stand.ok(&["get", "-r", "t:/copy/here", text(&stand.path("again"))]);
+    assert_eq!(snapshot(&stand.path("again")), before);
+}
+
+#[test]
+fn get_replaces_files_whole_and_never_through_links() {
+    let stand = Stand::new();
+    stand.ok(&["fs", "create", "t"]);
+    let local = stand.path("local");
+    std::fs::write(&local, b"new").unwrap();
+    stand.ok(&["mkdir", "t:/d"]);
+    stand.ok(&["put", text(&local), "t:/d/f"]);
+    let into = stand.path("into");
+    std::fs::create_dir_all(into.join("other")).unwrap();
+    std::fs::write(into.join("precious"), b"old").unwrap();
+    // A name that is a symbolic link is replaced itself; what it points to stays.
+    symlink("precious", into.join("f")).unwrap();
+    stand.ok(&["get", "t:/d/f", text(&into)]);
+    assert_eq!(std::fs::read(into.join("f")).unwrap(), b"new");
+    assert_eq!(std::fs::read(into.join("precious")).unwrap(), b"old");
+    // A directory is not made through one.
+    symlink("other", into.join("d")).unwrap();
+    stand.fails(4, &["get", "-r", "t:/d", text(&into)]);
+    assert!(!into.join("other/f").exists());
+}

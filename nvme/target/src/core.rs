@@ -72,6 +72,8 @@ pub struct TargetCore<B: Backend> {
     entries: Vec<Option<Entry<B>>>,
     free: Vec<usize>,
     active: Vec<usize>,
+    /// The list being served; kept for its memory.
+    serving: Vec<usize>,
     listeners: Vec<Listening>,
     next_deadline_ns: u64,
 }
@@ -99,6 +101,7 @@ impl<B: Backend> TargetCore<B> {
             entries: Vec::new(),
             free: Vec::new(),
             active: Vec::new(),
+            serving: Vec::new(),
             listeners: Vec::new(),
             next_deadline_ns: u64::MAX,
         })
@@ -117,11 +120,13 @@ impl<B: Backend> TargetCore<B> {
         if now_ns >= self.next_deadline_ns {
             self.deadlines_passed(now_ns);
         }
-        let active = std::mem::take(&mut self.active);
-        work += active.len();
-        for index in active {
+        let mut serving = std::mem::take(&mut self.serving);
+        std::mem::swap(&mut serving, &mut self.active);
+        work += serving.len();
+        for index in serving.drain(..) {
             self.serve(index, now_ns);
         }
+        self.serving = serving;
         work
     }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
 mod device;
+mod engine;
 mod histogram;
 mod load;
 
@@ -49,6 +50,8 @@ struct Args {
 enum SubjectName {
     /// The file device: what the engine stands on
     Device,
+    /// A volume of a pool on the file, checksums on, through the whole engine in process
+    Engine,
 }
 
 fn main() -> Result<()> {
@@ -65,6 +68,7 @@ fn main() -> Result<()> {
     };
     let subject: Box<dyn Subject> = match args.subject {
         SubjectName::Device => Box::new(device::DeviceSubject::open(&args.file, args.depth)?),
+        SubjectName::Engine => Box::new(engine::EngineSubject::open(&args.file)?),
     };
     let measured = measure(subject.as_ref(), &load)?;
     println!("{}", measured.to_json());

@@ -161,6 +161,20 @@ impl LocalPool {
             .map_err(|fault| fault.to_string())
     }
 
+    /// The pool as methods; its calls go on while [`LocalPool::turn`] or [`LocalPool::run`] runs.
+    #[must_use]
+    pub fn client(&self) -> Client<LocalLink> {
+        Client::new(self.link.clone())
+    }
+
+    /// One turn of the reactor, for callers that drive it themselves.
+    ///
+    /// # Errors
+    /// When the reactor fails: a task has panicked.
+    pub fn turn(&mut self) -> std::result::Result<(), String> {
+        self.reactor.turn().map(drop).map_err(|fault| fault.to_string())
+    }
+
     /// Flushes and closes.
     ///
     /// # Errors

@@ -1,0 +1,102 @@
+//! The whole engine in process: a volume of a pool on the file, through shards, index, journal and
+//! checksums.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use engine_base::MIB;
+use engine_base::random::Random;
+use engine_embed::{FormatError, FormatRequest, LocalLink, LocalPool};
+use engine_memory::{Buffer, Slice};
+use engine_store::StoreError;
+use engine_store::api::Data;
+use engine_store::client::{Client, VolumeRef};
+
+use crate::load::{Running, Subject};
+
+/// Largest operation the load asks for.
+const DATA_BYTES: usize = 1 << 20;
+const VOLUME: &str = "bench";
+
+/// A volume that fills seven tenths of its pool, and data to write.
+pub(crate) struct EngineSubject {
+    pool: RefCell<LocalPool>,
+    client: Client<LocalLink>,
+    volume: VolumeRef,
+    data: Slice,
+}
+
+impl EngineSubject {
+    /// Opens the pool on the file, or makes one there with a volume that is written once in sequence.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut data = Buffer::try_new(DATA_BYTES)?;
+        Random::new(1).fill(&mut data);
+        let data = data.freeze();
+        let request = FormatRequest { devices: vec![path.to_owned()], ..FormatRequest::default() };
+        match engine_embed::format(&request) {
+            Ok(_) => {}
+            // Data of the other side: ours to destroy. A pool of ours is kept, aged as it is.
+            Err(FormatError::InUse { what, .. }) if what.starts_with("a member of Cairn") => {}
+            Err(FormatError::InUse { .. }) => {
+                engine_embed::format(&FormatRequest { force: true, ..request })?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let mut pool =
+            LocalPool::open(&[path.to_owned()]).map_err(|problems| anyhow!(problems.join("; ")))?;
+        let fill = data.clone();
+        let volume = pool
+            .run(async move |client, _| open_volume(&client, &fill).await)
+            .map_err(|fault| anyhow!(fault))??;
+        let client = pool.client();
+        Ok(Self { pool: RefCell::new(pool), client, volume, data })
+    }
+}
+
+async fn open_volume(client: &Client<LocalLink>, data: &Slice) -> Result<VolumeRef> {
+    match client.subvolume_get(VOLUME).await {
+        Ok(info) => return Ok(VolumeRef::from(&info)),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let status = client.status().await?;
+    let bytes: u64 =
+        status.iter().map(|shard| shard.available_bytes + shard.unassigned_bytes).sum();
+    let size = bytes / 10 * 7 / (4 * MIB) * (4 * MIB);
+    if size == 0 {
+        bail!("the file is too small for a volume");
+    }
+    let volume = VolumeRef::from(&client.volume_create(VOLUME, size, 4096).await?);
+    for offset in (0..size).step_by(DATA_BYTES) {
+        let piece: Data = std::iter::once(data.clone()).collect();
+        client.volume_write(&volume, offset, piece, false).await.context("filling the volume")?;
+    }
+    client.flush().await?;
+    Ok(volume)
+}
+
+impl Subject for EngineSubject {
+    fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes
+    }
+
+    fn start(&self, write: bool, offset: u64, len: u32) -> Result<Running> {
+        let (client, volume) = (self.client.clone(), self.volume.clone());
+        if write {
+            let data: Data = std::iter::once(self.data.slice(0..len as usize)).collect();
+            Ok(Box::pin(
+                async move { Ok(client.volume_write(&volume, offset, data, false).await?) },
+            ))
+        } else {
+            Ok(Box::pin(async move {
+                client.volume_read(&volume, offset, u64::from(len)).await.map(drop)?;
+                Ok(())
+            }))
+        }
+    }
+
+    fn turn(&self) -> Result<()> {
+        self.pool.borrow_mut().turn().map_err(|fault| anyhow!(fault))
+    }
+}

@@ -148,10 +148,9 @@ async fn exports() {
 #[tokio::test]
 async fn page_tokens() {
     let stand = stand().await;
-    let subvolumes = stand
-        .subvolumes()
-        .list_subvolumes(v1::ListSubvolumesRequest { page_size: 1, ..Default::default() });
-    let foreign = subvolumes.await.unwrap().into_inner().next_page_token;
+    let one = v1::ListSubvolumesRequest { page_size: 1, ..Default::default() };
+    let page = stand.subvolumes().list_subvolumes(one).await.unwrap().into_inner();
+    let foreign = page.next_page_token;
     assert!(!foreign.is_empty());
     for token in ["x", "zz", "0011223344556677", "\u{e9}", foreign.as_str()] {
         let page_token = token.to_owned();
@@ -204,7 +203,7 @@ async fn paths() {
     fails(
         Code::NotFound,
         "NOT_FOUND",
-        stat(path("tree", format!("/{}x", "./".repeat(2047)))).await,
+        stat(path("tree", format!("/{}xy", "./".repeat(2046)))).await,
     );
     fails(Code::NotFound, "NOT_FOUND", stat(path("none", "/")).await);
     fails(Code::FailedPrecondition, "WRONG_KIND", stat(path("disk", "/")).await);

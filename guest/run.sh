@@ -54,7 +54,8 @@ run_test() (
     work=$(mktemp -d)
     qemu=
     end_test() {
-        [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true
+        # The process is timeout(1), which passes SIGTERM on to QEMU; SIGKILL would orphan it.
+        if [ -n "$qemu" ]; then end_process "$qemu"; fi
         host_end
         pool_end
         rm -rf "$work"

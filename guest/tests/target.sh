@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # purpose: our target without the engine: volumes in memory, file systems, digests, many queues
-# limit: 300
+# limit: 420
 # memory: 2G
 # daemon: none
 #

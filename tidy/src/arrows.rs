@@ -35,7 +35,7 @@ const WORLD: &[&str] = &[
     "chrono",
 ];
 
-const ARROWS: [Arrow; 16] = [
+const ARROWS: [Arrow; 17] = [
     Arrow { name: "engine-base", may_use: &[], never: WORLD },
     Arrow {
         name: "engine-memory",
@@ -63,6 +63,12 @@ const ARROWS: [Arrow; 16] = [
         may_use: &["engine-base", "engine-memory", "engine-device", "engine-store"],
         never: WORLD,
     },
+    Arrow {
+        // The engine in one thread, for tools and measurements.
+        name: "engine-embed",
+        may_use: &["engine-base", "engine-memory", "engine-device", "engine-shard", "engine-store"],
+        never: &["tokio", "glommio", "tonic", "hyper"],
+    },
     Arrow { name: "nvme-spec", may_use: &[], never: WORLD },
     Arrow {
         name: "nvme-target",
@@ -83,6 +89,7 @@ const ARROWS: [Arrow; 16] = [
             "engine-device",
             "engine-shard",
             "engine-store",
+            "engine-embed",
             "nvme-spec",
             "nvme-target",
             "proto",
@@ -90,7 +97,19 @@ const ARROWS: [Arrow; 16] = [
         ],
         never: &[],
     },
-    Arrow { name: "service-cli", may_use: &["proto"], never: &["glommio", "io-uring"] },
+    Arrow {
+        name: "service-cli",
+        // The engine for what needs no daemon: making a pool, and checking one offline.
+        may_use: &[
+            "engine-base",
+            "engine-memory",
+            "engine-device",
+            "engine-store",
+            "engine-embed",
+            "proto",
+        ],
+        never: &["glommio"],
+    },
     Arrow {
         name: "benches",
         may_use: &[
@@ -99,6 +118,7 @@ const ARROWS: [Arrow; 16] = [
             "engine-device",
             "engine-shard",
             "engine-store",
+            "engine-embed",
             "nvme-spec",
             "nvme-target",
             "proto",
@@ -108,7 +128,7 @@ const ARROWS: [Arrow; 16] = [
     Arrow { name: "tests-crash", may_use: &["engine-base", "nvme-spec", "proto"], never: &[] },
     Arrow { name: "tidy", may_use: &[], never: WORLD },
     Arrow {
-        name: "fuzz",
+        name: "cairn-fuzz",
         may_use: &[
             "engine-base",
             "engine-memory",
@@ -123,8 +143,11 @@ const ARROWS: [Arrow; 16] = [
 ];
 
 /// What tests of a crate may use beyond its arrows, of our crates and of [`WORLD`].
-const TEST_ARROWS: [(&str, &[&str]); 2] =
-    [("nvme-target", &["engine-device"]), ("api-grpc", &["engine-device"])];
+const TEST_ARROWS: [(&str, &[&str]); 3] = [
+    ("nvme-target", &["engine-device"]),
+    ("api-grpc", &["engine-device"]),
+    ("service-cli", &["api-grpc"]),
+];
 
 /// Checks one manifest of a package. `workspace` names every package of the workspace.
 #[must_use]

@@ -63,7 +63,11 @@ fn is_test_path(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let in_tests_of_crate = path.contains("/tests/") && !path.starts_with("tests/");
     let for_other_tests = path.contains("/src/testing/") || name == "testing.rs";
-    in_tests_of_crate || for_other_tests || name == "tests.rs" || name.ends_with("_tests.rs") || name == "test_util.rs"
+    in_tests_of_crate
+        || for_other_tests
+        || name == "tests.rs"
+        || name.ends_with("_tests.rs")
+        || name == "test_util.rs"
 }
 
 /// The root of the repository this crate was built in.

@@ -1,4 +1,5 @@
 //! FileService, end to end: every call, paths and symbolic links.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
 mod common;
 

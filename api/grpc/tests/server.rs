@@ -1,4 +1,5 @@
 //! Sockets, health, reflection and the stop.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
 mod common;
 

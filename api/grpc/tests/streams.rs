@@ -1,4 +1,5 @@
 //! Streams: large files, bounds, back-pressure, deadlines, and clients that go away.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Subvolumes, volumes, exports, pool and statistics, end to end.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
 mod common;
 

@@ -570,12 +570,47 @@ pub enum Request {
         /// New size in bytes.
         size_bytes: u64,
     },
+    /// What the home shard knows of inodes that have extents elsewhere. -> `Owners`
+    FsckOwners {
+        /// Inodes with their versions.
+        inodes: Vec<(InodeNumber, SnapshotId)>,
+    },
+    /// What shard 0 knows of versions. -> `Versions`
+    FsckVersions {
+        /// The versions.
+        snapshots: Vec<SnapshotId>,
+    },
     /// Deletes every key of a version that this shard holds, durable when answered; idempotent.
     /// -> `Unit`
     VersionDelete {
         /// The version.
         snapshot: SnapshotId,
     },
+}
+
+/// What a home shard knows of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It exists.
+    Alive {
+        /// All its blocks end before this byte.
+        data_limit: u64,
+    },
+    /// A logged operation still drops data of it.
+    Changing,
+    /// It does not exist.
+    Gone,
+}
+
+/// What shard 0 knows of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionState {
+    /// A subvolume has it.
+    Alive,
+    /// A logged operation creates, resizes or deletes its subvolume.
+    Changing,
+    /// No subvolume has it.
+    Unknown,
 }
 
 /// A region of buckets on one member.
@@ -620,6 +655,10 @@ pub enum Reply {
     Status(Box<ShardStatus>),
     /// Result of a check.
     Fsck(Box<FsckReport>),
+    /// Inodes, in the order of the question.
+    Owners(Vec<Owner>),
+    /// Versions, in the order of the question.
+    Versions(Vec<VersionState>),
 }
 
 /// A way to ask shards: over rings from another core or a control thread, or straight on the

@@ -15,6 +15,7 @@ pub mod transaction;
 
 mod background;
 mod btree;
+mod check;
 mod check_index;
 mod commit;
 mod context;

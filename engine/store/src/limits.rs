@@ -26,6 +26,9 @@ pub const XATTRS_MAX: usize = 128;
 /// Hard links to one inode (ext4 has 65000).
 pub const LINKS_MAX: u32 = 65_000;
 
+/// Inodes or versions in one question of the check to another shard.
+pub const FSCK_BATCH: usize = 1024;
+
 /// Most entries of one listing reply.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 

@@ -182,7 +182,21 @@ impl Shard {
                 self.tables()?;
                 self.context.engine.region_list(shard).await.map(Reply::Regions)
             }
-            Request::Fsck { .. } => Err(StoreError::Unsupported { what: "fsck".to_owned() }),
+            Request::Fsck { verify_data } => {
+                let tables = self.tables.as_ref();
+                let report =
+                    crate::check::fsck(&self.context, &self.namespace, tables, verify_data).await?;
+                Ok(Reply::Fsck(Box::new(report)))
+            }
+            Request::FsckOwners { inodes } => {
+                crate::check::owners(&self.context, &inodes).await.map(Reply::Owners)
+            }
+            Request::FsckVersions { snapshots } => {
+                let tables = self.tables()?;
+                let states =
+                    crate::check::version_states(&self.context, tables, &snapshots).await?;
+                Ok(Reply::Versions(states))
+            }
             other => self.namespace.handle(other).await,
         }
     }

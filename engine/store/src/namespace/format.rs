@@ -237,6 +237,8 @@ impl Inode {
 
 /// A value of a hashed table.
 pub(crate) trait Hashed: Sized {
+    /// Whether it is a directory entry rather than an extended attribute.
+    const IS_ENTRY: bool;
     /// The name that its place comes from.
     fn name(&self) -> &[u8];
     fn encode(&self) -> Value;
@@ -246,6 +248,8 @@ pub(crate) trait Hashed: Sized {
 }
 
 impl Hashed for Entry {
+    const IS_ENTRY: bool = true;
+
     fn name(&self) -> &[u8] {
         &self.name
     }
@@ -298,6 +302,8 @@ impl Hashed for Entry {
 }
 
 impl Hashed for Xattr {
+    const IS_ENTRY: bool = false;
+
     fn name(&self) -> &[u8] {
         &self.name
     }

@@ -12,9 +12,6 @@ mod records;
 mod step;
 mod tables;
 
-pub(crate) use format::PoolName;
-pub(crate) use format::{
-    Root, decode_subvolume, kind_from_disk, kind_to_disk, root_position, subvolume_position,
-};
-pub(crate) use step::{handle_step, home_of};
+pub(crate) use format::{PoolName, kind_from_disk, kind_to_disk};
+pub(crate) use step::{handle_step, home_of, roots};
 pub(crate) use tables::Tables;

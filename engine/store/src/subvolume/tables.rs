@@ -160,6 +160,11 @@ impl Tables {
             .await
     }
 
+    /// All subvolumes, by name.
+    pub(crate) fn all(&self) -> Vec<SubvolumeInfo> {
+        self.subvolumes.borrow().values().cloned().collect()
+    }
+
     fn get(&self, name: &str) -> Result<SubvolumeInfo> {
         let found = self.subvolumes.borrow().get(name).cloned();
         found.ok_or_else(|| StoreError::not_found(format!("subvolume {name:?}")))

@@ -72,10 +72,6 @@ impl TestRuntime {
         self.ready.lock().unwrap().clear();
     }
 
-    pub(crate) fn random(&self) -> Random {
-        self.random.borrow_mut().fork()
-    }
-
     /// Runs `future` and all tasks until it ends.
     pub(crate) fn block_on<T: 'static>(
         self: &Rc<Self>,

@@ -6,7 +6,9 @@
 mod executor;
 mod pool;
 
+mod concurrency;
 mod engine;
+mod logged;
 mod tree_model;
 mod tree_random;
 mod volumes;

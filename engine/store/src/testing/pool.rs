@@ -104,6 +104,18 @@ impl Pool {
         self.link.shards.borrow_mut()[usize::from(shard.0)] = Some(opened);
     }
 
+    /// Everything in memory is gone, at once; then the shards are opened again.
+    pub(crate) fn crash_and_open(&self) {
+        self.runtime.crash();
+        self.link.shards.borrow_mut().fill(None);
+        let opening = self.clone();
+        self.runtime.block_on(async move {
+            for shard in 0..opening.link.shard_count() {
+                opening.open(ShardId(shard)).await;
+            }
+        });
+    }
+
     pub(crate) fn client(&self) -> Client<TestLink> {
         Client::new(self.link.clone())
     }

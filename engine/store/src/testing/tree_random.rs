@@ -205,6 +205,15 @@ impl Run {
         same("lookup", got.map(|found| found.inode.0), self.model.lookup(directory.0, &name));
     }
 
+    async fn check(&self, pool: &Pool) {
+        pool.quiet().await;
+        let report = self.client.fsck(true).await.unwrap();
+        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        let status = self.client.status().await.unwrap();
+        let inodes: u64 = status.iter().map(|shard| shard.inodes).sum();
+        assert_eq!(inodes, self.model.nodes.len() as u64);
+    }
+
     /// Everything below a directory: names, attributes, contents, xattrs.
     async fn compare(&self, directory: u64) {
         let model = &self.model.nodes[&directory];
@@ -271,37 +280,55 @@ impl Run {
     }
 }
 
-async fn random_tree(pool: Pool, seed: u64) {
+async fn start(pool: Pool, seed: u64) -> Run {
     let client = pool.client();
     let info = client.tree_create("t").await.unwrap();
     let (tree, root) = (TreeRef::from(&info), info.root.0);
     let random = Random::new(seed);
-    let mut run = Run { client, tree, model: Model::new(root), random, seen: vec![root] };
-    for step in 0..600 {
+    Run { client, tree, model: Model::new(root), random, seen: vec![root] }
+}
+
+async fn work(pool: Pool, mut run: Run) -> Run {
+    for _ in 0..200 {
         run.step().await;
-        if step % 200 == 199 {
-            run.compare(root).await;
-        }
     }
-    pool.quiet().await;
-    run.compare(root).await;
-    let report = run.client.fsck(true).await.unwrap();
-    assert!(report.problems.is_empty(), "{:#?}", report.problems);
-    let inodes: u64 = run.client.status().await.unwrap().iter().map(|shard| shard.inodes).sum();
-    assert_eq!(inodes, run.model.nodes.len() as u64);
+    run.compare(run.model.root).await;
+    run.check(&pool).await;
+    run.client.flush().await.unwrap();
+    run
+}
+
+async fn end(pool: Pool, run: Run) {
     run.client.subvolume_delete("t").await.unwrap();
     pool.quiet().await;
-    assert!(run.client.get_attributes(tree, InodeNumber(root)).await.is_err());
+    let root = InodeNumber(run.model.root);
+    assert!(run.client.get_attributes(run.tree, root).await.is_err());
     let report = run.client.fsck(true).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
     assert!(run.client.status().await.unwrap().iter().all(|shard| shard.inodes == 0));
+    assert_eq!(run.client.subvolume_usage(run.tree.snapshot).await.unwrap(), 0);
+}
+
+/// Works, flushes, crashes: everything is still there, and work goes on.
+fn random_tree(seed: u64, shards: u16) {
+    let pool = Pool::new(seed, shards);
+    let mut run = pool.run(async move |pool| start(pool, seed).await);
+    for _ in 0..3 {
+        run = pool.run(async move |pool| work(pool, run).await);
+        pool.crash_and_open();
+        run = pool.run(async move |_| {
+            run.compare(run.model.root).await;
+            run
+        });
+    }
+    pool.run(async move |pool| end(pool, run).await);
 }
 
 #[test]
 fn a_tree_does_what_the_model_does() {
     with_seeds(|seed| {
         for shards in [1, 2, 4] {
-            Pool::new(seed, shards).run(async move |pool| random_tree(pool, seed).await);
+            random_tree(seed, shards);
         }
     });
 }
@@ -311,7 +338,7 @@ fn colliding_names_are_told_apart() {
     // 40 places for all names: chains, whiteouts and reuse at every turn.
     PLACES.set(40);
     with_seeds(|seed| {
-        Pool::new(seed, 2).run(async move |pool| random_tree(pool, seed).await);
+        random_tree(seed, 2);
     });
     PLACES.set(u64::MAX);
 }

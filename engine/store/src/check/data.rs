@@ -1,0 +1,115 @@
+//! Owners of the shard's extents, and the blocks themselves.
+
+use std::collections::BTreeSet;
+
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
+
+use super::{Problems, ask_owners, ask_versions};
+use crate::api::{Owner, SIZE_BYTES_MAX, VersionState};
+use crate::context::Context;
+use crate::data::BlockRange;
+use crate::error::{Result, StoreError};
+use crate::extent::Extent;
+use crate::key::{Position, Tree};
+use crate::limits::FSCK_BATCH;
+
+/// An inode with extents here, and the end in bytes of the last.
+type Held = (InodeNumber, SnapshotId, u64);
+
+pub(super) async fn check(
+    context: &Context,
+    problems: &mut Problems,
+    verify_data: bool,
+) -> Result<()> {
+    let mut held: Vec<Held> = Vec::new();
+    let mut from = Position::MIN;
+    loop {
+        let found = context.engine.read().next(Tree::Extents, from, Position::MAX).await?;
+        let Some((position, value)) = found else { break };
+        from = position.successor();
+        let (inode, snapshot) = (InodeNumber(position.inode), SnapshotId(position.snapshot));
+        let end = position.offset.saturating_mul(BLOCK_SIZE);
+        match held.last_mut() {
+            Some(last) if (last.0, last.1) == (inode, snapshot) => last.2 = end,
+            _ => {
+                if held.len() >= FSCK_BATCH {
+                    check_owners(context, &held, problems).await?;
+                    held.clear();
+                }
+                held.push((inode, snapshot, end));
+            }
+        }
+        // What is not an extent is told by the engine's own check.
+        let Ok(extent) = Extent::decode(&value) else { continue };
+        let start = position.offset.saturating_sub(u64::from(extent.blocks));
+        for byte in [start * BLOCK_SIZE, end.saturating_sub(1)] {
+            if !context.is_here(inode, byte) {
+                problems.add(format!("extent at {position:?} belongs to another shard"));
+                break;
+            }
+        }
+        if verify_data {
+            verify(
+                context,
+                BlockRange { inode, snapshot, from: start, to: position.offset },
+                problems,
+            )
+            .await?;
+        }
+    }
+    check_owners(context, &held, problems).await
+}
+
+async fn verify(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
+    match context.data.read(range).await {
+        Ok(_) => (range.from..range.to).for_each(|_| problems.count("blocks verified")),
+        Err(StoreError::DataLoss { what }) => problems.add(format!("data lost: {what}")),
+        Err(StoreError::Device(error)) => {
+            problems.add(format!("inode {} block {}: {error}", range.inode, range.from));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Every inode with extents exists, and they end before its limit. What looks wrong is looked at a
+/// second time: it may have changed between the two questions.
+async fn check_owners(context: &Context, held: &[Held], problems: &mut Problems) -> Result<()> {
+    let suspects = suspects(context, held).await?;
+    let mut again = Vec::new();
+    for (inode, snapshot, end) in suspects {
+        let last = Position::new(inode.0, SIZE_BYTES_MAX, snapshot.0);
+        let first = Position::new(inode.0, 0, 0);
+        let found = context.engine.read().previous(Tree::Extents, first, last).await?;
+        if let Some((position, _)) = found {
+            again.push((inode, snapshot, end.min(position.offset.saturating_mul(BLOCK_SIZE))));
+        }
+    }
+    for (inode, snapshot, end) in self::suspects(context, &again).await? {
+        problems.add(format!(
+            "inode {inode} version {snapshot}: extents up to byte {end} past its limit, or it is gone"
+        ));
+    }
+    Ok(())
+}
+
+async fn suspects(context: &Context, held: &[Held]) -> Result<Vec<Held>> {
+    let inodes: Vec<_> = held.iter().map(|held| (held.0, held.1)).collect();
+    let owners = ask_owners(context, &inodes).await?;
+    let bad: Vec<Held> = held
+        .iter()
+        .filter(|(inode, snapshot, end)| match owners.get(&(*inode, *snapshot)) {
+            Some(Owner::Alive { data_limit }) => end > data_limit,
+            Some(Owner::Changing) => false,
+            Some(Owner::Gone) | None => true,
+        })
+        .copied()
+        .collect();
+    // A version may be on its way out, or a volume being resized.
+    let versions: BTreeSet<SnapshotId> = bad.iter().map(|held| held.1).collect();
+    let states = ask_versions(context, &versions.into_iter().collect::<Vec<_>>()).await?;
+    Ok(bad
+        .into_iter()
+        .filter(|held| states.get(&held.1) != Some(&VersionState::Changing))
+        .collect())
+}

@@ -1,0 +1,148 @@
+//! fsck of one shard above the engine: names, inodes, roots, owners of extents, pool tables.
+//!
+//! Changes of the shard's namespace wait while its metadata is checked. What concerns other shards is
+//! asked of them in batches, and asked again before it is called a problem, so it may run beside
+//! other work. Keeps about 100 bytes in memory for each inode of the shard. Structure of trees, extents
+//! and space are the engine's own check.
+
+mod data;
+mod names;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use engine_base::{InodeNumber, ShardId, SnapshotId};
+
+use crate::api::{FsckReport, Owner, Reply, Request, VersionState};
+use crate::context::Context;
+use crate::error::Result;
+use crate::key::Tree;
+use crate::limits::FSCK_BATCH;
+use crate::logged::{self, Intent};
+use crate::namespace::{Inode, Namespace, inode_position};
+use crate::subvolume::Tables;
+
+pub(crate) use tables::version_states;
+
+/// Problems found so far, bounded.
+pub(crate) struct Problems {
+    shard: ShardId,
+    lines: Vec<String>,
+    max: usize,
+    more: u64,
+    checked: BTreeMap<&'static str, u64>,
+}
+
+impl Problems {
+    fn add(&mut self, text: impl Into<String>) {
+        if self.lines.len() < self.max {
+            self.lines.push(format!("shard {}: {}", self.shard, text.into()));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.checked.entry(what).or_default() += 1;
+    }
+
+    fn into_report(mut self) -> FsckReport {
+        if self.more > 0 {
+            self.lines.push(format!("shard {}: and {} more problems", self.shard, self.more));
+        }
+        FsckReport { problems: self.lines, checked: self.checked.into_iter().collect() }
+    }
+}
+
+/// Checks this shard; with `verify_data`, reads every block.
+pub(crate) async fn fsck(
+    context: &Rc<Context>,
+    namespace: &Rc<Namespace>,
+    pool_tables: Option<&Rc<Tables>>,
+    verify_data: bool,
+) -> Result<FsckReport> {
+    let mut problems = Problems {
+        shard: context.shard(),
+        lines: Vec::new(),
+        max: context.limits.fsck_problems_max,
+        more: 0,
+        checked: BTreeMap::new(),
+    };
+    names::check(context, namespace, &mut problems).await?;
+    tables::check_roots(context, &mut problems).await?;
+    if let Some(pool_tables) = pool_tables {
+        tables::check_pool(context, pool_tables, &mut problems).await?;
+    }
+    data::check(context, &mut problems, verify_data).await?;
+    let mut report = problems.into_report();
+    context.engine.check(&mut report).await?;
+    Ok(report)
+}
+
+/// What this shard knows of inodes whose home it is.
+pub(crate) async fn owners(
+    context: &Context,
+    inodes: &[(InodeNumber, SnapshotId)],
+) -> Result<Vec<Owner>> {
+    let (mut removing, mut cutting) = (BTreeSet::new(), BTreeSet::new());
+    for (_, intent) in logged::pending(&context.engine).await? {
+        match intent {
+            Intent::Remove { inode, snapshot } => removing.insert((inode, snapshot)),
+            Intent::Truncate { inode, snapshot, .. } => cutting.insert((inode, snapshot)),
+            Intent::Create(_) | Intent::Delete { .. } | Intent::Resize { .. } => false,
+        };
+    }
+    let mut transaction = context.engine.read();
+    let mut owners = Vec::with_capacity(inodes.len());
+    for (inode, snapshot) in inodes {
+        let value = transaction.get(Tree::Inodes, inode_position(*inode, *snapshot)).await?;
+        owners.push(match value {
+            Some(value) if !cutting.contains(&(*inode, *snapshot)) => {
+                Owner::Alive { data_limit: Inode::decode(&value)?.data_limit }
+            }
+            Some(_) => Owner::Changing,
+            None if removing.contains(&(*inode, *snapshot)) => Owner::Changing,
+            None => Owner::Gone,
+        });
+    }
+    Ok(owners)
+}
+
+/// Asks the home shards of inodes about them.
+async fn ask_owners(
+    context: &Context,
+    inodes: &[(InodeNumber, SnapshotId)],
+) -> Result<BTreeMap<(InodeNumber, SnapshotId), Owner>> {
+    let mut by_home: BTreeMap<ShardId, Vec<(InodeNumber, SnapshotId)>> = BTreeMap::new();
+    for inode in inodes {
+        by_home.entry(inode.0.home(context.engine.shard_count())).or_default().push(*inode);
+    }
+    let mut known = BTreeMap::new();
+    for (home, inodes) in by_home {
+        for batch in inodes.chunks(FSCK_BATCH) {
+            let request = Request::FsckOwners { inodes: batch.to_vec() };
+            match context.peers.call(home, request).await? {
+                Reply::Owners(owners) => known.extend(batch.iter().copied().zip(owners)),
+                other => return Err(other.mismatch("Owners")),
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Asks shard 0 about versions.
+async fn ask_versions(
+    context: &Context,
+    snapshots: &[SnapshotId],
+) -> Result<BTreeMap<SnapshotId, VersionState>> {
+    let mut known = BTreeMap::new();
+    for batch in snapshots.chunks(FSCK_BATCH) {
+        let request = Request::FsckVersions { snapshots: batch.to_vec() };
+        match context.peers.call(ShardId(0), request).await? {
+            Reply::Versions(states) => known.extend(batch.iter().copied().zip(states)),
+            other => return Err(other.mismatch("Versions")),
+        }
+    }
+    Ok(known)
+}

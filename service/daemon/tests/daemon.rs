@@ -1,5 +1,7 @@
 //! The real binary on files: configuration, start, signals, crash, metrics, rest.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

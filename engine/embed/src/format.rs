@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_device::{
-    Allocation, BlockDevice as _, DeviceQueue, FileDevice, OpenOptions, QueueExt as _,
-};
+use engine_device::{Allocation, BlockDevice as _, DeviceQueue, FileDevice, QueueExt as _};
 use engine_memory::Buffer;
+use engine_shard::clock::Clock;
 use engine_store::pool::FormatOptions;
 use engine_store::superblock::{self, ProbeError, Superblock};
 
-use crate::members::{on_reactor, random_seed, uuid_text};
+use crate::members::{on_reactor, open_alone, random_seed, uuid_text};
 
 /// Bytes at the start of a device that are looked at for signatures of others.
 const HEAD_BYTES: usize = 128 * 1024;
@@ -91,7 +90,7 @@ fn open_or_create(path: &Path, size_bytes: Option<u64>) -> Result<FileDevice, Fo
         }
         (true, _) => {}
     }
-    FileDevice::open(path, &OpenOptions::default()).map_err(failed)
+    open_alone(path, &Clock::new()).map_err(failed)
 }
 
 /// What a device holds, as far as its first blocks tell.

@@ -9,8 +9,10 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use engine_device::{BlockDevice as _, DeviceQueue, FileDevice, OpenOptions};
+use engine_device::{BlockDevice as _, DeviceError, DeviceQueue, FileDevice, OpenOptions};
+use engine_shard::clock::Clock;
 use engine_shard::doorbell::Doorbell;
 use engine_shard::{Reactor, ReactorConfig};
 use engine_store::superblock;
@@ -19,6 +21,11 @@ use crate::poller::QueuePoller;
 
 /// Operations in flight per device while a pool is recognised.
 const QUEUE_DEPTH: u32 = 32;
+
+/// How long devices may be in use when the daemon starts, in nanoseconds. The kernel takes the rings of
+/// a process down some time after it has ended, and its locks with them, so a daemon that starts where
+/// another was just stopped or killed would be refused without cause.
+const RELEASE_NS_MAX: u64 = 3_000_000_000;
 
 /// A UUID as bytes.
 pub type Uuid = [u8; 16];
@@ -55,7 +62,7 @@ struct Found {
     table: Vec<(Uuid, String)>,
 }
 
-/// Opens the pool on `paths`, for this process alone unless it is opened to read only.
+/// Opens the pool on `paths` for this process alone.
 ///
 /// # Errors
 /// Every problem, in words for people: devices that are missing, in use, not members, of two pools;
@@ -64,9 +71,9 @@ pub fn open(paths: &[PathBuf]) -> Result<Pool, Vec<String>> {
     let mut found = Vec::new();
     let mut devices = Vec::new();
     let mut problems = Vec::new();
-    let options = OpenOptions { exclusive: true, ..OpenOptions::default() };
+    let clock = Clock::new();
     for path in paths {
-        match FileDevice::open(path, &options)
+        match open_alone(path, &clock)
             .map_err(|error| error.to_string())
             .and_then(|device| Ok((identify(path, &device)?, device)))
         {
@@ -89,6 +96,30 @@ pub fn open(paths: &[PathBuf]) -> Result<Pool, Vec<String>> {
         device: devices[*index].clone(),
     });
     Ok(Pool { uuid: newest.pool, shard_count: newest.shard_count, members: members.collect() })
+}
+
+/// Opens a device for this process alone. One that is in use is tried again until `clock`, made when
+/// the first was tried, shows [`RELEASE_NS_MAX`].
+pub(crate) fn open_alone(path: &Path, clock: &Clock) -> Result<FileDevice, DeviceError> {
+    let options = OpenOptions { exclusive: true, ..OpenOptions::default() };
+    loop {
+        match FileDevice::open(path, &options) {
+            Err(DeviceError::Open { cause, .. })
+                if cause.contains("in use") && clock.now_ns() < RELEASE_NS_MAX =>
+            {
+                pause();
+            }
+            opened => return opened,
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the thread that opens the pool, before any task runs"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
 }
 
 /// What is wrong with the pool on `paths`, as far as reading tells; somebody else may have it open.

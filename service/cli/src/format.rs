@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::failure::{Failure, Result};
+use engine_embed::members::uuid_text;
+use engine_embed::{FormatError, LocalPool};
+use engine_store::pool::FormatOptions;
+
+use crate::failure::{Failure, Result, exit};
 
 /// What `pool format` was asked for; checked by the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,15 +47,48 @@ pub(crate) struct CheckReport {
 
 /// Creates a pool.
 pub(crate) fn format(request: &FormatRequest) -> Result<FormatReport> {
-    Err(unsupported("formatting", request.devices.len()))
+    let superblock = engine_embed::format(&engine_embed::FormatRequest {
+        devices: request.devices.clone(),
+        file_size_bytes: request.file_size_bytes,
+        force: request.force,
+        options: FormatOptions {
+            label: request.label.clone(),
+            shards: request.shard_count,
+            bucket_bytes: request.bucket_bytes,
+            ..FormatOptions::default()
+        },
+    })
+    .map_err(|error| match error {
+        FormatError::InUse { .. } => Failure::new(error.to_string())
+            .code(exit::REFUSED)
+            .hint("give --force to destroy what is there"),
+        FormatError::Failed(text) => Failure::new(text),
+    })?;
+    Ok(FormatReport {
+        pool_uuid: uuid_text(&superblock.pool_uuid),
+        shard_count: superblock.shard_count(),
+        size_bytes: superblock.members.iter().map(|member| member.size_bytes).sum(),
+    })
 }
 
-/// Checks the pool on `devices`.
+/// Checks the pool on `devices`. Replays its journals in memory; what it finds is not repaired.
 pub(crate) fn check(devices: &[PathBuf], verify_data: bool) -> Result<CheckReport> {
-    let what = if verify_data { "checking with data" } else { "checking" };
-    Err(unsupported(what, devices.len()).hint("check a running pool with cairn fsck --online"))
-}
-
-fn unsupported(what: &str, devices: usize) -> Failure {
-    Failure::new(format!("{what} {devices} devices offline is not supported by this build"))
+    let failed = |problem: String| Failure::new(problem);
+    let mut pool = LocalPool::open(devices).map_err(|problems| {
+        Failure::new(problems.join("; "))
+            .hint("a pool that a daemon uses is checked with cairn fsck --online")
+    })?;
+    let report = pool
+        .run(async move |client, _| client.fsck(verify_data).await)
+        .map_err(failed)?
+        .map_err(|error| Failure::new(error.to_string()))?;
+    pool.close().map_err(failed)?;
+    Ok(CheckReport {
+        problems: report.problems,
+        checked: report
+            .checked
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+    })
 }

@@ -289,16 +289,6 @@ pub(crate) const KEYS: &[Key] = &[
         advice: "1 MiB per connection is plenty",
     },
     Key {
-        section: "nvme",
-        name: "keep_alive_ms_max",
-        kind: int(1000, 3_600_000, "milliseconds"),
-        default: Some("120000"),
-        example: "120000",
-        doc: "Longest keep-alive timeout granted. A host that is silent for longer than it asked \
-              for loses its controller.",
-        advice: "Linux asks for 5000 unless told otherwise",
-    },
-    Key {
         section: "metrics",
         name: "enable",
         kind: Kind::Bool,

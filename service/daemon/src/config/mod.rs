@@ -120,8 +120,6 @@ pub(crate) struct Nvme {
     pub(crate) queues_max: u32,
     /// Bytes of commands in flight on all cores together, in MiB.
     pub(crate) in_flight_mib: u64,
-    /// Longest keep-alive timeout granted, in milliseconds.
-    pub(crate) keep_alive_ms_max: u32,
 }
 
 /// The metrics endpoint.

@@ -215,10 +215,6 @@ const REFUSED: &[(&str, &str)] = &[
         "[nvme]\nconnections_max = 0",
         "nvme.connections_max: 0 must be an integer from 1 to 65536; multiply the hosts by their processors plus one",
     ),
-    (
-        "[nvme]\nkeep_alive_ms_max = 10",
-        "nvme.keep_alive_ms_max: 10 must be an integer from 1000 to 3600000 (milliseconds); Linux asks for 5000 unless told otherwise",
-    ),
     ("[nvme]\ntimeout_s = 10", "nvme.timeout_s: unknown key; the nearest is shutdown.timeout_s"),
     (
         "[metrics]\nlisten = \"127.0.0.1:4420\"",

@@ -28,7 +28,7 @@ impl Namespace {
             return Err(StoreError::invalid(format!("size: {SIZE_BYTES_MAX} at most")));
         }
         let _pass = self.enter(tree)?;
-        let _reservation = self.context.engine.reserve(0).await?;
+        // No reservation: it adds no keys, and a full pool must let files be shortened.
         let locks = self.lock([(number, Access::Exclusive)]).await;
         let target = InodeRef::of(tree, number);
         let inode = match set.size {

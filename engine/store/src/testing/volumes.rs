@@ -214,3 +214,47 @@ fn damaged_data_is_never_returned() {
         assert!(bytes_of(&rest) == model.expected(10, 6));
     });
 }
+
+#[test]
+fn a_full_pool_refuses_writes_and_recovers() {
+    Pool::new(12, 2).run(async |pool| {
+        let client = pool.client();
+        let mut random = Random::new(12);
+        let info = client.volume_create("v", 1024 * MIB, 4096).await.unwrap();
+        let volume = VolumeRef::from(&info);
+        let tree = crate::api::TreeRef::from(&client.tree_create("t").await.unwrap());
+        let new = crate::api::CreateAttributes::default();
+        let kind = crate::api::FileKind::File;
+        let file = client.create(tree, tree.root, b"f", kind, new).await.unwrap().inode;
+        let bytes = vec![5; MIB as usize];
+        client.file_write(tree, file, 0, data_of(&bytes, &mut random)).await.unwrap();
+        let mut written = 0;
+        let refused = loop {
+            let data = data_of(&bytes, &mut random);
+            match client.volume_write(&volume, written * MIB, data, false).await {
+                Ok(()) => written += 1,
+                Err(error) => break error,
+            }
+            assert!(written < 256, "more was written than the device holds");
+        };
+        assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused:?}");
+        assert!(written > 100, "full after {written} MiB of 256");
+        // The last write may have failed on either shard: what was answered is there.
+        for mib in 0..written {
+            let data = client.volume_read(&volume, mib * MIB, MIB).await.unwrap();
+            assert!(bytes_of(&data).iter().all(|byte| *byte == 5));
+        }
+        // Space is given back by all that makes things smaller.
+        let set = crate::api::SetAttributes { size: Some(0), ..Default::default() };
+        client.set_attributes(tree, file, set).await.unwrap();
+        client.remove(tree, tree.root, b"f", false).await.unwrap();
+        client.volume_discard(&volume, 0, 1024 * MIB).await.unwrap();
+        client.flush().await.unwrap();
+        for mib in 0..written / 2 {
+            let data = data_of(&bytes, &mut random);
+            client.volume_write(&volume, mib * MIB, data, false).await.unwrap();
+        }
+        let report = client.fsck(true).await.unwrap();
+        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+    });
+}

@@ -8,8 +8,9 @@
 //!   on its own. Tears fall on multiples of the atomic write unit. Writes that overlap and did not
 //!   overlap in time keep their order.
 //! - Discarded blocks read as zeroes, as garbage or as before; that change too may be lost.
-//! - A failed write leaves each of its units old, new or unreadable. After a failed flush the
-//!   writes it covered may be gone at the next power loss, whatever later flushes say.
+//! - A failed write leaves each of its units old, new or unreadable. A failed flush may lose writes it
+//!   covered; then every later flush, of whatever queue, fails too until the process is new, and the
+//!   new process does not see those writes.
 //!
 //! It does not simulate misdirected writes, and overlapping operations in flight at the same time are
 //! done one after the other, never mixed within a unit.
@@ -141,6 +142,8 @@ struct State {
     next_id: u64,
     completed: u64,
     unreadable: FastSet<u64>,
+    /// A failed flush has lost writes.
+    flush_dead: bool,
     faults: FaultRates,
     latency: Latency,
     lie: Option<DiskLie>,
@@ -186,6 +189,7 @@ impl SimDisk {
             next_id: 0,
             completed: 0,
             unreadable: FastSet::default(),
+            flush_dead: false,
             faults: FaultRates::default(),
             latency,
             lie: None,
@@ -243,6 +247,7 @@ impl SimDisk {
     pub fn process_crash(&self) {
         let answered = {
             let state = &mut *self.inner.state.borrow_mut();
+            state.see_what_is_left();
             let in_flight = std::mem::take(&mut state.in_flight);
             let mut answered = Vec::new();
             for (_, operation) in in_flight {
@@ -311,8 +316,19 @@ impl State {
             }
             answered.push(operation.done);
         }
+        self.flush_dead = false;
         self.image = self.medium.clone();
         answered
+    }
+
+    /// What a failed flush has lost, reads no longer see.
+    fn see_what_is_left(&mut self) {
+        if std::mem::take(&mut self.flush_dead) {
+            self.image = self.medium.clone();
+            for piece in self.cache.iter().flat_map(|write| &write.pieces) {
+                self.image.apply(piece);
+            }
+        }
     }
 
     fn survive(&mut self, pieces: &[Piece], durable: bool, loss: Loss, unit: u64) {
@@ -394,11 +410,13 @@ impl State {
     /// A flush failed: what it covered may never reach the medium, though reads still see it.
     fn fail_flush(&mut self, watermark: u64) {
         let random = &mut self.random;
-        let forgets = random.chance(1, 2);
-        self.cache.retain(|write| {
-            write.durable || write.completed > watermark || !forgets || random.chance(1, 2)
-        });
-        self.write_back();
+        if random.chance(1, 2) {
+            self.flush_dead = true;
+            self.cache.retain(|write| {
+                write.durable || write.completed > watermark || random.chance(1, 2)
+            });
+            self.write_back();
+        }
     }
 
     fn read(&mut self, offset: u64, mut buffer: Buffer, name: &str) -> Outcome {
@@ -543,7 +561,7 @@ impl Inner {
                 }
                 Work::Flush { watermark } => {
                     state.statistics.flushes += 1;
-                    if state.fails(state.faults.flush_error_ppm) {
+                    if state.flush_dead || state.fails(state.faults.flush_error_ppm) {
                         state.fail_flush(watermark);
                         Err(io_error(&self.info.name, "flush", 0))
                     } else {

@@ -14,7 +14,7 @@ use crate::disk::SimDisk;
 use crate::executor::Executor;
 use crate::mesh::{Mesh, MeshLie};
 use crate::options::{FormatSizes, Options, Plant};
-use crate::world::Shared;
+use crate::world::{Refusal, Shared};
 
 /// A running process.
 pub struct Process {
@@ -63,7 +63,12 @@ impl Process {
                     }
                     Err(error) => {
                         refused.set(true);
-                        world.borrow_mut().fail(format!("shard {shard} does not open: {error}"));
+                        let world = &mut *world.borrow_mut();
+                        // A failed write may leave its blocks unreadable, those of the journal too.
+                        match world.judge(&error) {
+                            Refusal::Device => world.mark("open_refused"),
+                            _ => world.fail(format!("shard {shard} does not open: {error}")),
+                        }
                     }
                 }
             });
@@ -76,6 +81,12 @@ impl Process {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.open.get() == self.shard_count
+    }
+
+    /// Whether a shard did not open because a device failed.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.refused.get()
     }
 
     /// Stops every shard in good order; `finished` becomes true.

@@ -76,18 +76,18 @@ pub fn run(options: &Options) -> SeedReport {
         let digest =
             simulation.disks.iter().fold(0, |hash: u64, disk| hash.rotate_left(7) ^ disk.digest());
         executor.crash(|| simulation.process = None);
-        (result, digest, simulation.crashes)
+        (result, digest)
     }));
-    let (state_digest, crashes) = match outcome {
-        Ok((Ok(()), digest, crashes)) => (digest, crashes),
-        Ok((Err(what), digest, crashes)) => {
+    let state_digest = match outcome {
+        Ok((Ok(()), digest)) => digest,
+        Ok((Err(what), digest)) => {
             world.borrow_mut().fail(what);
-            (digest, crashes)
+            digest
         }
         Err(_) => {
             let words = PANIC.with(|slot| slot.borrow_mut().take());
             world.borrow_mut().fail(words.unwrap_or_else(|| "panic".to_owned()));
-            (0, 0)
+            0
         }
     };
     plant_engine(None);
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> SeedReport {
     SeedReport {
         seed: options.seed,
         operations: world.operations,
-        crashes,
+        crashes: world.crashes,
         virtual_ns: executor.now_ns(),
         event_digest: world.digest(),
         state_digest,
@@ -126,7 +126,6 @@ struct Simulation<'a> {
     random: Random,
     disks: Vec<SimDisk>,
     process: Option<Process>,
-    crashes: u64,
 }
 
 /// Polls without any event after which a run counts as stuck.
@@ -150,7 +149,7 @@ impl<'a> Simulation<'a> {
             })
             .collect();
         let random = executor.fork_random();
-        Self { options, executor, world, random, disks, process: None, crashes: 0 }
+        Self { options, executor, world, random, disks, process: None }
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -162,17 +161,17 @@ impl<'a> Simulation<'a> {
         self.until_open()?;
         self.set_up()?;
         let crashing = self.options.faults != FaultMode::None;
-        while self.failure().is_none() && self.left() > 0 {
+        while self.goes_on() && self.left() > 0 {
             let all = self.options.operations_per_crash;
             let target = if crashing { self.random.range(1, all) } else { self.left() };
             let last = target >= self.left();
             self.work(target.min(self.left()), crashing && !last)?;
-            if self.failure().is_some() || last {
+            if !self.goes_on() || last {
                 break;
             }
             self.crash_and_recover()?;
         }
-        if self.failure().is_none() {
+        if self.goes_on() {
             self.finish()?;
         }
         self.count_disks();
@@ -181,6 +180,12 @@ impl<'a> Simulation<'a> {
 
     fn failure(&self) -> Option<String> {
         self.world.borrow().failure.clone()
+    }
+
+    /// Whether no promise is broken and no device has taken the pool away.
+    fn goes_on(&self) -> bool {
+        let refused = self.process.as_ref().is_some_and(Process::is_refused);
+        self.failure().is_none() && !refused && !self.world.borrow().unreadable
     }
 
     /// Operations still to do in the whole run.
@@ -342,7 +347,6 @@ impl<'a> Simulation<'a> {
 
     /// Ends the process here and now; `true`: the power went, too.
     fn crash(&mut self) -> bool {
-        self.crashes += 1;
         let process = self.process.take();
         self.executor.crash(|| {
             if let Some(process) = process {
@@ -360,8 +364,10 @@ impl<'a> Simulation<'a> {
         }
         let world = &mut *self.world.borrow_mut();
         let instant = world.promises.crash();
+        world.crashes += 1;
+        let crashes = world.crashes;
         let now_ns = self.executor.now_ns();
-        world.event(now_ns, 0, "crash", [instant, u64::from(power_loss), self.crashes]);
+        world.event(now_ns, 0, "crash", [instant, u64::from(power_loss), crashes]);
         world.mark(if power_loss { "power_loss" } else { "process_crash" });
         power_loss
     }
@@ -393,13 +399,16 @@ impl<'a> Simulation<'a> {
         let verify_data = self.random.chance(1, 4);
         let Some(context) = self.context(0) else { return Ok(Step::Done) };
         self.start_client(verify::run(context, crash, verify_data));
-        self.drive(polls_max, || self.world.borrow().clients_running == 0)
+        self.drive(polls_max, || {
+            let refused = self.process.as_ref().is_some_and(Process::is_refused);
+            self.world.borrow().clients_running == 0 || refused
+        })
     }
 
     /// The end: everything is as the last answers said, before and after an orderly stop.
     fn finish(&mut self) -> Result<(), String> {
         self.verify(None, u64::MAX)?;
-        if self.failure().is_some() {
+        if !self.goes_on() {
             return Ok(());
         }
         let finished = Rc::new(Cell::new(false));
@@ -458,3 +467,6 @@ async fn create_subjects(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,10 @@ pub struct World {
     pub operations_left: u64,
     /// Operations ended, in all sessions.
     pub operations: u64,
+    /// Crashes so far.
+    pub crashes: u64,
+    /// Something could not be read back because a device failed: the run ends here.
+    pub unreadable: bool,
     /// Client tasks that have not ended.
     pub clients_running: u32,
     /// How often each named thing happened.
@@ -101,6 +105,8 @@ impl World {
             failure: None,
             operations_left: 0,
             operations: 0,
+            crashes: 0,
+            unreadable: false,
             clients_running: 0,
             marks: BTreeMap::new(),
             events: VecDeque::with_capacity(EVENTS_KEPT),

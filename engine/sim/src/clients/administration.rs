@@ -46,14 +46,11 @@ async fn create(context: &mut ClientContext) -> bool {
     let name = some_name(context);
     let before = {
         let passing = &mut context.world.borrow_mut().passing;
-        match passing.get(&name) {
-            Some(NameState::InDoubt) => return true,
-            Some(NameState::Present) => Some(()),
-            None => {
-                passing.insert(name.clone(), NameState::InDoubt);
-                None
-            }
+        let before = passing.get(&name).copied();
+        if before.is_none() {
+            passing.insert(name.clone(), NameState::InDoubt);
         }
+        before
     };
     let tree = context.random.chance(1, 3);
     let result = if tree {
@@ -64,19 +61,15 @@ async fn create(context: &mut ClientContext) -> bool {
     };
     context.event("subvolume create", [u64::from(tree), u64::from(result.is_ok()), 0]);
     match (before, result) {
-        (None, Ok(info)) => {
+        (None | Some(NameState::InDoubt), Ok(_)) => {
             let world = &mut *context.world.borrow_mut();
-            world.passing.insert(name.clone(), NameState::Present);
+            world.passing.insert(name, NameState::Present);
             world.mark("subvolume_create");
-            drop(info);
         }
-        (Some(()), Err(StoreError::AlreadyExists { .. })) => return true,
-        (Some(()), Ok(_)) => context.fail(format!("{name} was created twice")),
+        (Some(_), Err(StoreError::AlreadyExists { .. })) => return true,
+        (Some(NameState::Present), Ok(_)) => context.fail(format!("{name} was created twice")),
         (before, Err(error)) => {
-            return refused(context, "subvolume create", &error, || match before {
-                None => Some((name, None)),
-                Some(()) => None,
-            });
+            return refused(context, "subvolume create", &error, || Some((name, before)));
         }
     }
     if tree { true } else { fill(context).await }
@@ -124,10 +117,8 @@ async fn delete(context: &mut ClientContext) -> bool {
             world.mark("subvolume_delete");
             true
         }
-        (None | Some(NameState::InDoubt), Err(StoreError::NotFound { .. })) => {
-            context.world.borrow_mut().passing.remove(&name);
-            true
-        }
+        // In doubt it stays: what another crash took need not be durable.
+        (None | Some(NameState::InDoubt), Err(StoreError::NotFound { .. })) => true,
         (None, Ok(())) => {
             context.fail(format!("{name} was deleted and did not exist"));
             false

@@ -405,7 +405,10 @@ fn accepts(mistake: Mistake, error: &StoreError) -> bool {
     match mistake {
         Mistake::NotFound => matches!(error, StoreError::NotFound { .. }),
         Mistake::Exists => matches!(error, StoreError::AlreadyExists { .. }),
-        Mistake::NotEmpty => matches!(error, StoreError::NotEmpty { .. }),
+        // A file over a directory above it: Linux finds that it is not empty first.
+        Mistake::NotEmpty => {
+            matches!(error, StoreError::NotEmpty { .. } | StoreError::IsDirectory { .. })
+        }
         Mistake::NotDirectory => matches!(error, StoreError::NotDirectory { .. }),
         Mistake::IsDirectory => matches!(error, StoreError::IsDirectory { .. }),
         Mistake::Invalid => {

@@ -289,6 +289,32 @@ fn injected_errors_leave_old_new_or_unreadable() {
 }
 
 #[test]
+fn a_failed_flush_is_never_followed_by_a_good_one_that_lies() {
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let (executor, disk) = disk(seed, 4096, 4096);
+        write(&executor, &disk, 0, 1, 4096, false);
+        disk.set_faults(FaultRates { flush_error_ppm: 1_000_000, ..FaultRates::default() });
+        let queue = disk.queue();
+        assert!(wait(&executor, async move { queue.flush().await }).is_err());
+        disk.set_faults(FaultRates::default());
+        let queue = disk.queue();
+        let good = wait(&executor, async move { queue.flush().await }).is_ok();
+        assert_eq!(read(&executor, &disk, 0, 4096)[0], 1);
+        if seed % 2 == 0 {
+            executor.crash(|| {});
+            disk.process_crash();
+        } else {
+            disk.power_loss();
+        }
+        let there = read(&executor, &disk, 0, 4096)[0] == 1;
+        assert!(there || !good, "seed {seed}");
+        lost += usize::from(!there);
+    }
+    assert!(lost > 10, "{lost}");
+}
+
+#[test]
 fn misaligned_out_of_range_and_too_long_operations_are_refused() {
     let (executor, disk) = disk(1, 4096, 4096);
     let queue = disk.queue();

@@ -1,0 +1,63 @@
+use super::*;
+
+const OPERATIONS: u64 = 300;
+
+fn report(seed: u64, plant: Option<Plant>) -> SeedReport {
+    run(&Options::of_seed(seed, OPERATIONS, FaultMode::All, plant))
+}
+
+/// The first seed that finds `plant`.
+fn seeds_until_found(plant: Plant) -> Option<u64> {
+    (1..=40).find(|seed| report(*seed, Some(plant)).failure.is_some())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 100..106 {
+        let (once, again) = (report(seed, None), report(seed, None));
+        assert_eq!(once, again, "seed {seed}");
+        assert_ne!(once.event_digest, report(seed + 1000, None).event_digest);
+    }
+}
+
+#[test]
+fn promises_are_kept_under_crashes() {
+    for seed in 1..=10 {
+        let report = report(seed, None);
+        assert_eq!(report.failure, None, "seed {seed}");
+        assert!(report.operations >= OPERATIONS, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_lying_disk_is_noticed() {
+    use crate::disk::DiskLie;
+    for lie in
+        [DiskLie::IgnoresFlush, DiskLie::FlushesHalf, DiskLie::DropsWrites, DiskLie::Misdirects]
+    {
+        assert!(seeds_until_found(Plant::Disk(lie)).is_some(), "{lie:?}");
+    }
+}
+
+#[test]
+fn lying_messages_are_noticed() {
+    use crate::mesh::MeshLie;
+    for lie in [MeshLie::DropsWrites, MeshLie::DropsFlushes, MeshLie::DropsNames] {
+        assert!(seeds_until_found(Plant::Mesh(lie)).is_some(), "{lie:?}");
+    }
+}
+
+/// A panic of the engine is a failure with its seed, not the end of the simulator.
+#[test]
+fn a_run_reports_and_does_not_panic() {
+    let mut options = Options::of_seed(1, OPERATIONS, FaultMode::Crash, None);
+    // More shards than the disks have room for.
+    options.shard_count = 4;
+    options.members.truncate(1);
+    options.members[0].size_bytes = 16 << 20;
+    options.format.bucket_bytes = 1 << 20;
+    options.format.journal_bytes = 4 << 20;
+    let report = run(&options);
+    let failure = report.failure.map(|failure| failure.what).unwrap_or_default();
+    assert!(failure.contains("format"), "{failure}");
+}

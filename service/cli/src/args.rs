@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 pub(crate) struct Global {
     /// Unix socket of the daemon
-    #[arg(long, global = true, value_name = "PATH", default_value = "/run/cairn/cairn.sock")]
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/cairn/cairnd.sock")]
     pub(crate) socket: PathBuf,
     /// Address of the daemon instead of its socket: https://HOST:PORT, or http:// without TLS
     #[arg(long, global = true, value_name = "URL")]

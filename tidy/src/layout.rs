@@ -28,8 +28,9 @@ fn length(file: &SourceFile) -> Option<Finding> {
 }
 
 /// A module says what it is for before anything else: `//!`, after attributes of the crate at most.
+/// A `tests.rs` need not: it tests the module it lies beside.
 fn header(file: &SourceFile) -> Option<Finding> {
-    if !file.is_rust() {
+    if !file.is_rust() || file.path.ends_with("/tests.rs") {
         return None;
     }
     let first = file.text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!["));
@@ -83,6 +84,7 @@ mod tests {
         assert_eq!(messages("a.rs", "// A comment is no header.\n").len(), 1);
         assert_eq!(messages("a.rs", "").len(), 1);
         assert!(messages("a.rs", "#![no_std]\n//! Header.\n").is_empty());
+        assert!(messages("a/tests.rs", "use super::*;\n").is_empty());
     }
 
     #[test]

@@ -85,10 +85,6 @@ pub(crate) fn check(devices: &[PathBuf], verify_data: bool) -> Result<CheckRepor
     pool.close().map_err(failed)?;
     Ok(CheckReport {
         problems: report.problems,
-        checked: report
-            .checked
-            .into_iter()
-            .map(|(name, count)| (name.to_owned(), count))
-            .collect(),
+        checked: report.checked.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
     })
 }

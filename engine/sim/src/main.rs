@@ -42,6 +42,9 @@ struct Arguments {
     /// Starts no further seed after so many seconds of real time.
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
+    /// Events printed with a failure.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    events: u32,
     /// Prints the options and counts of every seed.
     #[arg(long)]
     verbose: bool,
@@ -95,7 +98,9 @@ impl Arguments {
             Faults::Eio => FaultMode::Eio,
             Faults::All => FaultMode::All,
         };
-        Options::of_seed(seed, self.ops, faults, plant)
+        let mut options = Options::of_seed(seed, self.ops, faults, plant);
+        options.events_kept = self.events as usize;
+        options
     }
 
     fn replay(&self, seed: u64) -> String {

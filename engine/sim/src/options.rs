@@ -158,6 +158,8 @@ pub struct Options {
     pub crash_in_recovery_eighths: u64,
     /// Errors per million device operations, in runs that have errors.
     pub error_ppm: u32,
+    /// Events kept for the report of a failure; changes nothing else.
+    pub events_kept: usize,
 }
 
 impl Options {
@@ -210,6 +212,7 @@ impl Options {
             power_loss_eighths: *random.pick(&[4, 6, 8]),
             crash_in_recovery_eighths: *random.pick(&[0, 1, 4]),
             error_ppm: *random.pick(&[100, 1_000, 20_000]),
+            events_kept: 60,
         }
     }
 }
@@ -230,8 +233,8 @@ fn members(random: &mut Random, shard_count: u16) -> Vec<DiskGeometry> {
 /// `share_bytes`: what each shard has of the pool; it needs some hundred buckets.
 fn format_sizes(random: &mut Random, share_bytes: u64) -> FormatSizes {
     let bucket_most = (share_bytes / 128).next_power_of_two().clamp(64 * KIB, MIB);
-    let bucket_bytes = (64 * KIB << random.below(5)).min(bucket_most);
-    let node_bytes = (16 * KIB << random.below(3)).min(bucket_bytes);
+    let bucket_bytes = ((64 * KIB) << random.below(5)).min(bucket_most);
+    let node_bytes = ((16 * KIB) << random.below(3)).min(bucket_bytes);
     let journal_bytes = *random.pick(&[MIB, MIB, 2 * MIB, 4 * MIB]);
     FormatSizes { bucket_bytes: bucket_bytes as u32, node_bytes: node_bytes as u32, journal_bytes }
 }

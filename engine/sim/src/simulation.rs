@@ -68,7 +68,8 @@ pub fn capture_panics() {
 pub fn run(options: &Options) -> SeedReport {
     PANIC.with(|slot| slot.borrow_mut().take());
     plant_engine(options.plant);
-    let world: Shared = Rc::new(RefCell::new(World::new(options.shard_count, options.faults)));
+    let world = World::new(options.shard_count, options.faults, options.events_kept);
+    let world: Shared = Rc::new(RefCell::new(world));
     let executor = Executor::new(options.seed, options.schedule);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut simulation = Simulation::new(options, &executor, &world);

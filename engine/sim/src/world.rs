@@ -55,9 +55,6 @@ struct Event {
     numbers: [u64; 3],
 }
 
-/// Events kept for the report of a failure.
-const EVENTS_KEPT: usize = 60;
-
 /// Model, record and verdict of a run.
 pub struct World {
     /// The model's clock and floors.
@@ -85,6 +82,7 @@ pub struct World {
     /// How often each named thing happened.
     pub marks: BTreeMap<&'static str, u64>,
     events: VecDeque<Event>,
+    events_kept: usize,
     digest: u64,
     faults: FaultMode,
 }
@@ -95,7 +93,7 @@ pub type Shared = Rc<RefCell<World>>;
 impl World {
     /// A world in which nothing has happened.
     #[must_use]
-    pub fn new(shard_count: u16, faults: FaultMode) -> Self {
+    pub fn new(shard_count: u16, faults: FaultMode, events_kept: usize) -> Self {
         Self {
             promises: Promises::new(shard_count),
             volumes: BTreeMap::new(),
@@ -109,7 +107,8 @@ impl World {
             unreadable: false,
             clients_running: 0,
             marks: BTreeMap::new(),
-            events: VecDeque::with_capacity(EVENTS_KEPT),
+            events: VecDeque::new(),
+            events_kept: events_kept.max(1),
             digest: 0,
             faults,
         }
@@ -122,7 +121,7 @@ impl World {
         };
         let head = mix(mix(self.digest, at_ns), u64::from(who) << 32 | what.len() as u64);
         self.digest = numbers.iter().fold(head, |hash, word| mix(hash, *word));
-        if self.events.len() == EVENTS_KEPT {
+        if self.events.len() == self.events_kept {
             self.events.pop_front();
         }
         self.events.push_back(Event { at_ns, who, what, numbers });

@@ -351,7 +351,7 @@ fn every_lie_breaks_the_rule_it_is_about() {
             }
             disk.power_loss();
             let bytes = read(&executor, &disk, 0, 65536);
-            *count += usize::from(bytes.iter().any(|byte| *byte == 0));
+            *count += usize::from(bytes.contains(&0));
         }
     }
     assert!(broken.iter().all(|count| *count > 0), "{broken:?}");

@@ -67,7 +67,8 @@ pub(crate) fn start(
         // Full: others have told already, and one is enough to end the daemon.
         let _ = fault_in.try_send(format!("core {core}: {fault}"));
     });
-    let seed = crate::pool::random_seed().map_err(|error| format!("/dev/urandom: {error}"))?;
+    let seed =
+        engine_embed::members::random_seed().map_err(|error| format!("/dev/urandom: {error}"))?;
     let members = devices.len();
     let plan = Arc::new(Plan {
         devices,

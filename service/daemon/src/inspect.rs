@@ -16,7 +16,7 @@ pub(crate) fn check(config: &Config) -> Vec<Problem> {
         }
     }
     if problems.is_empty() {
-        let wrong = crate::pool::check(&config.pool.devices).into_iter();
+        let wrong = engine_embed::members::check(&config.pool.devices).into_iter();
         problems.extend(wrong.map(|why| Problem::new("pool.devices", why)));
     }
     check_processors(config, &mut problems);

@@ -31,10 +31,10 @@ use crate::config::Config;
 use crate::exports::{Exports, SharedExports};
 use crate::metrics::scrape::Sources;
 use crate::metrics::server;
-use crate::pool::{self, Pool, uuid_text};
 use crate::serve::control::ControlLink;
 use crate::serve::link::Ask;
 use crate::{EXIT_FAILURE, inspect, notify};
+use engine_embed::members::{self, Pool, uuid_text};
 
 /// Threads for gRPC, metrics and control. Two: one may be in a long call to the kernel.
 const CONTROL_THREADS: usize = 2;
@@ -47,7 +47,7 @@ type Failure = String;
 
 /// Runs the daemon to its end.
 pub(crate) fn run(config: &Config) -> ExitCode {
-    let pool = match pool::open(&config.pool.devices) {
+    let pool = match members::open(&config.pool.devices) {
         Ok(pool) => pool,
         Err(problems) => {
             for problem in problems {

@@ -13,7 +13,6 @@ mod lifecycle;
 mod logging;
 mod metrics;
 mod notify;
-mod pool;
 mod serve;
 
 use std::io::Write as _;

@@ -18,7 +18,7 @@ use engine_store::pool::FormatOptions;
 use super::*;
 use crate::config::parse;
 use crate::exports::Exports;
-use crate::serve::pollers::QueuePoller;
+use engine_embed::poller::QueuePoller;
 
 const SHARDS: u16 = 4;
 

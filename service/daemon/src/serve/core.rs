@@ -20,7 +20,9 @@ use nvme_target::{Target, TargetCore};
 use super::admission::Admission;
 use super::backend::EngineBackend;
 use super::link::{Control, CoreLink, Hub, Message, ShardPeers, core_of};
-use super::pollers::{QueuePoller, TargetPoller};
+use engine_embed::poller::QueuePoller;
+
+use super::pollers::TargetPoller;
 use crate::exports::Volumes;
 use crate::metrics::device::{DeviceStats, MeasuredQueue};
 use crate::metrics::engine::CoreStats;

@@ -1,4 +1,4 @@
-//! What a core's reactor polls besides its mesh: a queue per device, and the NVMe/TCP target.
+//! What a core's reactor polls besides its mesh and its devices: the NVMe/TCP target.
 
 use std::cell::RefCell;
 use std::future::Future as _;
@@ -8,34 +8,11 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use engine_base::runtime::{LocalBoxFuture, Runtime as _};
-use engine_device::DeviceQueue;
 use engine_shard::{Handle, Poller};
 use nvme_target::{Backend, TargetCore};
 
 /// How often a core that shuts down looks whether its connections have ended.
 const DRAIN_LOOK_NS: u64 = 5_000_000;
-
-/// Polls a device queue.
-pub(crate) struct QueuePoller(pub(crate) Rc<dyn DeviceQueue>);
-
-impl Poller for QueuePoller {
-    fn poll(&self) -> usize {
-        self.0.poll()
-    }
-
-    fn wake_fd(&self) -> Option<RawFd> {
-        self.0.wake_fd()
-    }
-
-    fn prepare_to_sleep(&self) -> bool {
-        self.0.prepare_to_sleep()
-    }
-
-    fn end_turn(&self) {
-        // What the turn's tasks have submitted goes to the device before the core rests.
-        self.0.poll();
-    }
-}
 
 /// Polls the target's sockets, and wakes the core for its deadlines.
 pub(crate) struct TargetPoller<B: Backend> {

@@ -8,9 +8,10 @@ use crate::btree::{Found, Node, NodePin};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::Extent;
-use crate::journal::{Class, Holder, Record, RecordWriter};
+use crate::journal::{Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
+use crate::space::BucketKind;
 use crate::space::format::SummaryEntry;
 use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
 
@@ -62,8 +63,8 @@ impl Engine {
             if !self.leaves_for(&transaction, &mut nodes).await? {
                 continue;
             }
-            if !self.journal.has_room(bytes, Class::Normal) {
-                self.journal.admit(bytes, Class::Normal).await?;
+            if !self.journal.has_room(bytes, transaction.class) {
+                self.journal.admit(bytes, transaction.class).await?;
                 continue;
             }
             self.validate(&transaction)?;
@@ -130,7 +131,24 @@ impl Engine {
                 self.count_extent(&mut change, update.position, new, 1)?;
             }
         }
+        self.check_change(&change)?;
         Ok(change)
+    }
+
+    /// Refuses a change that the tables contradict: they and the index come from disk.
+    fn check_change(&self, change: &SpaceChange) -> Result<()> {
+        let tables = self.space.tables.borrow();
+        for (id, delta) in &change.buckets {
+            let state = tables.buckets.get(id).filter(|state| state.kind == BucketKind::Data);
+            let live = state.map_or(-1, |state| i64::from(state.live_blocks) + i64::from(*delta));
+            if !(0..=i64::from(self.space.data_blocks())).contains(&live) {
+                return Err(StoreError::corrupt(
+                    format!("bucket {} of member {}", id.1, id.0),
+                    format!("would hold {live} live blocks"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn count_extent(
@@ -205,8 +223,14 @@ impl Engine {
             }
             None => self.journal.append(&[Record::Delete { tree, level, position }]),
         }
-        node.apply(position, value, self.cache.next_tick());
+        self.change_node(node, position, value);
         self.dirty_node(node, seq);
+    }
+
+    /// Changes one key of a node in memory.
+    pub(crate) fn change_node(&self, node: &Node, position: Position, value: Option<Value>) {
+        let grown = node.apply(position, value, self.cache.next_tick());
+        self.cache.unwritten_bytes.set(self.cache.unwritten_bytes.get() + grown);
     }
 
     /// Notes that a node differs from its image on disk since entry `seq`.
@@ -228,7 +252,6 @@ impl Engine {
         tables.live_blocks = tables.live_blocks.wrapping_add_signed(i64::from(delta));
         let state = tables.bucket(id);
         state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
-        assert!(state.live_blocks <= self.space.bucket_blocks(), "live blocks of a bucket");
         self.dirty_bucket(&mut tables, id, seq);
         tables.drain_if_empty(id, seq);
     }

@@ -10,7 +10,7 @@ use engine_device::DeviceQueue;
 
 use crate::btree::{Cache, Node, NodePin};
 use crate::error::{Result, StoreError};
-use crate::journal::{Holder, Journal, Next};
+use crate::journal::{Class, Holder, Journal, Next};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
@@ -39,6 +39,8 @@ const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 const FLUSH_DELAY_NS: u64 = 1_000_000_000;
 /// Pinned things written out side by side.
 const RECLAIM_BATCH: usize = 16;
+/// Rounds of writing out before a close is content: each leaves only what the one before made dirty.
+const CLOSE_ROUNDS_MAX: u32 = 100_000;
 
 /// A counter in memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +71,8 @@ pub struct Engine {
     pub(crate) restarts: std::cell::Cell<u64>,
     pub(crate) replayed_keys: std::cell::Cell<u64>,
     pub(crate) replay_dropped: std::cell::Cell<u64>,
+    /// Copygc is emptying a bucket.
+    pub(crate) gc_active: std::cell::Cell<bool>,
     /// Something was committed: the flush timer should run.
     pub(crate) committed: Notify,
     /// Reclaim should look.
@@ -139,10 +143,20 @@ impl Engine {
     /// Those of `work` (nothing is changed then), and those of the commit.
     pub async fn transact<T>(
         &self,
+        work: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.transact_as(Class::Normal, work).await
+    }
+
+    /// [`Engine::transact`] with the journal space of `class`: what frees space must not wait for
+    /// what fills it.
+    pub(crate) async fn transact_as<T>(
+        &self,
+        class: Class,
         mut work: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let mut transaction = Transaction::new(self, false);
+            let mut transaction = Transaction::new(self, class, false);
             let result = match work(&mut transaction).await {
                 Ok(value) => self.commit(transaction).await.map(|()| value),
                 Err(error) => Err(error),
@@ -157,7 +171,7 @@ impl Engine {
     /// A transaction only to read. Its reads need not be of one instant; use
     /// [`Engine::transact`] where that matters.
     pub fn read(&self) -> Transaction<'_> {
-        Transaction::new(self, true)
+        Transaction::new(self, Class::Normal, true)
     }
 
     /// Makes all that was committed before the call durable, and the data it names.
@@ -173,13 +187,40 @@ impl Engine {
     /// # Errors
     /// When the flush fails.
     pub async fn close(&self) -> Result<()> {
-        let result = self.flush().await;
+        let result = match self.flush().await {
+            Ok(()) => self.write_out_all().await,
+            Err(error) => Err(error),
+        };
         self.journal.fail("the shard was closed");
+        self.wake_all();
+        result
+    }
+
+    /// Writes out everything that pins the journal, so that the next open has nothing to replay.
+    async fn write_out_all(&self) -> Result<()> {
+        for _ in 0..CLOSE_ROUNDS_MAX {
+            let holders = self.journal.holders_before(u64::MAX, RECLAIM_BATCH);
+            if holders.is_empty() {
+                break;
+            }
+            let written = holders.into_iter().map(|holder| self.release_pin(holder));
+            for result in futures::future::join_all(written).await {
+                match result {
+                    Ok(()) | Err(StoreError::Restart) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.config.runtime.yield_now().await;
+        }
+        self.flush().await
+    }
+
+    /// Wakes whoever waits for something that a stopped engine will never do.
+    fn wake_all(&self) {
         self.space.gc_wanted.notify_all();
         self.space.changed.notify_all();
         self.reclaim_wanted.notify_all();
         self.committed.notify_all();
-        result
     }
 
     /// Current value of a counter.
@@ -259,7 +300,10 @@ impl Engine {
                     work.await;
                     continue;
                 }
-                Next::Stop => return,
+                Next::Stop => {
+                    self.wake_all();
+                    return;
+                }
             };
             let members = &self.config.members;
             let roots = |writer: &mut crate::journal::RecordWriter<'_>| {
@@ -270,6 +314,7 @@ impl Engine {
                 }
             };
             if self.journal.write_entry(flush, false, members, roots).await.is_err() {
+                self.wake_all();
                 return;
             }
             self.release_flushed();
@@ -312,7 +357,7 @@ impl Engine {
             let written = holders.into_iter().map(|holder| self.release_pin(holder));
             for result in futures::future::join_all(written).await {
                 match result {
-                    Ok(()) | Err(StoreError::Restart) => {}
+                    Ok(()) | Err(StoreError::Restart | StoreError::ShuttingDown { .. }) => {}
                     Err(error) => {
                         self.journal.fail(&format!("write-out failed: {error}"));
                         return;
@@ -331,7 +376,7 @@ impl Engine {
         match holder {
             Holder::Node(id) => match self.cache.get(id) {
                 Some(node) => self.write_out(&node).await,
-                None => Ok(()),
+                None => Err(StoreError::corrupt("cache", format!("node {id} is dirty and gone"))),
             },
             Holder::NodeWriting(_) => Ok(()),
             Holder::Bucket(member, bucket) => self.checkpoint_bucket((member, bucket)).await,

@@ -12,15 +12,16 @@ use crate::error::{Result, StoreError};
 use crate::journal::format::{EntryInfo, HEADER_BYTES, JOURNAL_BLOCK, seal_entry};
 use crate::journal::{Record, RecordWriter};
 use crate::key::{Position, Tree};
-use crate::superblock::{self, JournalArea, Member, SHARDS_MAX, Superblock};
+use crate::superblock::{
+    self, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, JournalArea, Member, SHARDS_MAX, Superblock,
+};
 
 pub use crate::superblock::{ProbeError, probe};
 
 /// Least size of a member in bytes.
 pub const MEMBER_BYTES_MIN: u64 = 16 * MIB;
-/// Least journal of a shard in bytes: room for several entries and the reserves among them.
-const JOURNAL_BYTES_MIN: u64 = MIB;
-const JOURNAL_BYTES_MAX: u64 = 64 * MIB;
+/// Largest journal of a shard that is chosen without being asked for.
+const JOURNAL_BYTES_USUAL: u64 = 64 * MIB;
 
 /// How to make a pool. `None` fields are chosen from the sizes of the members.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +56,9 @@ pub async fn format(
     options: &FormatOptions,
 ) -> Result<Superblock> {
     let superblock = plan(members, options)?;
+    for member in members {
+        superblock::erase(&**member).await?;
+    }
     for shard in 0..superblock.shard_count() {
         write_empty_journal(members, &superblock, shard).await?;
     }
@@ -100,10 +104,10 @@ fn plan(members: &[Rc<dyn DeviceQueue>], options: &FormatOptions) -> Result<Supe
     let node_bytes = options.node_bytes.unwrap_or((bucket_bytes / 4).clamp(16 << 10, 256 << 10));
     let bucket = u64::from(bucket_bytes);
     let journal_bytes = options.journal_bytes.unwrap_or_else(|| {
-        (total / u64::from(shards) / 32).clamp(JOURNAL_BYTES_MIN, JOURNAL_BYTES_MAX)
+        (total / u64::from(shards) / 32).clamp(JOURNAL_BYTES_MIN, JOURNAL_BYTES_USUAL)
     });
-    if journal_bytes < JOURNAL_BYTES_MIN {
-        return invalid(format!("a journal of {journal_bytes} bytes: 1 MiB is the least"));
+    if !(JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&journal_bytes) {
+        return invalid(format!("a journal of {journal_bytes} bytes: use 1 MiB to 1 GiB"));
     }
     let journal_buckets = journal_bytes.div_ceil(bucket) as u32;
     let mut random = Random::new(options.uuid_seed[0] ^ options.uuid_seed[1].rotate_left(32));

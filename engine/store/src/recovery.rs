@@ -40,7 +40,8 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         shard: config.shard.0,
     };
     let ring_blocks = area.buckets * bucket_blocks;
-    let recovered = read_journal(&place, ring_blocks).await?;
+    let random = config.runtime.random_u64();
+    let recovered = read_journal(&place, ring_blocks, random).await?;
     let engine = Engine {
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered)),
         cache: Cache::new(cache_bytes),
@@ -53,6 +54,7 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         restarts: Cell::new(0),
         replayed_keys: Cell::new(0),
         replay_dropped: Cell::new(recovered.dropped),
+        gc_active: Cell::new(false),
         committed: Notify::default(),
         reclaim_wanted: Notify::default(),
         config,
@@ -162,7 +164,7 @@ impl Engine {
             for level in (0..=top).rev() {
                 for (position, (seq, value)) in overlay.remove(&(tree, level)).unwrap_or_default() {
                     let node = self.node_for(tree, level, position).await?;
-                    node.apply(position, value, self.cache.next_tick());
+                    self.change_node(&node, position, value);
                     self.replay_dirty(&node, seq);
                     self.replayed_keys.set(self.replayed_keys.get() + 1);
                 }

@@ -16,7 +16,7 @@ impl Engine {
         self.ensure_regions().await?;
         let unassigned = if self.shard().0 == 0 { self.unassigned_buckets().await? } else { 0 };
         let bucket_bytes = u64::from(self.superblock().bucket_bytes);
-        let available = self.space.available_blocks();
+        let available = self.space.available_blocks(self.cache.unwritten_bytes.get());
         let tables = self.space.tables.borrow();
         let data_buckets =
             tables.buckets.values().filter(|bucket| bucket.kind == BucketKind::Data).count() as u64;

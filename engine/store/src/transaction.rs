@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use crate::btree::NodePin;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::journal::Class;
 use crate::key::{Counter, Position, Tree, VALUE_BYTES_MAX, Value};
 
 /// Most changes of one transaction: bounds the journal space that a commit needs.
@@ -44,6 +45,8 @@ pub(crate) type Reads = Option<SmallVec<[ReadMark; 8]>>;
 /// A transaction being built.
 pub struct Transaction<'e> {
     pub(crate) engine: &'e Engine,
+    /// Whose journal space the commit may take.
+    pub(crate) class: Class,
     pub(crate) reads: Reads,
     /// Sorted by (tree, position), one per key.
     pub(crate) updates: SmallVec<[Update; 4]>,
@@ -52,9 +55,9 @@ pub struct Transaction<'e> {
 
 impl<'e> Transaction<'e> {
     /// A transaction to be committed, or one that only reads.
-    pub(crate) fn new(engine: &'e Engine, read_only: bool) -> Self {
+    pub(crate) fn new(engine: &'e Engine, class: Class, read_only: bool) -> Self {
         let reads = (!read_only).then(SmallVec::new);
-        Self { engine, reads, updates: SmallVec::new(), counters: SmallVec::new() }
+        Self { engine, class, reads, updates: SmallVec::new(), counters: SmallVec::new() }
     }
 
     /// The engine it belongs to.

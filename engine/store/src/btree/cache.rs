@@ -21,6 +21,8 @@ pub(crate) struct Cache {
     tick: Cell<u64>,
     /// Bytes that cached keys may take, roughly; leaves are evicted past it.
     pub(crate) bytes_max: Cell<usize>,
+    /// Bytes by which nodes have grown since they were written.
+    pub(crate) unwritten_bytes: Cell<u64>,
     pub(crate) hits: Cell<u64>,
     pub(crate) misses: Cell<u64>,
     pub(crate) evictions: Cell<u64>,
@@ -40,6 +42,7 @@ impl Cache {
             read_done: Notify::default(),
             tick: Cell::new(1),
             bytes_max: Cell::new(bytes_max),
+            unwritten_bytes: Cell::new(0),
             hits: Cell::new(0),
             misses: Cell::new(0),
             evictions: Cell::new(0),

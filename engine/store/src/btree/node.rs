@@ -35,6 +35,8 @@ pub(crate) struct Body {
     pub(crate) keys: Keys,
     /// Bytes that the live keys take in a bset.
     pub(crate) live_bytes: usize,
+    /// Bytes by which the keys have grown since the last write-out began.
+    pub(crate) grown_bytes: u64,
     /// Keys changed since the last write-out began.
     pub(crate) dirty: BTreeSet<Position>,
     /// Journal entry that the dirty keys pin.
@@ -78,6 +80,7 @@ impl Node {
         let body = Body {
             keys,
             live_bytes,
+            grown_bytes: 0,
             dirty: BTreeSet::new(),
             dirty_seq: None,
             writing_seq: None,
@@ -163,8 +166,9 @@ impl Node {
         body.dirty_seq.is_some() || body.writing_seq.is_some()
     }
 
-    /// Changes one key in memory; `sequence` numbers the change. The caller journals it and pins.
-    pub(crate) fn apply(&self, position: Position, value: Option<Value>, sequence: u64) {
+    /// Changes one key in memory; `sequence` numbers the change. The caller journals it and pins. Gives
+    /// the bytes by which the node has grown.
+    pub(crate) fn apply(&self, position: Position, value: Option<Value>, sequence: u64) -> u64 {
         assert!(position >= self.min && position <= self.max && !self.dead.get());
         self.lock.change(sequence);
         let mut body = self.body.borrow_mut();
@@ -175,7 +179,10 @@ impl Node {
         };
         let old_bytes = old.as_ref().map_or(0, |old| format::key_bytes(old.len()));
         body.live_bytes = body.live_bytes + new_bytes - old_bytes;
+        let grown = new_bytes.saturating_sub(old_bytes) as u64;
+        body.grown_bytes += grown;
         body.dirty.insert(position);
+        grown
     }
 }
 

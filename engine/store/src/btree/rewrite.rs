@@ -10,7 +10,7 @@ use super::writeout::Taken;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::journal::{Class, Holder, RecordWriter};
-use crate::key::{Position, Value};
+use crate::key::{Position, VALUE_BYTES_MAX, Value};
 use crate::six::IntentGuard;
 use crate::space::SlotAllocation;
 
@@ -33,8 +33,6 @@ struct Old<'n> {
 
 /// Bytes that a bucket slot record takes, with room to spare.
 const SLOT_RECORD_BYTES: usize = 16;
-/// Most pieces of one rewrite: a node is written out long before it has grown to this.
-const PIECES_MAX: usize = 64;
 
 impl Engine {
     /// Replaces `node`, possibly with a neighbour, by freshly written nodes.
@@ -77,6 +75,9 @@ impl Engine {
             return None;
         }
         let parent = self.parent_of(node).ok()?;
+        if parent.lock.intent_held() {
+            return None;
+        }
         let body = parent.body.borrow();
         let right = body.keys.range(node.max.successor()..).next();
         let left = body.keys.range(..node.max).next_back();
@@ -101,8 +102,8 @@ impl Engine {
         let node_bytes = self.superblock().node_bytes as usize;
         let live: usize = olds.iter().map(|old| old.node.body.borrow().live_bytes).sum();
         let count = if live <= node_bytes * 3 / 4 { 1 } else { live.div_ceil(node_bytes / 2) };
-        assert!(count <= PIECES_MAX);
-        let goal = live.div_ceil(count);
+        // A piece is at most this long, or one key: what does not fit makes one piece more.
+        let goal = live.div_ceil(count).max(key_bytes(VALUE_BYTES_MAX));
         let (min, max) = (olds[0].node.min, olds[olds.len() - 1].node.max);
         let mut pieces = Vec::with_capacity(count);
         let mut keys = Vec::new();
@@ -113,7 +114,6 @@ impl Engine {
                 // A piece ends at a key, so that in interior nodes no child's range is cut.
                 if let Some(end) = keys.last().map(|(position, _): &(Position, Value)| *position)
                     && bytes + more > goal
-                    && pieces.len() + 1 < count
                 {
                     pieces.push(self.new_piece(start, end, std::mem::take(&mut keys)));
                     (bytes, start) = (0, end.successor());
@@ -170,23 +170,25 @@ impl Engine {
         let bytes = (olds.len() + pieces) * each;
         loop {
             self.journal.admit(bytes, Class::Reclaim).await?;
+            if let Some(old) = olds.iter().find(|old| !old.node.lock.can_change()) {
+                old.node.lock.released().await;
+                continue;
+            }
             if self.is_root(olds[0].node) {
                 return Ok(None);
             }
             let parent = self.parent_of(olds[0].node)?;
-            // Joined nodes must still have one parent: it may have been split meanwhile.
-            let same =
-                olds.iter().all(|old| parent.min <= old.node.min && old.node.max <= parent.max);
-            if !same {
+            // Joined nodes must still have one parent: it may have been split meanwhile. And a parent
+            // that is being split is cut at keys which a join would take away.
+            let within = |old: &Old<'_>| parent.min <= old.node.min && old.node.max <= parent.max;
+            if !olds.iter().all(within) {
                 return Err(crate::StoreError::Restart);
             }
-            if !parent.lock.can_change() {
+            if !parent.lock.can_change() || (olds.len() > 1 && parent.lock.intent_held()) {
                 parent.lock.released().await;
-            } else if let Some(old) = olds.iter().find(|old| !old.node.lock.can_change()) {
-                old.node.lock.released().await;
-            } else {
-                return Ok(Some(parent));
+                continue;
             }
+            return Ok(Some(parent));
         }
     }
 
@@ -199,10 +201,12 @@ impl Engine {
         let mut keys = Keys::new();
         let mut dirty = std::collections::BTreeSet::new();
         let mut dirty_seq: Option<u64> = None;
+        let mut grown_bytes = 0;
         for old in &olds {
             let mut body = old.node.body.borrow_mut();
             keys.append(&mut body.keys);
             dirty.append(&mut body.dirty);
+            grown_bytes += body.grown_bytes;
             if let Some(seq) = body.dirty_seq.take() {
                 self.journal.unpin(seq, Holder::Node(old.node.id));
                 dirty_seq = Some(dirty_seq.map_or(seq, |oldest| oldest.min(seq)));
@@ -235,6 +239,7 @@ impl Engine {
         }
         assert!(keys.is_empty() && dirty.is_empty());
         news.reverse();
+        news[0].body.borrow_mut().grown_bytes = grown_bytes;
         for new in &news {
             self.cache.insert(new);
         }
@@ -257,6 +262,7 @@ impl Engine {
             }
             self.cache.remove(old.node);
             self.journal.unpin(old.taken.seq, Holder::NodeWriting(old.node.id));
+            self.note_written(old.taken.grown_bytes);
         }
         self.cache.rewrites.set(self.cache.rewrites.get() + 1);
         if joined {
@@ -280,4 +286,5 @@ impl Engine {
     }
 }
 
-const _: () = assert!(BSET_HEADER_BYTES < 4096);
+// The longest piece (half of the smallest node, see cut_pieces) fits its node.
+const _: () = assert!(BSET_HEADER_BYTES + 8 * 1024 + key_bytes(VALUE_BYTES_MAX) <= 16 * 1024);

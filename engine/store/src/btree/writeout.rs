@@ -20,6 +20,7 @@ use crate::planted::{self, Bug};
 pub(crate) struct Taken {
     pub(crate) positions: BTreeSet<Position>,
     pub(crate) seq: u64,
+    pub(crate) grown_bytes: u64,
 }
 
 impl Engine {
@@ -70,13 +71,15 @@ impl Engine {
         let seq = seq.unwrap_or_else(|| self.journal.seq());
         body.writing_seq = Some(seq);
         self.journal.pin(seq, Holder::NodeWriting(node.id));
-        Taken { positions, seq }
+        let grown_bytes = std::mem::take(&mut body.grown_bytes);
+        Taken { positions, seq, grown_bytes }
     }
 
     /// Puts back what [`Engine::take_dirty`] took: the write-out failed.
     pub(crate) fn restore_dirty(&self, node: &Node, taken: Taken) {
         let mut body = node.body.borrow_mut();
         body.dirty.extend(taken.positions);
+        body.grown_bytes += taken.grown_bytes;
         body.writing_seq = None;
         self.journal.unpin(taken.seq, Holder::NodeWriting(node.id));
         if let Some(seq) = body.dirty_seq.take() {
@@ -135,8 +138,15 @@ impl Engine {
             self.apply_at(&parent, node.max, Some(pointer));
         }
         self.journal.unpin(taken.seq, Holder::NodeWriting(node.id));
+        self.note_written(taken.grown_bytes);
         self.cache.appends.set(self.cache.appends.get() + 1);
         Ok(())
+    }
+
+    /// Growth that is in nodes on disk now is no longer to come.
+    pub(crate) fn note_written(&self, grown_bytes: u64) {
+        let left = self.cache.unwritten_bytes.get().saturating_sub(grown_bytes);
+        self.cache.unwritten_bytes.set(left);
     }
 
     /// Waits until the parent of `node` may be changed by one pointer; the change must follow in the

@@ -13,6 +13,8 @@ pub(crate) const JOURNAL_BLOCK: usize = 4096;
 pub(crate) const HEADER_BYTES: usize = size_of::<EntryHeader>();
 /// Longest entry in bytes, header included.
 pub(crate) const ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Largest sequence number: an entry a microsecond for centuries; node ids are these times 2^20.
+pub(crate) const SEQ_MAX: u64 = 1 << 43;
 /// "CAIRNJE" and the version of the layout, 0.
 const MAGIC: [u8; 8] = *b"CAIRNJE\0";
 const FLAG_FLUSH: u8 = 1;
@@ -231,7 +233,10 @@ pub(crate) fn parse_entry(
     if whole > ENTRY_BYTES_MAX || whole > bytes.len() {
         return None;
     }
-    if checksum(&bytes[..whole], ring_offset) != header.crc.get() {
+    if checksum(&bytes[..whole], ring_offset) != header.crc.get()
+        || header.seq.get() > SEQ_MAX
+        || header.last_seq.get() > header.seq.get()
+    {
         return None;
     }
     let info = EntryInfo {

@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use engine_device::QueueExt;
 use engine_memory::Buffer;
 
-use super::format::{ENTRY_BYTES_MAX, EntryInfo, JOURNAL_BLOCK, Record, parse_entry, records};
+use super::format::{
+    ENTRY_BYTES_MAX, EntryInfo, JOURNAL_BLOCK, Record, SEQ_MAX, parse_entry, records,
+};
 use super::ring::Placed;
 use super::writer::Place;
 use crate::error::{Result, StoreError};
 use crate::planted::{self, Bug};
 
-/// How far sequence numbers jump at a recovery, past the newest one seen: entries that were never
-/// seen because the device lost them have smaller numbers.
+/// How far sequence numbers jump at a recovery, past the newest one seen: at least this, and up to
+/// [`SEQ_JUMP_RANDOM`] more, so that numbers of entries and nodes which the device lost unseen are not
+/// given again.
 const SEQ_JUMP: u64 = 64;
+const SEQ_JUMP_RANDOM: u64 = 1 << 16;
 /// Bytes of the ring read by one command.
 const READ_BYTES: usize = 1 << 20;
 
@@ -48,7 +52,7 @@ struct Found {
 /// # Errors
 /// When the device fails, when there is no flush entry at all, or when an entry is missing that a
 /// later flush entry proves to have been durable.
-pub(crate) async fn recover(place: &Place, ring_blocks: u32) -> Result<Recovered> {
+pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Result<Recovered> {
     let found = scan(place, ring_blocks).await?;
     let shard = place.shard;
     let newest = found
@@ -63,6 +67,9 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32) -> Result<Recovered
     let mut blacklist = Vec::new();
     for record in records(&newest.records) {
         if let Record::Blacklist { first, last } = record? {
+            if first > last || last > SEQ_MAX + 2 * SEQ_JUMP_RANDOM {
+                return Err(StoreError::corrupt("journal", "a blacklist range makes no sense"));
+            }
             blacklist.push((first, last));
         }
     }
@@ -88,7 +95,7 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32) -> Result<Recovered
         entries.push(ReplayEntry { seq, records: entry.records.clone() });
         seq += 1;
     }
-    let next_seq = max_seen + SEQ_JUMP;
+    let next_seq = max_seen + SEQ_JUMP + random % SEQ_JUMP_RANDOM;
     blacklist.retain(|(_, last)| *last >= last_seq);
     blacklist.push((flush_seq + 1, next_seq - 1));
     let dropped = found.keys().filter(|seq| **seq > flush_seq).count() as u64;

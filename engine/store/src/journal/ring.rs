@@ -57,10 +57,11 @@ impl Ring {
         first + second
     }
 
-    /// Whether an entry of `blocks` has room.
-    pub(crate) fn fits(&self, blocks: u32) -> bool {
+    /// Blocks that are free after an entry of `blocks` was placed; `None`: it has no room. A run that
+    /// is too short for it is lost until the ring comes round.
+    pub(crate) fn free_after(&self, blocks: u32) -> Option<u32> {
         let (first, second) = self.free_runs();
-        blocks <= first || blocks <= second
+        if blocks <= first { Some(first - blocks + second) } else { second.checked_sub(blocks) }
     }
 
     /// Places an entry. `None`: no room.
@@ -93,7 +94,7 @@ mod tests {
         let mut live: VecDeque<Placed> = VecDeque::new();
         for seq in 1..20_000 {
             let blocks = random.range(1, 9) as u32;
-            let fits = ring.fits(blocks);
+            let fits = ring.free_after(blocks).is_some();
             match ring.place(seq, blocks) {
                 None => {
                     assert!(!fits);

@@ -277,14 +277,29 @@ impl Journal {
 
     /// Whether entries should be unpinned: the pins to work on are those older than the result.
     pub(crate) fn reclaim_before(&self) -> Option<u64> {
-        let state = self.state.borrow();
-        let used = state.ring.blocks() - state.ring.free();
+        let mut state = self.state.borrow_mut();
         let oldest = state.pins.oldest()?;
+        if state.blacklist.len() > BLACKLIST_MAX / 2 {
+            // Ranges leave the list when nothing older is needed any more.
+            let past = state.blacklist[state.blacklist.len() / 2].1 + 1;
+            if oldest < past {
+                return Some(past);
+            }
+        }
+        let used = state.ring.blocks() - state.ring.free();
         if used * 2 < state.ring.blocks() && !state.want_space {
             return None;
         }
+        let (needed, all) = (state.seq - oldest, state.seq - state.durable_last_seq);
+        if needed * 2 < all && !state.want_space {
+            // Enough is unpinned: a flush entry that says so gives the space back.
+            state.want_space = true;
+            drop(state);
+            self.work.notify_all();
+            return None;
+        }
         // Half of what lies between the oldest pin and now, at least one entry.
-        Some(oldest + (state.seq - oldest).div_ceil(2).max(1))
+        Some(oldest + needed.div_ceil(2).max(1))
     }
 
     /// Up to `most` holders that pin entries older than `before`.
@@ -343,7 +358,7 @@ impl Journal {
         for (first, last) in &state.blacklist {
             RecordWriter(&mut entry).push(&Record::Blacklist { first: *first, last: *last });
         }
-        assert!(entry.len() - records_end <= TRAILER_BYTES);
+        assert!(entry.len() - records_end <= TRAILER_BYTES, "too many recoveries in a row");
         let blocks = entry.len().div_ceil(JOURNAL_BLOCK) as u32;
         let Some(placed) = state.ring.place(seq, blocks) else {
             unreachable!("admission keeps room in the ring for the entry being filled");
@@ -418,7 +433,7 @@ impl State {
             Class::Normal => self.ring.blocks() / 4,
             Class::Reclaim => self.ring.blocks() / 16,
         };
-        self.ring.free() >= blocks + keep && self.ring.fits(blocks)
+        self.ring.free_after(blocks).is_some_and(|left| left >= keep)
     }
 }
 

@@ -79,12 +79,16 @@ impl Drop for SlotAllocation {
 }
 
 impl Space {
-    /// Free buckets that data must leave alone.
+    /// Free buckets that must be left alone. Copygc may take the last one: what it moves there comes
+    /// back as a whole bucket. So the index leaves it one while it has none open.
     fn keep(&self, kind: BucketKind, point: WritePoint) -> usize {
         match (kind, point) {
-            (BucketKind::Data, WritePoint::Data) => KEEP_FOR_MOVED + self.keep_for_index(),
-            (BucketKind::Data, WritePoint::Moved) => self.keep_for_index(),
-            _ => 0,
+            (BucketKind::Data, WritePoint::Data) => self.keep_for_others(),
+            (BucketKind::Data, WritePoint::Moved) => 0,
+            _ => {
+                let open = self.tables.borrow().open[WritePoint::Moved as usize].is_some();
+                usize::from(!open)
+            }
         }
     }
 
@@ -110,20 +114,17 @@ impl Engine {
         blocks: u32,
         reservation: &mut Reservation,
     ) -> Result<Allocation> {
-        reservation.take(blocks);
+        assert!(u64::from(blocks) <= reservation.left(), "allocates more than was reserved");
         loop {
             if let Some(allocation) = self.allocate_here(point, blocks) {
-                reservation.put_back(blocks - allocation.blocks);
+                reservation.take(allocation.blocks);
                 return Ok(allocation);
             }
             let class = match point {
                 WritePoint::Data => Class::Normal,
                 WritePoint::Moved => Class::Reclaim,
             };
-            if let Err(error) = self.open_bucket(BucketKind::Data, point, class).await {
-                reservation.put_back(blocks);
-                return Err(error);
-            }
+            self.open_bucket(BucketKind::Data, point, class).await?;
         }
     }
 
@@ -169,7 +170,7 @@ impl Engine {
                 self.open_free_bucket(kind, point);
                 return Ok(());
             }
-            self.make_space().await?;
+            self.make_space(kind, point).await?;
         }
     }
 
@@ -208,25 +209,31 @@ impl Engine {
     }
 
     /// Does what can be done for more free buckets, and waits for some of it.
-    async fn make_space(&self) -> Result<()> {
+    async fn make_space(&self, kind: BucketKind, point: WritePoint) -> Result<()> {
         self.space.allocation_waits.set(self.space.allocation_waits.get() + 1);
+        // Taken before anything is waited for, so that nothing that becomes free is missed.
+        let changed = self.space.changed.notified();
         if self.acquire_region().await? {
             return Ok(());
         }
-        let draining = {
-            let tables = self.space.tables.borrow();
-            !tables.draining.is_empty() || !tables.slots_draining.is_empty()
-        };
-        if draining {
+        if self.space.is_draining() {
             self.journal.flush().await?;
-            if self.release_flushed() {
-                return Ok(());
-            }
+            self.release_flushed();
+            return Ok(());
         }
-        let changed = self.space.changed.notified();
+        if let Some(error) = self.stopped() {
+            return Err(error);
+        }
+        let client = kind == BucketKind::Data && point == WritePoint::Data;
+        if client && !self.gc_active.get() && self.gc_victim().is_none() {
+            return Err(StoreError::NoSpace {
+                needed_bytes: u64::from(self.superblock().bucket_bytes),
+                available_bytes: 0,
+            });
+        }
         self.space.gc_wanted.notify_all();
         changed.await;
-        Ok(())
+        self.stopped().map_or(Ok(()), Err)
     }
 
     /// Makes free what was emptied by entries that are durable by now.

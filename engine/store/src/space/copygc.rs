@@ -19,10 +19,13 @@ use super::{Allocation, WritePoint};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent};
+use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
 
 /// Free buckets above what data must leave alone at which copygc starts: room to work ahead.
 const START_ABOVE: usize = 2;
+/// Time until a bucket that could not be emptied is tried again.
+const STUCK_RETRY_NS: u64 = 1_000_000_000;
 
 impl Engine {
     /// Runs copygc until the engine stops.
@@ -33,18 +36,37 @@ impl Engine {
             if self.stopped().is_some() {
                 return;
             }
-            let victim = if self.gc_needed() { self.gc_victim() } else { None };
+            let needed = self.gc_needed();
+            let victim = if needed { self.gc_victim() } else { None };
             let Some(victim) = victim else {
-                wanted.await;
+                if needed && self.forgive_stuck() {
+                    // A device that failed may be well again; who waits learns of it either way.
+                    self.config.runtime.sleep(STUCK_RETRY_NS).await;
+                } else {
+                    wanted.await;
+                }
                 continue;
             };
-            match self.empty_bucket(victim).await {
+            self.gc_active.set(true);
+            let emptied = self.empty_bucket(victim).await;
+            self.gc_active.set(false);
+            match emptied {
                 Ok(()) => {}
                 Err(StoreError::ShuttingDown { .. }) => return,
                 Err(_) => self.space.tables.borrow_mut().bucket(victim).stuck = true,
             }
             self.space.changed.notify_all();
         }
+    }
+
+    /// Lets buckets that could not be emptied be tried again. Says whether there were any.
+    fn forgive_stuck(&self) -> bool {
+        let mut tables = self.space.tables.borrow_mut();
+        let mut any = false;
+        for bucket in tables.buckets.values_mut() {
+            any |= std::mem::take(&mut bucket.stuck);
+        }
+        any
     }
 
     /// Whether free buckets run low and no region is to be had.
@@ -55,7 +77,7 @@ impl Engine {
     }
 
     /// The data bucket with the fewest live blocks that is worth emptying.
-    fn gc_victim(&self) -> Option<BucketId> {
+    pub(super) fn gc_victim(&self) -> Option<BucketId> {
         let worth = self.space.data_blocks();
         let tables = self.space.tables.borrow();
         tables
@@ -106,8 +128,11 @@ impl Engine {
     ) -> Result<()> {
         for entry in entries {
             let start = entry.end.saturating_sub(u64::from(entry.blocks));
-            let last =
-                Position::new(entry.inode, entry.end + u64::from(EXTENT_BLOCKS_MAX), u32::MAX);
+            let last = Position::new(
+                entry.inode,
+                entry.end.saturating_add(u64::from(EXTENT_BLOCKS_MAX)),
+                u32::MAX,
+            );
             let mut from = Position::new(entry.inode, start + 1, 0);
             while self.still_lives(id, generation)
                 && let Some((position, value)) = self.read().next(Tree::Extents, from, last).await?
@@ -158,7 +183,7 @@ impl Engine {
             let end = Position { offset: position.offset - left, ..position };
             moved.push((end, part, allocation));
         }
-        self.transact(async |transaction| {
+        self.transact_as(Class::Reclaim, async |transaction| {
             if transaction.get(Tree::Extents, position).await?.as_ref() != Some(value) {
                 return Ok(());
             }

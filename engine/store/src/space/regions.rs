@@ -6,6 +6,7 @@ use engine_base::runtime::LocalBoxFuture;
 use crate::api::Region;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
 use crate::space::BucketKind;
 
@@ -99,7 +100,7 @@ impl Engine {
     pub async fn region_acquire(&self, shard: ShardId) -> Result<Option<Region>> {
         let owner = Value::from_slice(&shard.0.to_le_bytes());
         let region = self
-            .transact(async |transaction| {
+            .transact_as(Class::Reclaim, async |transaction| {
                 for member in 0..self.space.superblock.members.len() as u8 {
                     let mut next = 0;
                     let last = Position::new(u64::from(member), u64::MAX, 0);

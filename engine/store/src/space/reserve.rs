@@ -22,17 +22,16 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    pub(super) fn take(&mut self, blocks: u32) {
-        let blocks = u64::from(blocks);
-        assert!(blocks <= self.blocks, "allocates more than was reserved");
-        self.blocks -= blocks;
-        // From here on they count as pending (see Allocation), then as live.
-        self.space.tables.borrow_mut().reserved_blocks -= blocks;
+    /// Data blocks left.
+    pub(super) fn left(&self) -> u64 {
+        self.blocks
     }
 
-    pub(super) fn put_back(&mut self, blocks: u32) {
-        self.blocks += u64::from(blocks);
-        self.space.tables.borrow_mut().reserved_blocks += u64::from(blocks);
+    /// The blocks count as pending from here on (see Allocation), then as live.
+    pub(super) fn take(&mut self, blocks: u32) {
+        let blocks = u64::from(blocks);
+        self.blocks -= blocks;
+        self.space.tables.borrow_mut().reserved_blocks -= blocks;
     }
 }
 
@@ -55,11 +54,15 @@ impl Space {
         usable * u64::from(self.data_blocks())
     }
 
-    /// Data blocks that can be granted now.
-    pub(crate) fn available_blocks(&self) -> u64 {
+    /// Data blocks that can be granted now. `unwritten_bytes`: what keys in memory will need in nodes
+    /// beyond what is written; twice, since a split leaves nodes half full.
+    pub(crate) fn available_blocks(&self, unwritten_bytes: u64) -> u64 {
+        let kept = self.keep_for_index() as u64 * u64::from(self.bucket_blocks());
+        let growth = (2 * unwritten_bytes).div_ceil(BLOCK_SIZE).saturating_sub(kept);
         let capacity = self.capacity_blocks();
         let tables = self.tables.borrow();
-        capacity.saturating_sub(tables.live_blocks + tables.pending_blocks + tables.reserved_blocks)
+        let used = tables.live_blocks + tables.pending_blocks + tables.reserved_blocks;
+        capacity.saturating_sub(used + growth)
     }
 }
 
@@ -85,7 +88,7 @@ impl Engine {
             if let Some(error) = self.stopped() {
                 return Err(error);
             }
-            let available = self.space.available_blocks();
+            let available = self.space.available_blocks(self.cache.unwritten_bytes.get());
             if available >= needed {
                 self.space.tables.borrow_mut().reserved_blocks += blocks + index_blocks;
                 return Ok(Reservation { space: Rc::clone(&self.space), blocks, index_blocks });

@@ -180,6 +180,12 @@ impl Space {
         out.push(("copygc_summary_misses", self.summary_misses.get()));
     }
 
+    /// Whether something was emptied that is not durable yet.
+    pub(crate) fn is_draining(&self) -> bool {
+        let tables = self.tables.borrow();
+        !tables.draining.is_empty() || !tables.slots_draining.is_empty()
+    }
+
     /// Blocks of a bucket.
     pub(crate) fn bucket_blocks(&self) -> u32 {
         self.superblock.bucket_bytes / 4096

@@ -12,6 +12,10 @@ pub const SUPERBLOCK_BYTES: usize = 64 * 1024;
 pub const MEMBERS_MAX: usize = 255;
 /// Most shards of a pool.
 pub const SHARDS_MAX: u16 = 256;
+/// Least journal of a shard in bytes: room for several entries and the reserves among them.
+pub const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+/// Largest journal of a shard in bytes: recovery reads it whole.
+pub const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 /// "CAIRNPL\0"
 const MAGIC: [u8; 8] = *b"CAIRNPL\0";
 /// Version of this layout.
@@ -344,13 +348,24 @@ impl Superblock {
             }
         }
         for journal in &self.journals {
+            let bytes = u64::from(journal.buckets) * u64::from(bucket);
             if usize::from(journal.member) >= self.members.len()
-                || journal.buckets == 0
+                || !(JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&bytes)
                 || journal.first_bucket < self.head_buckets()
                 || u64::from(journal.first_bucket) + u64::from(journal.buckets)
                     >= u64::from(self.member_buckets(journal.member))
             {
-                return bad("a journal lies outside its member");
+                return bad("a journal lies outside its member or its size is out of range");
+            }
+        }
+        let overlap = |one: &JournalArea, other: &JournalArea| {
+            one.member == other.member
+                && one.first_bucket < other.first_bucket + other.buckets
+                && other.first_bucket < one.first_bucket + one.buckets
+        };
+        for (index, journal) in self.journals.iter().enumerate() {
+            if self.journals[..index].iter().any(|other| overlap(journal, other)) {
+                return bad("two journals overlap");
             }
         }
         Ok(())

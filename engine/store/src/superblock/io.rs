@@ -45,21 +45,7 @@ pub async fn probe(
             Ok(())
         }
     };
-    // The last copy lies at the end of the part in use, which only a valid copy tells; a device of
-    // the usual kind is used to its last whole 64 MiB or less, so try the sizes a bucket allows.
-    let [first, second, _] = Superblock::copy_offsets(info.size_bytes.max(1 << 20));
-    let mut offsets = vec![first, second];
-    for bucket_log2 in 16..=26 {
-        let used = info.size_bytes >> bucket_log2 << bucket_log2;
-        let last = used.saturating_sub(SUPERBLOCK_BYTES as u64);
-        if used >= 8 << bucket_log2 && !offsets.contains(&last) {
-            offsets.push(last);
-        }
-    }
-    for offset in offsets {
-        if offset + SUPERBLOCK_BYTES as u64 > info.size_bytes {
-            continue;
-        }
+    for offset in places(info.size_bytes) {
         let buffer = Buffer::try_new(SUPERBLOCK_BYTES).map_err(StoreError::from)?;
         let found = match device.read(offset, buffer).await {
             Ok(bytes) => Superblock::decode(&bytes, offset),
@@ -72,6 +58,33 @@ pub async fn probe(
         device: info.name.clone(),
         why: reasons.into_iter().next().unwrap_or_else(|| "too small".to_owned()),
     })
+}
+
+/// Every place where a copy may lie. The last copy lies at the end of the part in use, which only a
+/// valid copy tells: a device is used in whole buckets, so each bucket size gives one place.
+fn places(size_bytes: u64) -> Vec<u64> {
+    let copy = SUPERBLOCK_BYTES as u64;
+    let mut offsets = vec![copy, 2 * copy];
+    for bucket_log2 in 16..=26 {
+        let last = (size_bytes >> bucket_log2 << bucket_log2).saturating_sub(copy);
+        if !offsets.contains(&last) {
+            offsets.push(last);
+        }
+    }
+    offsets.retain(|offset| *offset > 0 && offset + copy <= size_bytes);
+    offsets
+}
+
+/// Makes every copy on a device unreadable, durably: before it becomes a member anew.
+///
+/// # Errors
+/// When the device fails.
+pub async fn erase(device: &dyn DeviceQueue) -> Result<()> {
+    let zeroes = Buffer::try_new(SUPERBLOCK_BYTES)?.freeze();
+    for offset in places(device.info().size_bytes) {
+        device.write(offset, IoVec::from_iter([zeroes.clone()]), false).await?;
+    }
+    Ok(device.flush().await?)
 }
 
 /// Writes all copies of `superblock` to member `index`, each durable before the next is touched.

@@ -7,5 +7,8 @@
 mod format;
 mod io;
 
-pub use format::{JournalArea, MEMBERS_MAX, Member, SHARDS_MAX, SUPERBLOCK_BYTES, Superblock};
-pub use io::{ProbeError, probe, write};
+pub use format::{
+    JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, JournalArea, MEMBERS_MAX, Member, SHARDS_MAX,
+    SUPERBLOCK_BYTES, Superblock,
+};
+pub use io::{ProbeError, erase, probe, write};

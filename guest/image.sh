@@ -72,6 +72,8 @@ add_programs() {
     for program in modprobe lsmod; do
         ln -sf kmod "$tree/usr/bin/$program"
     done
+    # Where the kernel looks when it needs a module itself, as crc32c for digests.
+    ln -sf ../usr/bin/kmod "$tree/sbin/modprobe"
     # What is opened by name at run time: threads of glibc, engines of fio.
     for plugin in /lib/x86_64-linux-gnu/libgcc_s.so.1 /lib/x86_64-linux-gnu/libnss_files.so.2; do
         if [ -e "$plugin" ]; then

@@ -47,7 +47,7 @@ guest_main() {
     device=$(wait_for_device "$nqn" 2)
     fio_verify "$device" 16m
     fio_verify "$device" 64m --bs=256k --iodepth=4
-    blkdiscard "$device"
+    blkdiscard --force "$device"
     cmp -n $((16 << 20)) "$device" /dev/zero || fail "discarded blocks are not zero"
     nvme disconnect -n "$nqn"
     expect_clean_kernel_log "$from"

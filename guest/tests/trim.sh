@@ -60,7 +60,7 @@ guest_main() {
     host remember trimmed
     host freed full trimmed 190
     step "discard the whole device; it reads as zeroes"
-    blkdiscard "$device"
+    blkdiscard --force "$device"
     nvme flush "$device"
     host remember discarded
     cmp -n $((64 << 20)) "$device" /dev/zero || fail "discarded blocks are not zero"

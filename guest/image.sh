@@ -147,5 +147,7 @@ if [ ! -e "$image/initramfs.cpio" ]; then
     mkdir -p "$image.new"
     build_image "$package" "$image.new"
     mv "$image.new" "$image"
+    # An older image of the same kernel is of no use any more.
+    find "$cache" -maxdepth 1 -name "$package-*" ! -path "$image" -exec rm -r {} +
 fi
 say "$image"

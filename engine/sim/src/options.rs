@@ -186,6 +186,12 @@ impl Options {
             .collect();
         let least_trees = u64::from(volume_count == 0);
         let operations_per_crash = *random.pick(&[20, 100, 400, 2000]);
+        let (mut volume_mix, mut tree_mix) = (volume_mix(random), tree_mix(random));
+        // Nobody flushes: the journal goes on for long without a flush entry.
+        let quiet = random.chance(1, 5);
+        if quiet {
+            (volume_mix.flush, volume_mix.fua, volume_mix.resize, tree_mix.sync) = (0, 0, 0, 0);
+        }
         Self {
             seed,
             operations,
@@ -205,9 +211,9 @@ impl Options {
             ]),
             volumes,
             trees: random.range(least_trees, 3) as u32,
-            administration: random.chance(1, 2),
-            volume_mix: volume_mix(random),
-            tree_mix: tree_mix(random),
+            administration: !quiet && random.chance(1, 2),
+            volume_mix,
+            tree_mix,
             operations_per_crash,
             power_loss_eighths: *random.pick(&[4, 6, 8]),
             crash_in_recovery_eighths: *random.pick(&[0, 1, 4]),

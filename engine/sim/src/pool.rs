@@ -93,7 +93,8 @@ impl Process {
     pub fn shut_down(&self, executor: &Executor, world: &Shared, finished: &Rc<Cell<bool>>) {
         let (shards, world, finished) = (self.mesh.shards(), Rc::clone(world), Rc::clone(finished));
         let task = Box::pin(async move {
-            for shard in &shards {
+            // Shard 0 last: writing out what is left may need a region from it.
+            for shard in shards.iter().rev() {
                 if let Err(error) = shard.shutdown().await {
                     world.borrow_mut().fail(format!("shutdown: {error}"));
                 }

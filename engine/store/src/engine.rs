@@ -39,6 +39,8 @@ const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 const FLUSH_DELAY_NS: u64 = 1_000_000_000;
 /// Pinned things written out side by side.
 const RECLAIM_BATCH: usize = 16;
+/// Pause of reclaim when it can do nothing by itself.
+const RECLAIM_PAUSE_NS: u64 = 50_000;
 /// Rounds of writing out before a close is content: each leaves only what the one before made dirty.
 const CLOSE_ROUNDS_MAX: u32 = 100_000;
 
@@ -187,10 +189,11 @@ impl Engine {
     /// # Errors
     /// When the flush fails.
     pub async fn close(&self) -> Result<()> {
-        let result = match self.flush().await {
-            Ok(()) => self.write_out_all().await,
-            Err(error) => Err(error),
-        };
+        let result = self.flush().await;
+        if result.is_ok() {
+            // Only spares the next open its replay: everything is durable already.
+            let _ = self.write_out_all().await;
+        }
         self.journal.fail("the shard was closed");
         self.wake_all();
         result
@@ -353,11 +356,19 @@ impl Engine {
                 continue;
             };
             let holders = self.journal.holders_before(before, RECLAIM_BATCH);
-            let busy = holders.iter().all(|holder| matches!(holder, Holder::NodeWriting(_)));
+            let mut busy = holders.iter().all(|holder| matches!(holder, Holder::NodeWriting(_)));
             let written = holders.into_iter().map(|holder| self.release_pin(holder));
             for result in futures::future::join_all(written).await {
                 match result {
-                    Ok(()) | Err(StoreError::Restart | StoreError::ShuttingDown { .. }) => {}
+                    Ok(()) => {}
+                    // Shard 0 is not open yet, or something is in the way: it will pass.
+                    Err(
+                        StoreError::Restart
+                        | StoreError::ShuttingDown { .. }
+                        | StoreError::NoSpace { .. }
+                        | StoreError::Overloaded { .. }
+                        | StoreError::OutOfMemory { .. },
+                    ) => busy = true,
                     Err(error) => {
                         self.journal.fail(&format!("write-out failed: {error}"));
                         return;
@@ -366,8 +377,8 @@ impl Engine {
             }
             self.journal.work.notify_all();
             if busy {
-                // Others write them already: give them time.
-                self.config.runtime.sleep(20_000).await;
+                // Others write them already, or cannot yet: give them time.
+                self.config.runtime.sleep(RECLAIM_PAUSE_NS).await;
             }
         }
     }

@@ -11,7 +11,7 @@
 //!
 //! Leaves placement on cores, rings and limits on requests in flight to its host.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::runtime::LocalBoxFuture;
@@ -44,6 +44,31 @@ pub struct ShardConfig {
     pub peers: Rc<dyn PeerLink>,
     /// Bounds of memory and background work.
     pub limits: Limits,
+}
+
+/// Shard 0 gives itself regions.
+struct OwnRegions(Weak<Engine>);
+
+impl RegionSource for OwnRegions {
+    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>> {
+        let engine = self.0.upgrade();
+        Box::pin(async move {
+            match engine {
+                Some(engine) => engine.region_acquire(ShardId(0)).await,
+                None => Ok(None),
+            }
+        })
+    }
+
+    fn list(&self) -> LocalBoxFuture<'static, Result<Vec<Region>>> {
+        let engine = self.0.upgrade();
+        Box::pin(async move {
+            match engine {
+                Some(engine) => engine.region_list(ShardId(0)).await,
+                None => Ok(Vec::new()),
+            }
+        })
+    }
 }
 
 /// Regions come from shard 0, by messages.
@@ -92,8 +117,11 @@ impl Shard {
     pub async fn open(config: ShardConfig) -> Result<Rc<Self>> {
         let ShardConfig { engine, peers, limits } = config;
         let engine = Engine::open(engine).await?;
-        let regions = PeerRegions { peers: Rc::clone(&peers), shard: engine.shard() };
-        engine.set_region_source(Rc::new(regions));
+        let shard = engine.shard();
+        engine.set_region_source(match shard {
+            ShardId(0) => Rc::new(OwnRegions(Rc::downgrade(&engine))),
+            _ => Rc::new(PeerRegions { peers: Rc::clone(&peers), shard }),
+        });
         let context = Rc::new(Context::new(engine, peers, limits)?);
         let tables = match context.shard() {
             ShardId(0) => Some(Tables::open(&context).await?),

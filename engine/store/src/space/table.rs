@@ -284,7 +284,10 @@ impl Tables {
             bucket.draining = false;
             bucket.stuck = false;
             bucket.summary = None;
-            self.free.push_back(id);
+            // Before the regions are known it counts as free by its kind: see add_region.
+            if self.regions_known {
+                self.free.push_back(id);
+            }
             any = true;
         }
         any

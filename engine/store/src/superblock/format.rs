@@ -279,6 +279,18 @@ impl Superblock {
             );
             return Err(StoreError::Unsupported { what });
         }
+        // What this version does not do must not be asked for; it opens pools to write only.
+        if header.features_read_only.get() != 0
+            || u32::from(header.chunk_bytes_log2) != engine_base::ids::CHUNK_SIZE_LOG2
+            || (header.metadata_replicas, header.data_replicas) != (1, 1)
+            || header.key_slots.get() != 0
+        {
+            let what =
+                "a pool with features to read only, several replicas, keys or another chunk \
+                        size"
+                    .to_owned();
+            return Err(StoreError::Unsupported { what });
+        }
         let members = bytes[MEMBERS_OFFSET..]
             .chunks(MEMBER_BYTES)
             .take(usize::from(header.members.get()))

@@ -6,13 +6,14 @@
 //!    each level is final before it is used to find the next.
 //! 4. Bucket and counter tables are their checkpoints plus the deltas after each one's stamp.
 //!
-//! Nothing is written: what was replayed is dirty and pins the entries it came from.
+//! Nothing is written, but all members are flushed: what was replayed is dirty and pins the entries it came from.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
+use engine_device::QueueExt;
 
 use crate::btree::{Cache, Node, NodePointer};
 use crate::engine::{Engine, EngineConfig, Stamps};
@@ -60,6 +61,11 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         config,
     };
     engine.replay(&recovered).await?;
+    // After the end of a process, not of power, what was replayed may still be in a device's cache:
+    // from here on it counts as durable.
+    for member in &engine.config.members {
+        member.flush().await?;
+    }
     Ok(engine)
 }
 

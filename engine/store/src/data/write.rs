@@ -2,6 +2,8 @@
 //! commit the index. [`DataPath::prepare`] does all but the last, so that a caller can commit
 //! more (a file's size) in the same transaction.
 
+use std::rc::Rc;
+
 use engine_base::BLOCK_SIZE;
 use engine_base::checksum::{crc32c, crc32c_append};
 use engine_device::{IoVec, QueueExt};
@@ -16,6 +18,7 @@ use crate::error::Result;
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
 use crate::key::{Tree, Value};
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
+use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 
 /// An extent to be inserted.
@@ -89,6 +92,10 @@ impl DataPath {
     /// One or more device commands per allocation, all at the same time. Waits for all of them, also
     /// when one fails: the space must not be given back under a command in flight.
     async fn write_allocations(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
+        if planted::is(Bug::IndexBeforeData) {
+            self.write_later(allocations, data)?;
+            return Ok(());
+        }
         if let [only] = allocations {
             let queue = self.engine.member(only.pointer.member)?;
             if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {
@@ -114,6 +121,23 @@ impl DataPath {
         }
         for result in futures::future::join_all(commands).await {
             result?;
+        }
+        Ok(())
+    }
+
+    /// The planted bug: the index names the blocks while they are on their way.
+    fn write_later(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
+        let mut done = 0;
+        for allocation in allocations {
+            let queue = Rc::clone(self.engine.member(allocation.pointer.member)?);
+            let len = allocation.blocks as usize * BLOCK_SIZE as usize;
+            let pieces = cut(data, done, len);
+            let offset = allocation.pointer.block * BLOCK_SIZE;
+            done += len;
+            let late = async move {
+                let _ = queue.write(offset, pieces, false).await;
+            };
+            self.engine.runtime().spawn("planted bug", Box::pin(late));
         }
         Ok(())
     }

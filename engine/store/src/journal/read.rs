@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine_device::QueueExt;
+use engine_device::{DeviceError, QueueExt};
 use engine_memory::Buffer;
 
 use super::format::{
@@ -102,6 +102,29 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
     Ok(Recovered { entries, flush_seq, last_seq, next_seq, blacklist, placed, dropped })
 }
 
+/// Reads block by block what could not be read at once. A block that cannot be read holds no entry: a
+/// write that failed or was cut off may leave such blocks, and an entry that is needed is missed later.
+async fn read_by_blocks(
+    place: &Place,
+    offset: u64,
+    len: usize,
+    ring: &mut Vec<u8>,
+    error: DeviceError,
+) -> Result<()> {
+    let mut any = false;
+    for at in (0..len as u64).step_by(JOURNAL_BLOCK) {
+        match place.queue.read(offset + at, Buffer::try_new(JOURNAL_BLOCK)?).await {
+            Ok(block) => {
+                ring.extend_from_slice(&block);
+                any = true;
+            }
+            Err(_) => ring.resize(ring.len() + JOURNAL_BLOCK, 0),
+        }
+    }
+    // A device that reads nothing at all is broken; its journal is not.
+    if any { Ok(()) } else { Err(error.into()) }
+}
+
 async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
     let ring_bytes = ring_blocks as usize * JOURNAL_BLOCK;
     let mut ring = Vec::new();
@@ -110,8 +133,10 @@ async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
     while ring.len() < ring_bytes {
         let len = READ_BYTES.min(ring_bytes - ring.len());
         let offset = place.base_bytes + ring.len() as u64;
-        let part = place.queue.read(offset, Buffer::try_new(len)?).await?;
-        ring.extend_from_slice(&part);
+        match place.queue.read(offset, Buffer::try_new(len)?).await {
+            Ok(part) => ring.extend_from_slice(&part),
+            Err(error) => read_by_blocks(place, offset, len, &mut ring, error).await?,
+        }
     }
     let mut found = BTreeMap::new();
     let mut block = 0;

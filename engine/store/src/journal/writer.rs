@@ -21,8 +21,8 @@ use crate::sync::Notify;
 const TRAILER_BYTES: usize = 4096;
 /// Most ranges in the blacklist; one recovery adds one, and they leave as the journal moves on.
 const BLACKLIST_MAX: usize = 64;
-/// An entry is written without being asked for when it has grown to this: large enough for few
-/// commands, small enough to keep the device busy early.
+/// An entry is written without being asked for when it has grown to this, or to a quarter of what an
+/// entry may hold: large enough for few commands, small enough to keep the device busy early.
 const WRITE_AT_BYTES: usize = 256 * 1024;
 
 /// Who wants journal space. What frees space gets the last of it, so the journal cannot wedge.
@@ -174,7 +174,7 @@ impl Journal {
             RecordWriter(&mut state.buffer).push(record);
         }
         state.ordinal += records.len() as u32;
-        if state.buffer.len() >= WRITE_AT_BYTES {
+        if state.buffer.len() >= WRITE_AT_BYTES.min(state.entry_bytes_max() / 4) {
             state.want_write = true;
             drop(state);
             self.work.notify_all();

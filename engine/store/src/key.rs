@@ -22,7 +22,7 @@ pub enum Tree {
     Dirents = 2,
     /// (inode, hash of the name, snapshot) -> extended attribute.
     Xattrs = 3,
-    /// (subvolume id, 0, 0) -> subvolume. Shard 0 only.
+    /// (subvolume id, 0, 0) -> subvolume, on shard 0; (subvolume id, 1, 0) -> its root, on its home.
     Subvolumes = 4,
     /// (hash of the name, collision index, 0) -> subvolume id or record. Shard 0 only.
     Names = 5,

@@ -148,21 +148,24 @@ impl Engine {
         Ok(regions)
     }
 
-    /// Buckets in regions that no shard has. Shard 0 only.
+    /// Buckets that can be allocated in regions that no shard has. Shard 0 only.
     pub(crate) async fn unassigned_buckets(&self) -> Result<u64> {
         let superblock = &self.space.superblock;
-        let total: u64 = (0..superblock.members.len() as u8)
-            .map(|member| u64::from(superblock.member_regions(member)))
-            .sum();
+        let mut buckets = 0;
+        for member in 0..superblock.members.len() as u8 {
+            for index in 0..superblock.member_regions(member) {
+                buckets += u64::from(superblock.usable_buckets(member, index));
+            }
+        }
         let mut transaction = self.read();
-        let mut assigned = 0;
         let mut from = Position::MIN;
         while let Some((position, _)) = transaction.next(Tree::Regions, from, Position::MAX).await?
         {
-            assigned += 1;
+            let (member, index) = (position.inode as u8, position.offset as u32);
+            buckets -= u64::from(superblock.usable_buckets(member, index));
             from = position.successor();
         }
-        Ok((total - assigned) * u64::from(superblock.region_buckets))
+        Ok(buckets)
     }
 }
 

@@ -191,6 +191,20 @@ impl Superblock {
             })
     }
 
+    /// Buckets of region `index` of a member that can be allocated.
+    #[must_use]
+    pub fn usable_buckets(&self, member: u8, index: u32) -> u32 {
+        let first = index * self.region_buckets;
+        let end = self.member_buckets(member).min(first + self.region_buckets);
+        let overlap = |from: u32, to: u32| to.min(end).saturating_sub(from.max(first));
+        let journals = self.journals.iter().filter(|journal| journal.member == member);
+        let taken: u32 = journals
+            .map(|journal| overlap(journal.first_bucket, journal.first_bucket + journal.buckets))
+            .sum();
+        let last = self.member_buckets(member) - 1;
+        end - first - taken - overlap(0, self.head_buckets()) - overlap(last, last + 1)
+    }
+
     /// Byte offsets of the three copies on a member of `size_bytes` (a multiple of 64 KiB).
     #[must_use]
     pub fn copy_offsets(size_bytes: u64) -> [u64; 3] {
@@ -434,6 +448,17 @@ pub(crate) mod tests {
         let bytes = superblock.encode(0, 65536);
         assert_eq!(Superblock::decode(&bytes, 65536), Ok((superblock, [9; 16])));
         assert!(Superblock::decode(&bytes, 131_072).is_err(), "a misdirected copy is refused");
+    }
+
+    #[test]
+    fn usable_buckets_are_those_not_reserved() {
+        let superblock = sample();
+        for index in 0..superblock.member_regions(0) {
+            let first = index * superblock.region_buckets;
+            let end = superblock.member_buckets(0).min(first + superblock.region_buckets);
+            let counted = (first..end).filter(|bucket| !superblock.is_reserved(0, *bucket)).count();
+            assert_eq!(superblock.usable_buckets(0, index) as usize, counted, "region {index}");
+        }
     }
 
     #[test]

@@ -164,8 +164,9 @@ impl<T> Consumer<T> {
         }
         let publish = PublishHead(self);
         for _ in 0..count {
-            // SAFETY: the Acquire load of `tail` above saw `count` messages from `head` on; `head` moves past the slot in the next line, before `each` can panic, and
-            // `publish` stores it on every way out.
+            // SAFETY: the Acquire load of `tail` above saw `count` messages from `head` on; `head`
+            // moves past the slot in the next line, before `each` can panic, and `publish` stores it
+            // on every way out.
             let message = unsafe { publish.0.shared.take(publish.0.head) };
             publish.0.head = publish.0.head.wrapping_add(1);
             each(message);

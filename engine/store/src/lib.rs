@@ -20,6 +20,8 @@ mod check_index;
 mod commit;
 mod context;
 mod data;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod gate;
 mod journal;
 mod lock;

@@ -243,26 +243,9 @@ impl Engine {
         for new in &news {
             self.cache.insert(new);
         }
-        match parent {
-            Some(parent) => {
-                for old in &olds[..olds.len() - 1] {
-                    self.apply_at(&parent, old.node.max, None);
-                }
-                for new in &news {
-                    self.apply_at(&parent, new.max, Some(new.pointer().encode()));
-                }
-            }
-            None if single => self.cache.set_root(&news[0]),
-            None => self.grow_root(&news),
-        }
+        self.swap_pointers(&olds, &news, parent);
         for old in olds {
-            let location = old.node.body.borrow().location;
-            if let Some(location) = location {
-                self.free_slot(location);
-            }
-            self.cache.remove(old.node);
-            self.journal.unpin(old.taken.seq, Holder::NodeWriting(old.node.id));
-            self.note_written(old.taken.grown_bytes);
+            self.retire(old);
         }
         self.cache.rewrites.set(self.cache.rewrites.get() + 1);
         if joined {
@@ -271,6 +254,33 @@ impl Engine {
         if !single {
             self.cache.splits.set(self.cache.splits.get() + 1);
         }
+    }
+
+    /// Makes the tree point to the new nodes.
+    fn swap_pointers(&self, olds: &[Old<'_>], news: &[Rc<Node>], parent: Option<Rc<Node>>) {
+        match parent {
+            Some(parent) => {
+                for old in &olds[..olds.len() - 1] {
+                    self.apply_at(&parent, old.node.max, None);
+                }
+                for new in news {
+                    self.apply_at(&parent, new.max, Some(new.pointer().encode()));
+                }
+            }
+            None if news.len() == 1 => self.cache.set_root(&news[0]),
+            None => self.grow_root(news),
+        }
+    }
+
+    /// Gives up a node that is no longer in the tree.
+    fn retire(&self, old: Old<'_>) {
+        let location = old.node.body.borrow().location;
+        if let Some(location) = location {
+            self.free_slot(location);
+        }
+        self.cache.remove(old.node);
+        self.journal.unpin(old.taken.seq, Holder::NodeWriting(old.node.id));
+        self.note_written(old.taken.grown_bytes);
     }
 
     /// Puts a new root above nodes that replace the old one. Its keys are in the journal only.

@@ -110,7 +110,7 @@ impl Intent {
     }
 
     /// Parses a value of the logged operations tree.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let bad = |why: &str| StoreError::corrupt("logged operation", why);
         let (header, name) =
             IntentHeader::read_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;

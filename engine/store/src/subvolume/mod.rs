@@ -6,7 +6,7 @@
 //! name holds its lock, so a name has one change at a time, and a logged operation that is resumed
 //! keeps its name locked until it is done.
 
-mod format;
+pub(crate) mod format;
 mod names;
 mod records;
 mod step;

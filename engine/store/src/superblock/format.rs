@@ -105,6 +105,32 @@ const _: () = assert!(size_of::<Header>() <= MEMBERS_OFFSET);
 const _: () = assert!(MEMBERS_OFFSET + MEMBERS_MAX * MEMBER_BYTES <= JOURNALS_OFFSET);
 const _: () = assert!(JOURNALS_OFFSET + SHARDS_MAX as usize * JOURNAL_BYTES <= SUPERBLOCK_BYTES);
 
+impl Header {
+    /// Refuses what this version does not do; it opens pools to write only.
+    fn check_supported(&self) -> Result<()> {
+        if self.version.get() != VERSION || self.features_incompatible.get() != 0 {
+            let what = format!(
+                "on-disk format {} with features {:#x}; this program knows format {VERSION}",
+                self.version.get(),
+                self.features_incompatible.get()
+            );
+            return Err(StoreError::Unsupported { what });
+        }
+        if self.features_read_only.get() != 0
+            || u32::from(self.chunk_bytes_log2) != engine_base::ids::CHUNK_SIZE_LOG2
+            || (self.metadata_replicas, self.data_replicas) != (1, 1)
+            || self.key_slots.get() != 0
+        {
+            let what =
+                "a pool with features to read only, several replicas, keys or another chunk \
+                        size"
+                    .to_owned();
+            return Err(StoreError::Unsupported { what });
+        }
+        Ok(())
+    }
+}
+
 /// A member device of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -264,9 +290,14 @@ impl Superblock {
             };
             slot.copy_from_slice(disk.as_bytes());
         }
-        let crc = checksum(&bytes, offset);
-        bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
+        Self::seal(&mut bytes, offset);
         bytes
+    }
+
+    /// Puts the right checksum into a copy for byte `offset`.
+    pub(crate) fn seal(bytes: &mut [u8], offset: u64) {
+        let crc = checksum(bytes, offset);
+        bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
     }
 
     /// Parses the copy read at byte `offset`; also gives the UUID of the member it was written for.
@@ -285,26 +316,7 @@ impl Superblock {
         if header.crc.get() != checksum(bytes, offset) {
             return Err(bad(format!("checksum does not match at byte {offset}")));
         }
-        if header.version.get() != VERSION || header.features_incompatible.get() != 0 {
-            let what = format!(
-                "on-disk format {} with features {:#x}; this program knows format {VERSION}",
-                header.version.get(),
-                header.features_incompatible.get()
-            );
-            return Err(StoreError::Unsupported { what });
-        }
-        // What this version does not do must not be asked for; it opens pools to write only.
-        if header.features_read_only.get() != 0
-            || u32::from(header.chunk_bytes_log2) != engine_base::ids::CHUNK_SIZE_LOG2
-            || (header.metadata_replicas, header.data_replicas) != (1, 1)
-            || header.key_slots.get() != 0
-        {
-            let what =
-                "a pool with features to read only, several replicas, keys or another chunk \
-                        size"
-                    .to_owned();
-            return Err(StoreError::Unsupported { what });
-        }
+        header.check_supported()?;
         let members = bytes[MEMBERS_OFFSET..]
             .chunks(MEMBER_BYTES)
             .take(usize::from(header.members.get()))

@@ -7,6 +7,9 @@
 mod format;
 mod io;
 
+#[cfg(test)]
+pub(crate) use format::tests::sample as sample_for_tests;
+
 pub use format::{
     JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, JournalArea, MEMBERS_MAX, Member, SHARDS_MAX,
     SUPERBLOCK_BYTES, Superblock,

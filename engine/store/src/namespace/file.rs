@@ -1,8 +1,9 @@
 //! Reading and writing files at any offset and length.
 //!
-//! Stages of a write: lock (shared when it replaces whole blocks within the size, else alone), settle
-//! and raise the limit when the file grows, complete the first and last block from what is there,
-//! write the parts on other shards, then this shard's part with size and times in one transaction.
+//! Stages of a write: lock (shared when it replaces whole blocks within size and limit, else alone),
+//! settle and raise the limit when the file grows, complete the first and last block from what is
+//! there, write the parts on other shards, then this shard's part with size and times in one
+//! transaction.
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::units::{align_down, align_up, is_aligned};
@@ -74,10 +75,12 @@ impl Namespace {
             return Ok(inode.attributes(number));
         }
         let whole_blocks = is_aligned(offset, BLOCK_SIZE) && is_aligned(end, BLOCK_SIZE);
-        if whole_blocks && end <= inode.size {
+        // What raises the limit is alone until it is durable: size and limit must both suffice.
+        let within = |inode: &Inode| end <= inode.size.min(inode.data_limit);
+        if whole_blocks && within(&inode) {
             let _locks = self.lock([(number, Access::Shared)]).await;
             let inode = target.load_file(&mut self.context.engine.read()).await?;
-            if end <= inode.size {
+            if within(&inode) {
                 return self.write_locked(target, &inode, offset, data).await;
             }
         }
@@ -98,7 +101,7 @@ impl Namespace {
         if end > inode.size {
             self.settle(target, inode).await?;
         }
-        self.raise_limit(target, inode, offset, end).await?;
+        self.raise_limit(target, inode, end).await?;
         let blocks = self.complete_blocks(target, inode, offset, data).await?;
         let written = self.write_parts(target, align_down(offset, BLOCK_SIZE), &blocks, end).await;
         if written.is_err() && end > inode.size {
@@ -108,23 +111,18 @@ impl Namespace {
         written
     }
 
-    /// Makes it durable that other shards may hold blocks up to the end of this write.
-    async fn raise_limit(
-        &self,
-        target: InodeRef,
-        inode: &Inode,
-        offset: u64,
-        end: u64,
-    ) -> Result<()> {
+    /// Makes it durable that other shards may hold blocks up to the end of this write. The file is
+    /// locked alone if the limit changes.
+    async fn raise_limit(&self, target: InodeRef, inode: &Inode, end: u64) -> Result<()> {
         let end = align_up(end, BLOCK_SIZE);
         if end <= inode.data_limit {
             return Ok(());
         }
         let engine = &self.context.engine;
-        let new_from = align_down(offset, BLOCK_SIZE).max(inode.data_limit);
-        let shards = self.shards_of(target.number, new_from, end);
-        if shards.iter().all(|shard| *shard == engine.shard()) {
-            // Data and limit change in one transaction, see `write_parts`.
+        if self.shards_of(target.number, 0, end).iter().all(|shard| *shard == engine.shard()) {
+            // Data and limit change in one transaction, see `write_parts`. Not so past a chunk of
+            // another shard, even if this write is only for this one: a later write to that chunk
+            // would find the limit high enough, and not know that it is not durable.
             return Ok(());
         }
         let limit = align_up(end, LIMIT_STEP_BYTES).min(SIZE_BYTES_MAX);

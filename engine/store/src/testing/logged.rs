@@ -168,6 +168,30 @@ fn a_deleted_subvolume_goes_on_going_after_a_crash() {
     });
 }
 
+/// A write to a chunk of the home shard raises the limit past chunks of other shards: one to these
+/// then finds it high enough, and must not get there before it is durable.
+#[test]
+fn a_crash_of_the_home_leaves_no_blocks_past_the_limit_elsewhere() {
+    let pool = Pool::new(26, 2);
+    pool.run(async |pool| {
+        let client = pool.client();
+        let info = client.tree_create("t").await.unwrap();
+        let tree = TreeRef::from(&info);
+        let attributes = CreateAttributes { mode: 0o644, uid: 0, gid: 0 };
+        let file = client.create(tree, info.root, b"f", FileKind::File, attributes).await.unwrap();
+        client.flush().await.unwrap();
+        let mut random = Random::new(4);
+        let data = data_of(&[7; 8192], &mut random);
+        client.file_write(tree, file.inode, 8 * MIB, data.clone()).await.unwrap();
+        client.file_write(tree, file.inode, 5 * MIB, data).await.unwrap();
+        let other = file.inode.data_shard(5 * MIB, 2);
+        assert_ne!(other, file.inode.home(2));
+        pool.shard(other.0).engine().flush().await.unwrap();
+    });
+    pool.crash_and_open();
+    pool.run(async |pool| no_intent_is_left(&pool, 2).await);
+}
+
 #[test]
 fn fsck_sees_what_is_wrong() {
     Pool::new(25, 2).run(async |pool| {

@@ -12,6 +12,7 @@ use engine_memory::Buffer;
 
 use super::{Inode, InodeRef, Namespace};
 use crate::api::{Attributes, DATA_BYTES_MAX, Data, Request, SIZE_BYTES_MAX, TreeRef, data_len};
+use crate::background::Held;
 use crate::client::cut;
 use crate::context::block_range;
 use crate::error::{Result, StoreError};
@@ -35,7 +36,8 @@ impl Namespace {
                 "read of {len} bytes: {DATA_BYTES_MAX} at most"
             )));
         }
-        let _lock = self.locks.lock(number.0, Access::Shared).await;
+        let lock = self.locks.lock(number.0, Access::Shared);
+        let _lock = self.context.background.unless_stalled(&[Held::Inode(number.0)], lock).await?;
         let inode = InodeRef::of(tree, number).load_file(&mut self.context.engine.read()).await?;
         let end = offset.saturating_add(len).min(inode.size);
         if offset >= end {
@@ -78,13 +80,13 @@ impl Namespace {
         // What raises the limit is alone until it is durable: size and limit must both suffice.
         let within = |inode: &Inode| end <= inode.size.min(inode.data_limit);
         if whole_blocks && within(&inode) {
-            let _locks = self.lock([(number, Access::Shared)]).await;
+            let _locks = self.lock([(number, Access::Shared)]).await?;
             let inode = target.load_file(&mut self.context.engine.read()).await?;
             if within(&inode) {
                 return self.write_locked(target, &inode, offset, data).await;
             }
         }
-        let _locks = self.lock([(number, Access::Exclusive)]).await;
+        let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let inode = target.load_file(&mut self.context.engine.read()).await?;
         self.write_locked(target, &inode, offset, data).await
     }
@@ -274,7 +276,7 @@ impl Namespace {
         len: u64,
     ) -> Result<()> {
         let _pass = self.enter(tree)?;
-        let _locks = self.lock([(number, Access::Exclusive)]).await;
+        let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let (target, snapshot) = (InodeRef::of(tree, number), tree.snapshot);
         let inode = target.load_file(&mut self.context.engine.read()).await?;
         let end = offset.saturating_add(len).min(inode.size);

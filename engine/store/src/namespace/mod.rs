@@ -5,7 +5,8 @@
 //! - One transaction makes one namespace operation: names, link counts, sizes of directories, times
 //!   and the counter of inodes change together.
 //! - Whoever changes an inode or what it names holds its lock; several are locked in ascending order.
-//!   Inode 0 stands for the whole shard: all changes hold it shared, the check holds it alone.
+//!   Inode 0 stands for the whole shard: all changes hold it shared, the check holds it alone. Only
+//!   work in the background, which may take for ever, does not: it changes no more than a limit.
 //! - A file's blocks lie below its `data_limit` on all shards. Its home raises and flushes the limit
 //!   before another shard may write past it, so recovery never meets blocks it does not know of.
 //! - Once a file is *settled* (in memory), nothing but zeroes lies past its end. A file is settled
@@ -34,6 +35,7 @@ use engine_base::InodeNumber;
 use smallvec::SmallVec;
 
 use crate::api::{Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeRef};
+use crate::background::Held;
 use crate::context::Context;
 use crate::error::{Result, StoreError};
 use crate::gate::Pass;
@@ -160,13 +162,21 @@ impl Namespace {
         self.context.gate.enter(tree.snapshot)
     }
 
-    /// Locks inodes, and the shard's namespace shared.
+    /// Locks inodes, and the shard's namespace shared. The locks are in ascending order.
+    ///
+    /// # Errors
+    /// That of background work which holds one of the inodes and makes no progress.
     async fn lock(
         &self,
         inodes: impl IntoIterator<Item = (InodeNumber, Access)>,
-    ) -> Vec<LockGuard<u64>> {
-        let inodes = inodes.into_iter().map(|(inode, access)| (inode.0, access));
-        self.locks.lock_all(std::iter::once((SHARD_LOCK, Access::Shared)).chain(inodes)).await
+    ) -> Result<Vec<LockGuard<u64>>> {
+        let wanted: SmallVec<[(u64, Access); 4]> =
+            inodes.into_iter().map(|(inode, access)| (inode.0, access)).collect();
+        let held: SmallVec<[Held; 4]> =
+            wanted.iter().map(|(inode, _)| Held::Inode(*inode)).collect();
+        let locks =
+            self.locks.lock_all(std::iter::once((SHARD_LOCK, Access::Shared)).chain(wanted));
+        self.context.background.unless_stalled(&held, locks).await
     }
 
     async fn get_attributes(&self, tree: TreeRef, number: InodeNumber) -> Result<Attributes> {

@@ -94,7 +94,7 @@ impl Namespace {
         let _pass = self.enter(tree)?;
         let engine = &self.context.engine;
         let _reservation = engine.reserve(0).await?;
-        let _locks = self.lock([(directory, Access::Exclusive)]).await;
+        let _locks = self.lock([(directory, Access::Exclusive)]).await?;
         let (now, random) = (self.context.now(), engine.runtime().random_u64());
         let directory = InodeRef::of(tree, directory);
         let shard_bits = engine.shard_count().trailing_zeros();
@@ -144,7 +144,7 @@ impl Namespace {
         let engine = &self.context.engine;
         let _reservation = engine.reserve(0).await?;
         let wanted = [(directory, Access::Exclusive), (number, Access::Exclusive)];
-        let _locks = self.lock(wanted).await;
+        let _locks = self.lock(wanted).await?;
         let now = self.context.now();
         let (directory, target) = (InodeRef::of(tree, directory), InodeRef::of(tree, number));
         engine
@@ -199,7 +199,7 @@ impl Namespace {
                 return Err(StoreError::not_found(shown(name)));
             };
             let wanted = [(directory.number, Access::Exclusive), (entry.inode, Access::Exclusive)];
-            let _locks = self.lock(wanted).await;
+            let _locks = self.lock(wanted).await?;
             let now = self.context.now();
             let removed = self
                 .context

@@ -9,6 +9,7 @@ use engine_memory::Buffer;
 
 use super::{Inode, Namespace, inode_position};
 use crate::api::{Data, Request};
+use crate::background::Held;
 use crate::error::{Result, StoreError};
 use crate::key::Tree;
 use crate::lock::{Access, LockGuard};
@@ -30,8 +31,8 @@ impl Namespace {
             match intent {
                 Intent::Truncate { inode, snapshot, size } => {
                     let cut = Cut { operation, inode, snapshot, size };
-                    let locks = self.lock([(inode, Access::Exclusive)]).await;
-                    self.start_cut(cut, locks);
+                    let lock = self.locks.lock(inode.0, Access::Exclusive).await;
+                    self.start_cut(cut, lock);
                 }
                 Intent::Remove { inode, snapshot } => {
                     self.start_removal(operation, inode, snapshot);
@@ -53,7 +54,8 @@ impl Namespace {
         let namespace = Rc::clone(self);
         let work = async move {
             let background = &namespace.context.background;
-            background.repeat(async || namespace.removal(operation, inode, snapshot).await).await;
+            let step = async || namespace.removal(operation, inode, snapshot).await;
+            background.repeat(Held::Nothing, step).await;
         };
         self.context.background.spawn("file removal", Box::pin(work));
     }
@@ -79,13 +81,14 @@ impl Namespace {
             .await
     }
 
-    /// Cuts off a file in the background; its locks are held until that is done.
-    pub(super) fn start_cut(self: &Rc<Self>, cut: Cut, locks: Vec<LockGuard<u64>>) {
+    /// Cuts off a file in the background; its lock is held until that is done.
+    pub(super) fn start_cut(self: &Rc<Self>, cut: Cut, lock: LockGuard<u64>) {
         let namespace = Rc::clone(self);
         let work = async move {
             let background = &namespace.context.background;
-            background.repeat(async || namespace.cut_off(cut).await).await;
-            drop(locks);
+            let held = Held::Inode(cut.inode.0);
+            background.repeat(held, async || namespace.cut_off(cut).await).await;
+            drop(lock);
         };
         self.context.background.spawn("file truncation", Box::pin(work));
     }

@@ -57,7 +57,7 @@ impl Namespace {
                 (source.inode, Access::Exclusive),
             ];
             wanted.extend(destination.iter().map(|entry| (entry.inode, Access::Exclusive)));
-            let _locks = self.lock(wanted).await;
+            let _locks = self.lock(wanted).await?;
             if mode == RenameMode::Replace && destination.is_some() {
                 // Write, rename over the old file, crash: whoever finds the new file finds its data.
                 self.sync_data(source.inode).await?;

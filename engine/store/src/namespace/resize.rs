@@ -29,7 +29,7 @@ impl Namespace {
         }
         let _pass = self.enter(tree)?;
         // No reservation: it adds no keys, and a full pool must let files be shortened.
-        let locks = self.lock([(number, Access::Exclusive)]).await;
+        let locks = self.lock([(number, Access::Exclusive)]).await?;
         let target = InodeRef::of(tree, number);
         let inode = match set.size {
             Some(_) => target.load_file(&mut self.context.engine.read()).await?,
@@ -60,7 +60,7 @@ impl Namespace {
         target: InodeRef,
         inode: Inode,
         set: &SetAttributes,
-        locks: Vec<LockGuard<u64>>,
+        mut locks: Vec<LockGuard<u64>>,
     ) -> Result<Attributes> {
         let context = &self.context;
         let (number, snapshot) = (target.number, target.tree.snapshot);
@@ -114,9 +114,12 @@ impl Namespace {
         drop(prepared);
         if let Some(operation) = operation {
             let cut = Cut { operation, inode: number, snapshot, size };
-            if self.cut_off(cut).await.is_err() {
-                // Decided; another shard does not answer now, so it is done later.
-                self.start_cut(cut, locks);
+            if self.cut_off(cut).await.is_err()
+                && let Some(lock) = locks.pop()
+            {
+                // Decided; another shard does not answer now, so it is done later, with the file's lock:
+                // the last one. That of the whole shard must not be kept from the check.
+                self.start_cut(cut, lock);
             }
         }
         Ok(attributes)

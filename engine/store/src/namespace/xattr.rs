@@ -51,7 +51,7 @@ impl Namespace {
         }
         let _pass = self.enter(tree)?;
         let _reservation = self.context.engine.reserve(0).await?;
-        let _locks = self.lock([(number, Access::Exclusive)]).await;
+        let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let (now, target) = (self.context.now(), InodeRef::of(tree, number));
         let xattr = Xattr { name, value };
         self.context
@@ -100,7 +100,7 @@ impl Namespace {
         name: &[u8],
     ) -> Result<()> {
         let _pass = self.enter(tree)?;
-        let _locks = self.lock([(number, Access::Exclusive)]).await;
+        let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let (now, target) = (self.context.now(), InodeRef::of(tree, number));
         self.context
             .engine

@@ -11,6 +11,7 @@ use super::format::{PoolName, decode_subvolume, encode_subvolume, subvolume_posi
 use super::names;
 use super::step::home_of;
 use crate::api::{Reply, Request, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind};
+use crate::background::Held;
 use crate::context::Context;
 use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree};
@@ -99,8 +100,9 @@ impl Tables {
     pub(crate) async fn resume(self: &Rc<Self>) -> Result<()> {
         for (operation, intent) in logged::pending(&self.context.engine).await? {
             let lock = match &intent {
-                Intent::Create(new) => Some(self.lock_name(&new.name).await),
-                Intent::Resize { name, .. } => Some(self.lock_name(name).await),
+                Intent::Create(NewSubvolume { name, .. }) | Intent::Resize { name, .. } => {
+                    Some(self.names.lock(key_of(name), Access::Exclusive).await)
+                }
                 Intent::Delete { .. } => None,
                 // Of files; the namespace takes these up.
                 Intent::Truncate { .. } | Intent::Remove { .. } => continue,
@@ -110,8 +112,12 @@ impl Tables {
         Ok(())
     }
 
-    async fn lock_name(&self, name: &str) -> LockGuard<NameKey> {
-        self.names.lock(key_of(name), Access::Exclusive).await
+    /// # Errors
+    /// That of background work which holds the name and makes no progress.
+    async fn lock_name(&self, name: &str) -> Result<LockGuard<NameKey>> {
+        let lock = self.names.lock(key_of(name), Access::Exclusive);
+        let held = [Held::Subvolume(name.to_owned())];
+        self.context.background.unless_stalled(&held, lock).await
     }
 
     /// Works on an intent in the background until it is done, holding `lock`.
@@ -124,7 +130,12 @@ impl Tables {
         let tables = Rc::clone(self);
         let work = async move {
             let background = &tables.context.background;
-            background.repeat(async || tables.steps(operation, &intent).await).await;
+            let held = match (&lock, &intent) {
+                (Some(_), Intent::Create(NewSubvolume { name, .. }))
+                | (Some(_), Intent::Resize { name, .. }) => Held::Subvolume(name.clone()),
+                _ => Held::Nothing,
+            };
+            background.repeat(held, async || tables.steps(operation, &intent).await).await;
             drop(lock);
         };
         self.context.background.spawn("subvolume operation", Box::pin(work));
@@ -189,7 +200,7 @@ impl Tables {
         names::check_subvolume_name(&name)?;
         check_shape(kind, size_bytes, block_size)?;
         let context = &self.context;
-        let lock = self.lock_name(&name).await;
+        let _lock = self.lock_name(&name).await?;
         if self.subvolumes.borrow().contains_key(&name) {
             return Err(StoreError::AlreadyExists { what: format!("subvolume {name:?}") });
         }
@@ -227,7 +238,7 @@ impl Tables {
         match self.finish_create(operation, &new).await {
             Ok(info) => Ok(info),
             Err(error) => {
-                self.give_up_create(operation, &new, lock).await?;
+                self.give_up_create(operation, &new).await?;
                 Err(error)
             }
         }
@@ -279,12 +290,12 @@ impl Tables {
         Ok(info)
     }
 
-    /// The root could not be created: the intent becomes one to delete what there may be.
+    /// The root could not be created: the intent becomes one to delete what there may be. That is
+    /// found by its version, so the name is free meanwhile.
     async fn give_up_create(
         self: &Rc<Self>,
         operation: OperationId,
         new: &NewSubvolume,
-        lock: LockGuard<NameKey>,
     ) -> Result<()> {
         if self.subvolumes.borrow().contains_key(&new.name) {
             // Visible and committed, only the flush failed: the engine has stopped, and its
@@ -300,12 +311,12 @@ impl Tables {
             })
             .await?;
         self.context.engine.flush().await?;
-        self.carry_out(operation, intent, Some(lock));
+        self.carry_out(operation, intent, None);
         Ok(())
     }
 
     async fn delete(self: &Rc<Self>, name: &str) -> Result<()> {
-        let _lock = self.lock_name(name).await;
+        let _lock = self.lock_name(name).await?;
         let info = self.get(name)?;
         let intent = Intent::Delete { id: info.id, snapshot: info.snapshot };
         let operation = self
@@ -325,7 +336,7 @@ impl Tables {
     }
 
     async fn resize(self: &Rc<Self>, name: &str, size_bytes: u64) -> Result<SubvolumeInfo> {
-        let lock = self.lock_name(name).await;
+        let lock = self.lock_name(name).await?;
         let mut info = self.get(name)?;
         if info.kind != SubvolumeKind::Volume {
             return Err(StoreError::invalid(format!("subvolume {name:?} is not a volume")));

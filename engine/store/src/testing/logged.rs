@@ -193,6 +193,46 @@ fn a_crash_of_the_home_leaves_no_blocks_past_the_limit_elsewhere() {
 }
 
 #[test]
+fn requests_do_not_wait_for_a_shard_that_has_stopped() {
+    Pool::new(27, 4).run(async |pool| {
+        let client = pool.client();
+        let (tree, inode) = large_file(&pool).await;
+        let stopped = inode.data_shard(5 * MIB, 4);
+        let volume = client.volume_create("v", MIB, 4096).await.unwrap();
+        assert!(stopped != inode.home(4) && stopped.0 != 0, "the test needs its home and shard 0");
+        pool.shard(stopped.0).engine().close().await.unwrap();
+
+        // Decided, and done when the pool is opened again.
+        let set = |size| SetAttributes { size: Some(size), ..Default::default() };
+        client.set_attributes(tree, inode, set(MIB + 5)).await.unwrap();
+        client.volume_resize("v", 2 * MIB).await.unwrap();
+        let stops = |error| matches!(error, StoreError::ShuttingDown { .. });
+        for _ in 0..2 {
+            assert!(stops(client.file_read(tree, inode, 0, 4096).await.unwrap_err()));
+            assert!(stops(client.set_attributes(tree, inode, set(5)).await.unwrap_err()));
+            assert!(stops(client.remove(tree, tree.root, b"f", false).await.unwrap_err()));
+            assert!(stops(client.volume_resize("v", MIB).await.unwrap_err()));
+            assert!(stops(client.subvolume_delete("v").await.unwrap_err()));
+        }
+        assert_eq!(client.subvolume_get("v").await.unwrap().id, volume.id);
+        // One of these would have its root on the stopped shard. Its name is free at once: asked
+        // again, its root is somewhere else.
+        let mut refused = 0;
+        for name in ["a", "b", "c", "d"] {
+            if let Err(error) = client.volume_create(name, MIB, 4096).await {
+                assert!(stops(error));
+                refused += 1;
+                client.volume_create(name, MIB, 4096).await.unwrap();
+            }
+        }
+        assert!(refused > 0);
+        for shard in (0..4).filter(|shard| *shard != stopped.0) {
+            pool.shard(shard).shutdown().await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn fsck_sees_what_is_wrong() {
     Pool::new(25, 2).run(async |pool| {
         let (tree, inode) = large_file(&pool).await;

@@ -122,7 +122,7 @@ pub(crate) const KEYS: &[Key] = &[
         example: "",
         doc: "What runs the polled loops: \"thread\", a bare thread, or \"glommio\", a glommio \
               executor, if cairnd was built with the feature `glommio` (for measurements).",
-        advice: "\"thread\" is the faster one",
+        advice: "\"thread\" is the usual one",
     },
     Key {
         section: "cores",

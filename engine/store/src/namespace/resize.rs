@@ -3,13 +3,13 @@
 use std::rc::Rc;
 
 use engine_base::units::align_up;
-use engine_base::{BLOCK_SIZE, InodeNumber};
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
 use super::operation::Cut;
 use super::{Inode, InodeRef, Namespace};
 use crate::api::{Attributes, FileKind, Request, SIZE_BYTES_MAX, SetAttributes, TreeRef};
 use crate::context::block_range;
-use crate::data::{BlockRange, clear_range};
+use crate::data::{BlockRange, Prepared, clear_range};
 use crate::error::{Result, StoreError};
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent};
@@ -70,16 +70,9 @@ impl Namespace {
             inode.data_limit.max(from)
         });
         let only_here = concerned.iter().all(|shard| *shard == context.shard());
-        let tail = match only_here {
-            true => self.zeroed_tail(number, snapshot, size).await?,
+        let prepared = match only_here {
+            true => self.prepare_tail(number, snapshot, size).await?,
             false => None,
-        };
-        let prepared = match &tail {
-            Some((start, data)) => {
-                let range = block_range(number, snapshot, *start, BLOCK_SIZE)?;
-                Some(context.data.prepare(range, data).await?)
-            }
-            None => None,
         };
         let now = context.now();
         let rest = BlockRange {
@@ -123,6 +116,21 @@ impl Namespace {
             }
         }
         Ok(attributes)
+    }
+
+    /// Puts the last block of a file that is cut to `size` on the device, zeroed past it. `None`: there
+    /// is nothing to zero.
+    async fn prepare_tail(
+        &self,
+        number: InodeNumber,
+        snapshot: SnapshotId,
+        size: u64,
+    ) -> Result<Option<Prepared>> {
+        let Some((start, data)) = self.zeroed_tail(number, snapshot, size).await? else {
+            return Ok(None);
+        };
+        let range = block_range(number, snapshot, start, BLOCK_SIZE)?;
+        Ok(Some(self.context.data.prepare(range, &data).await?))
     }
 
     /// Sees to it that nothing but zeroes lies past the end of a file, before it grows for the first

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The deterministic simulator: whole pools on virtual time, one seed a run. Then every planted bug,
 # each of which some seed must find: a simulator that finds nothing proves nothing.
-#   SEEDS=1..50   which seeds     OPS=2000   operations per seed     SEED=7   replay one, alone
+#   SEEDS=1..300  which seeds     OPS=2000   operations per seed     SEED=7   replay one, alone
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
 
 ops=${OPS:-2000}
-seeds=${SEEDS:-1..50}
+seeds=${SEEDS:-1..300}
 if [ -n "${SEED:-}" ]; then
     exec cargo run --profile sim -p engine-sim -- --seed "$SEED" --ops "$ops" --verbose
 fi
@@ -25,7 +25,7 @@ fi
 
 say ""
 say "-- planted bugs"
-if cargo run --profile sim -p engine-sim --features planted-bugs -- --canary --ops "$ops"; then
+if cargo run --profile sim -p engine-sim --features planted-bugs -- --canary --seeds 1..200 --ops "$ops"; then
     count 1 0
 else
     count 0 1

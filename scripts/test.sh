@@ -18,7 +18,7 @@ unit 1200
 loom 600
 sim 420
 crash 480
-refusals 120
+refusals 600
 fuzz 300
 guest 900
 readme 300

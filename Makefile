@@ -23,7 +23,7 @@ format: ## Format all Rust code
 test: ## Every test there is, as CI runs it (STAGES="unit sim" runs only those)
 	scripts/test.sh $(STAGES)
 
-sim: ## The simulator on fixed seeds (SEEDS=1..50 OPS=2000, or SEED=7 to replay one)
+sim: ## The simulator on fixed seeds (SEEDS=1..300 OPS=2000, or SEED=7 to replay one)
 	scripts/stages/sim.sh
 
 fuzz: ## Each fuzz target for a while (SECONDS_EACH=60); needs nightly and cargo-fuzz

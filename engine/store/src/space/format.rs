@@ -38,7 +38,7 @@ struct DiskCounter {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct SummaryHeader {
-    /// CRC-32C of the header (this field zero) and the entries, then of the bucket's byte offset.
+    /// CRC-32C of the header (this field zero) and the entries, then of the summary's byte offset.
     crc: U32,
     entries: U32,
     magic: [u8; 8],

@@ -466,7 +466,8 @@ pub enum Request {
         /// Bytes, at most [`DATA_BYTES_MAX`].
         len: u32,
     },
-    /// Writes to a file, growing it. Any offset and length. -> `Attributes`
+    /// Writes to a file, growing it. Any offset and length. When it fails, for want of room too, each
+    /// block of the range holds its old or its new content, and the file has not grown. -> `Attributes`
     FileWrite {
         /// Tree.
         tree: TreeRef,

@@ -9,6 +9,7 @@ use engine_store::api::{
 };
 use engine_store::error::StoreError;
 
+use super::tree_reads::read_range;
 use crate::model::tree::{FileData, Mistake, NodeId, NodeKind, ROOT, TreeModel, TreeOp, TreeState};
 use crate::options::TreeMix;
 use crate::world::{ClientContext, Refusal};
@@ -230,6 +231,12 @@ impl TreeClient {
             slot.model.start(&mut world.promises, &op).1
         };
         let result = self.call(context, &op).await;
+        if let (Ok(()), Err(error)) = (&expected, &result)
+            && matches!(context.world.borrow().judge(error), Refusal::NoRoom)
+            && op.range().is_some()
+        {
+            return self.refused_partly(context, &op).await;
+        }
         let world = &mut *context.world.borrow_mut();
         let slot = world.trees.get_mut(&self.name).expect("fixed for the session");
         let numbers = [slot.model.log_len() as u64, u64::from(result.is_ok()), 0];
@@ -278,6 +285,38 @@ impl TreeClient {
         }
         world.event(context.executor.now_ns(), context.number, what, numbers);
         goes_on
+    }
+
+    /// A change of content found no room. Its parts go to several chunks, each for itself, so some may
+    /// be done: looks which. `false`: stop.
+    async fn refused_partly(&self, context: &ClientContext, op: &TreeOp) -> bool {
+        let (Some(node), Some(range)) = (op.changes_content_of(), op.range()) else { return true };
+        let size = self.model(context).state().file(node).map_or(0, |file| file.size);
+        let mut found = FileData::of_size(size);
+        let inode = self.inode(context, node);
+        let read = read_range(&context.client, self.reference, inode, &mut found, range).await;
+        let world = &mut *context.world.borrow_mut();
+        let slot = world.trees.get_mut(&self.name).expect("fixed for the session");
+        let outcome = match read {
+            Ok(()) => slot.model.refused_partly(&mut world.promises, &found),
+            Err(error) => {
+                slot.model.unknown(&mut world.promises);
+                match world.judge(&error) {
+                    Refusal::Device => return false,
+                    _ => Err(format!("reading what was refused for want of room: {error}")),
+                }
+            }
+        };
+        world.mark("no_space");
+        let numbers = [inode.0, range.0, range.1 - range.0];
+        world.event(context.executor.now_ns(), context.number, "no space", numbers);
+        match outcome {
+            Ok(()) => true,
+            Err(wrong) => {
+                world.fail(format!("{}: {wrong}", self.name));
+                false
+            }
+        }
     }
 
     /// The engine's call for an operation.
@@ -348,7 +387,8 @@ impl TreeClient {
             TreeOp::XattrRemove { node, name } => {
                 client.xattr_remove(tree, inode(node), name).await.map(|()| None)
             }
-            TreeOp::Become(_) => Ok(None),
+            // The model's own.
+            TreeOp::Become(_) | TreeOp::Partly { .. } => Ok(None),
         }
     }
 
@@ -396,6 +436,7 @@ fn kind_of(op: &TreeOp) -> &'static str {
         TreeOp::Own { .. } => "chown",
         TreeOp::XattrSet { .. } => "xattr_set",
         TreeOp::XattrRemove { .. } => "xattr_remove",
+        TreeOp::Partly { .. } => "partly",
         TreeOp::Become(_) => "recovery",
     }
 }

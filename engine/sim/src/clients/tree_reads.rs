@@ -252,10 +252,23 @@ async fn read_file(
     inode: InodeNumber,
     data: &mut FileData,
 ) -> Result<(), StoreError> {
-    let mut offset = 0;
-    while offset < data.size {
-        let bytes = joined(&client.file_read(tree, inode, offset, READ_BYTES).await?);
-        let expected = u64::from(READ_BYTES).min(data.size - offset);
+    read_range(client, tree, inode, data, (0, u64::MAX)).await
+}
+
+/// Reads the pages that hold the bytes `from .. to` of a file into `data`, whose size is known.
+pub(super) async fn read_range(
+    client: &Client<SimLink>,
+    tree: TreeRef,
+    inode: InodeNumber,
+    data: &mut FileData,
+    (from, to): (u64, u64),
+) -> Result<(), StoreError> {
+    let mut offset = from / 4096 * 4096;
+    let end = to.checked_next_multiple_of(4096).map_or(data.size, |end| end.min(data.size));
+    while offset < end {
+        let want = u64::from(READ_BYTES).min(end - offset);
+        let bytes = joined(&client.file_read(tree, inode, offset, want as u32).await?);
+        let expected = want;
         if bytes.len() as u64 != expected {
             let why = format!("read at {offset} of inode {inode} gave {} bytes", bytes.len());
             return Err(StoreError::corrupt("file", why));

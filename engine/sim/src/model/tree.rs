@@ -119,6 +119,38 @@ impl TreeModel {
         }
     }
 
+    /// The operation that was started last was refused for want of room, and the file it changes was
+    /// read back: `found` is what the pages of its range hold now.
+    ///
+    /// # Errors
+    /// A page that holds neither what it held before nor what the operation makes of it.
+    pub fn refused_partly(
+        &mut self,
+        promises: &mut Promises,
+        found: &FileData,
+    ) -> Result<(), String> {
+        let Some(last) = self.log.last_mut() else { return Ok(()) };
+        let (Some(node), Some(range)) = (last.op.changes_content_of(), last.op.range()) else {
+            return Ok(());
+        };
+        let mut after = self.now.clone();
+        let applied = after.apply(&last.op);
+        assert!(applied.is_ok(), "what a mistake refuses finds no want of room");
+        let nothing = FileData::default();
+        let before = self.now.file(node).unwrap_or(&nothing);
+        let after = after.file(node).unwrap_or(&nothing);
+        let changed = before.changed_pages(after, found, range).map_err(|page| {
+            format!("{:?} found no room, page {page} is neither as before nor as after", last.op)
+        })?;
+        if changed.is_empty() {
+            self.refused(promises);
+        } else {
+            last.op = TreeOp::Partly { op: Box::new(last.op.clone()), pages: changed };
+            self.done(promises, None);
+        }
+        Ok(())
+    }
+
     /// The operation that was started last may or may not have had its effect: nothing more can be
     /// done with the tree before a crash settles it.
     pub fn unknown(&mut self, promises: &mut Promises) {

@@ -49,13 +49,10 @@ pub(super) fn far_history(shard_count: u16, base: &TreeState, log: &[Logged]) ->
     history.collect(&state, None);
     for logged in log {
         if state.apply(&logged.op).is_ok() {
-            let only = match &logged.op {
-                TreeOp::Write { node, .. }
-                | TreeOp::Punch { node, .. }
-                | TreeOp::Resize { node, .. } => Some(*node),
-                TreeOp::Become(_) => None,
-                _ => continue,
-            };
+            let only = logged.op.changes_content_of();
+            if only.is_none() && !matches!(logged.op, TreeOp::Become(_)) {
+                continue;
+            }
             history.collect(&state, only);
         }
     }
@@ -237,12 +234,7 @@ struct Partial {
 
 impl Partial {
     fn new(state: &TreeState, op: &TreeOp) -> Option<Self> {
-        let node = match op {
-            TreeOp::Write { node, .. }
-            | TreeOp::Punch { node, .. }
-            | TreeOp::Resize { node, .. } => *node,
-            _ => return None,
-        };
+        let node = op.changes_content_of()?;
         let mut state = state.clone();
         state.apply(op).ok()?;
         Some(Self { node, after: state.file(node)?.clone() })

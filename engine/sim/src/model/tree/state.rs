@@ -94,6 +94,9 @@ pub enum TreeOp {
     Write { node: NodeId, offset: u64, len: u64, version: u64 },
     /// A hole.
     Punch { node: NodeId, offset: u64, len: u64 },
+    /// A change of content that was refused for want of room, with these of its pages changed: the
+    /// parts of a change that other chunks take may be done before one finds no room.
+    Partly { op: Box<TreeOp>, pages: Vec<u64> },
     /// A new size.
     Resize { node: NodeId, size: u64 },
     /// New permissions and owner.
@@ -104,6 +107,31 @@ pub enum TreeOp {
     XattrRemove { node: NodeId, name: Vec<u8> },
     /// A recovery: the tree is this now.
     Become(Box<TreeState>),
+}
+
+impl TreeOp {
+    /// The file whose content this changes.
+    #[must_use]
+    pub fn changes_content_of(&self) -> Option<NodeId> {
+        match self {
+            Self::Write { node, .. } | Self::Punch { node, .. } | Self::Resize { node, .. } => {
+                Some(*node)
+            }
+            Self::Partly { op, .. } => op.changes_content_of(),
+            _ => None,
+        }
+    }
+
+    /// The bytes (from, to) within the file that a write or a hole changes.
+    #[must_use]
+    pub fn range(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Write { offset, len, .. } | Self::Punch { offset, len, .. } => {
+                Some((*offset, offset.saturating_add(*len)))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for TreeOp {
@@ -133,6 +161,7 @@ impl std::fmt::Debug for TreeOp {
                 write!(f, "write {node} at {offset}+{len} version {version}")
             }
             Self::Punch { node, offset, len } => write!(f, "punch {node} at {offset}+{len}"),
+            Self::Partly { op, pages } => write!(f, "pages {pages:?} of {op:?}"),
             Self::Resize { node, size } => write!(f, "resize {node} to {size}"),
             Self::Own { node, mode, uid } => write!(f, "own {node} {mode:o} {uid}"),
             Self::XattrSet { node, name, value, create } => {
@@ -215,6 +244,32 @@ impl FileData {
             let to = end.min((page + 1) * PAGE_BYTES);
             self.change(from, to - from, |bytes, _| bytes.fill(0));
         }
+    }
+
+    /// The pages, of those that hold `range`, in which `found` is as `after` and not as this is.
+    ///
+    /// # Errors
+    /// The first page that is neither.
+    pub(super) fn changed_pages(
+        &self,
+        after: &Self,
+        found: &Self,
+        (from, to): (u64, u64),
+    ) -> Result<Vec<u64>, u64> {
+        // What lies past the end cannot be read.
+        let pages = from / PAGE_BYTES..to.min(self.size).div_ceil(PAGE_BYTES);
+        let changed = pages.filter(|page| self.pages.get(page) != found.pages.get(page));
+        let changed: Vec<u64> = changed.collect();
+        for page in &changed {
+            let mut wanted = after.pages.get(page).cloned();
+            if let (Some(bytes), true) = (&mut wanted, (page + 1) * PAGE_BYTES > self.size) {
+                Rc::make_mut(bytes)[(self.size % PAGE_BYTES) as usize..].fill(0);
+            }
+            if wanted.as_ref() != found.pages.get(page) {
+                return Err(*page);
+            }
+        }
+        Ok(changed)
     }
 
     fn resize(&mut self, size: u64) {
@@ -376,6 +431,7 @@ impl TreeState {
                 self.file_mut(*node)?.write(*offset, *len, *version);
             }
             TreeOp::Punch { node, offset, len } => self.file_mut(*node)?.punch(*offset, *len),
+            TreeOp::Partly { op, pages } => self.apply_partly(op, pages)?,
             TreeOp::Resize { node, size } => self.file_mut(*node)?.resize(*size),
             TreeOp::Own { node, mode, uid } => {
                 let node = self.node_mut(*node)?;
@@ -394,6 +450,22 @@ impl TreeState {
                 removed.ok_or(Mistake::NotFound)?;
             }
             TreeOp::Become(state) => self.clone_from(state),
+        }
+        Ok(())
+    }
+
+    /// Changes these pages as `op` does, and nothing else.
+    fn apply_partly(&mut self, op: &TreeOp, pages: &[u64]) -> Result<(), Mistake> {
+        let Some(node) = op.changes_content_of() else { return Err(Mistake::Invalid) };
+        let mut whole = self.clone();
+        whole.apply(op)?;
+        let after = whole.file_mut(node)?;
+        let file = self.file_mut(node)?;
+        for page in pages {
+            match after.pages.remove(page) {
+                Some(bytes) => drop(file.pages.insert(*page, bytes)),
+                None => drop(file.pages.remove(page)),
+            }
         }
         Ok(())
     }

@@ -1,3 +1,5 @@
+use std::rc::Rc;
+
 use engine_store::api::RenameMode;
 
 use super::*;
@@ -169,6 +171,40 @@ fn blocks_of_other_shards_are_outside_the_prefix() {
         assert!(model.check_crash(&promises, &with_page(version), 0).is_ok(), "{version:?}");
     }
     assert!(model.check_crash(&promises, &with_page(Some(1)), 0).is_err());
+}
+
+#[test]
+fn a_write_without_room_may_be_there_in_part_of_its_pages() {
+    let mut promises = Promises::new(2);
+    let mut model = TreeModel::new(InodeNumber(8), 2);
+    let op = create(&mut model, "f", file());
+    let TreeOp::Create { node, .. } = op else { unreachable!() };
+    perform(&mut promises, &mut model, &op);
+    let write = |version| TreeOp::Write { node, offset: 100, len: 3 * 4096, version };
+    perform(&mut promises, &mut model, &write(1));
+    let before = model.state().file(node).unwrap().clone();
+    let mut after = model.state().clone();
+    after.apply(&write(2)).unwrap();
+    let after = after.file(node).unwrap().clone();
+
+    // Nothing of it is there: as if it had not been.
+    model.start(&mut promises, &write(2)).1.unwrap();
+    model.refused_partly(&mut promises, &before).unwrap();
+    assert_eq!((model.state().file(node), model.log_len()), (Some(&before), 2));
+
+    // One page of it is there: so it must stay.
+    let mut partly = before.clone();
+    partly.pages.insert(1, after.pages[&1].clone());
+    model.start(&mut promises, &write(2)).1.unwrap();
+    model.refused_partly(&mut promises, &partly).unwrap();
+    assert_eq!((model.state().file(node), model.log_len()), (Some(&partly), 3));
+
+    // A page that is neither is wrong, also if only its end is.
+    let mut wrong = partly.clone();
+    Rc::make_mut(wrong.pages.get_mut(&2).unwrap())[4095] ^= 1;
+    model.start(&mut promises, &write(2)).1.unwrap();
+    let error = model.refused_partly(&mut promises, &wrong).unwrap_err();
+    assert!(error.contains("page 2 is neither"), "{error}");
 }
 
 #[test]

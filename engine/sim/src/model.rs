@@ -19,6 +19,11 @@ pub struct Promises {
     now: u64,
     /// Per shard: what ended before this instant is durable.
     floors: Vec<u64>,
+    /// A crash that only ended the process: what ended before this instant is on the disks, on all
+    /// shards, until the power goes.
+    outlived: Option<u64>,
+    /// The power has gone since the last recovery that was checked.
+    power_lost: bool,
     /// When each operation in progress started.
     active: BTreeSet<u64>,
 }
@@ -27,7 +32,13 @@ impl Promises {
     /// The start: nothing has happened on `shard_count` shards.
     #[must_use]
     pub fn new(shard_count: u16) -> Self {
-        Self { now: 1, floors: vec![0; usize::from(shard_count)], active: BTreeSet::new() }
+        Self {
+            now: 1,
+            floors: vec![0; usize::from(shard_count)],
+            outlived: None,
+            power_lost: false,
+            active: BTreeSet::new(),
+        }
     }
 
     /// An operation starts: a new instant.
@@ -44,11 +55,31 @@ impl Promises {
         self.now
     }
 
-    /// All operations in progress are cut off: a new instant.
-    pub fn crash(&mut self) -> u64 {
+    /// All operations in progress are cut off: a new instant. `outlives`: what was acknowledged
+    /// must still be there.
+    pub fn crash(&mut self, outlives: bool) -> u64 {
         self.active.clear();
         self.now += 1;
+        self.power_lost |= !outlives;
+        self.outlived = if self.power_lost { None } else { self.outlived.or(Some(self.now)) };
         self.now
+    }
+
+    /// A recovery was checked: the next crash starts from what it found.
+    pub fn recovered(&mut self) {
+        (self.outlived, self.power_lost) = (None, false);
+    }
+
+    /// What ended on `shard` before this instant must be there after the crash.
+    #[must_use]
+    pub fn present(&self, shard: u16) -> u64 {
+        self.floor(shard).max(self.outlived.unwrap_or(0))
+    }
+
+    /// Whether all that was acknowledged must be there after the crash, on all shards.
+    #[must_use]
+    pub fn all_present(&self) -> bool {
+        self.outlived.is_some()
     }
 
     /// What ended on `shard` before this instant is durable.

@@ -364,7 +364,8 @@ impl<'a> Simulation<'a> {
             }
         }
         let world = &mut *self.world.borrow_mut();
-        let instant = world.promises.crash();
+        // A device that fails may lose what it was given and not asked to keep.
+        let instant = world.promises.crash(!power_loss && !world.may_fail());
         world.crashes += 1;
         let crashes = world.crashes;
         let now_ns = self.executor.now_ns();

@@ -114,6 +114,12 @@ impl World {
         }
     }
 
+    /// Whether devices fail in this run.
+    #[must_use]
+    pub fn may_fail(&self) -> bool {
+        self.faults == FaultMode::Eio
+    }
+
     /// Records an event.
     pub fn event(&mut self, at_ns: u64, who: u32, what: &'static str, numbers: [u64; 3]) {
         let mix = |hash: u64, word: u64| {

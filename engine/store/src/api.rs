@@ -675,6 +675,34 @@ pub trait Link {
     fn call(&self, shard: ShardId, request: Request) -> Self::Call;
 }
 
+impl Request {
+    /// Whether it may change what is stored, so that its answer waits for the journal.
+    pub(crate) fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Flush
+                | Self::Status
+                | Self::Fsck { .. }
+                | Self::DataRead { .. }
+                | Self::Usage { .. }
+                | Self::SubvolumeGet { .. }
+                | Self::SubvolumeList { .. }
+                | Self::RecordList { .. }
+                | Self::RegionList { .. }
+                | Self::Lookup { .. }
+                | Self::GetAttributes { .. }
+                | Self::ReadLink { .. }
+                | Self::ReadDirectory { .. }
+                | Self::FileRead { .. }
+                | Self::FileSync { .. }
+                | Self::XattrGet { .. }
+                | Self::XattrList { .. }
+                | Self::FsckOwners { .. }
+                | Self::FsckVersions { .. }
+        )
+    }
+}
+
 impl Reply {
     /// The error for an answer of the wrong kind; a bug, reported instead of a panic.
     #[must_use]

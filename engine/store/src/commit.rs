@@ -191,7 +191,7 @@ impl Engine {
             let node = node.node();
             let there = node.body.borrow().keys.contains_key(&update.position);
             if update.value.is_some() || there {
-                self.apply_at(node, update.position, update.value);
+                self.apply_key(node, update.position, update.value, update.fresh);
             }
         }
         for (id, delta) in change.buckets {
@@ -215,11 +215,16 @@ impl Engine {
     /// Changes one key of a cached node at any level: journal, memory, pin. In one turn with the
     /// admission to the journal.
     pub(crate) fn apply_at(&self, node: &Rc<Node>, position: Position, value: Option<Value>) {
+        self.apply_key(node, position, value, false);
+    }
+
+    /// `fresh`: see [`Record::Put`].
+    fn apply_key(&self, node: &Rc<Node>, position: Position, value: Option<Value>, fresh: bool) {
         let seq = self.journal.seq();
         let (tree, level) = (node.tree, node.level);
         match &value {
             Some(value) => {
-                self.journal.append(&[Record::Put { tree, level, position, value }]);
+                self.journal.append(&[Record::Put { tree, level, position, value, fresh }]);
             }
             None => self.journal.append(&[Record::Delete { tree, level, position }]),
         }

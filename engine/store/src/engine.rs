@@ -10,8 +10,9 @@ use engine_device::DeviceQueue;
 
 use crate::btree::{Cache, Node, NodePin};
 use crate::error::{Result, StoreError};
-use crate::journal::{Class, Holder, Journal, Next};
+use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
+use crate::planted::{self, Bug};
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
@@ -139,7 +140,8 @@ impl Engine {
     }
 
     /// Runs `work` in a transaction and commits it; runs it again while it meets conflicts. Committed
-    /// means in memory and in the journal's buffer: durable after [`Engine::flush`].
+    /// means in memory and in the journal's buffer: it outlives the process after [`Engine::written`],
+    /// and is durable after [`Engine::flush`].
     ///
     /// # Errors
     /// Those of `work` (nothing is changed then), and those of the commit.
@@ -174,6 +176,18 @@ impl Engine {
     /// [`Engine::transact`] where that matters.
     pub fn read(&self) -> Transaction<'_> {
         Transaction::new(self, Class::Normal, true)
+    }
+
+    /// Waits until all that was committed before the call is written to the journal: it outlives this
+    /// process, and a loss of power if the devices keep what they were given.
+    ///
+    /// # Errors
+    /// When a device fails; the engine then takes no more writes.
+    pub async fn written(&self) -> Result<()> {
+        if planted::is(Bug::EarlyAcknowledge) {
+            return Ok(());
+        }
+        self.journal.written().await
     }
 
     /// Makes all that was committed before the call durable, and the data it names.
@@ -308,21 +322,26 @@ impl Engine {
                     return;
                 }
             };
-            let members = &self.config.members;
-            let roots = |writer: &mut crate::journal::RecordWriter<'_>| {
-                for root in self.cache.roots.borrow().iter() {
-                    let pointer = root.pointer().encode();
-                    let (tree, level) = (root.tree, root.level);
-                    writer.push(&crate::journal::Record::Root { tree, level, pointer: &pointer });
-                }
-            };
-            if self.journal.write_entry(flush, false, members, roots).await.is_err() {
+            if self.write_entry(flush).await.is_err() {
                 self.wake_all();
                 return;
             }
-            self.release_flushed();
             self.reclaim_wanted.notify_all();
         }
+    }
+
+    /// Writes the journal entry being filled.
+    pub(crate) async fn write_entry(&self, flush: bool) -> Result<()> {
+        let roots = |writer: &mut RecordWriter<'_>| {
+            for root in self.cache.roots.borrow().iter() {
+                let pointer = root.pointer().encode();
+                let (tree, level) = (root.tree, root.level);
+                writer.push(&Record::Root { tree, level, pointer: &pointer });
+            }
+        };
+        self.journal.write_entry(flush, &self.config.members, roots).await?;
+        self.release_flushed();
+        Ok(())
     }
 
     /// Flushes what nobody flushed after a while.

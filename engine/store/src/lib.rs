@@ -34,6 +34,7 @@ mod status;
 mod subvolume;
 pub mod superblock;
 mod sync;
+mod tail;
 #[cfg(test)]
 mod testing;
 

@@ -18,13 +18,15 @@ pub enum Bug {
     LostNodeAppend,
     /// Live blocks of a bucket are not counted down on overwrite.
     AccountingDrift,
-    /// Recovery replays entries after the newest flush entry.
+    /// Recovery replays entries after the newest flush entry without looking at what they name.
     ReplayPastFlush,
+    /// Requests are answered before the journal has been written.
+    EarlyAcknowledge,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 7] = [
+    pub const ALL: [(&'static str, Self); 8] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -32,6 +34,7 @@ impl Bug {
         ("lost-node-append", Self::LostNodeAppend),
         ("accounting-drift", Self::AccountingDrift),
         ("replay-past-flush", Self::ReplayPastFlush),
+        ("early-acknowledge", Self::EarlyAcknowledge),
     ];
 }
 

@@ -197,7 +197,7 @@ async fn write_empty_journal(
         RecordWriter(&mut entry).push(&Record::Root { tree, level: 0, pointer: &root });
     }
     let blocks = entry.len().div_ceil(JOURNAL_BLOCK) as u32;
-    let info = EntryInfo { seq: 1, last_seq: 1, flush: true, clean: true, blocks };
+    let info = EntryInfo { seq: 1, last_seq: 1, flush: true, blocks };
     seal_entry(&mut entry, &info, superblock.pool_uuid, shard, 0);
     let data = IoVec::from_iter([Buffer::try_copy_of(&entry)?.freeze()]);
     Ok(member.write(base, data, true).await?)

@@ -1,12 +1,15 @@
 //! Opening a shard: from superblock and journal to a running engine.
 //!
 //! 1. The superblock of every member must be of the same pool, each member in its place.
-//! 2. The journal says which entries to replay: a prefix of what was committed (see `journal`).
+//! 2. The journal says which entries to replay: all up to the newest flush entry, and of those after it
+//!    as many as are whole, with all that they name ([`crate::tail`]). A prefix of what was committed.
 //! 3. Roots are taken from the newest entry; keys are replayed into nodes, top level first, so that
 //!    each level is final before it is used to find the next.
 //! 4. Bucket and counter tables are their checkpoints plus the deltas after each one's stamp.
 //!
-//! Nothing is written, but all members are flushed: what was replayed is dirty and pins the entries it came from.
+//! What was replayed is dirty and pins the entries it came from. All members are flushed, and when there
+//! were entries after the flush entry, a new one decides for good which of them count: from then on the
+//! space that these freed is given again, so they could no longer be told whole.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,6 +28,7 @@ use crate::key::{Counter, Position, Tree, Value};
 use crate::space::{Bucket, BucketKind, Space};
 use crate::superblock::{Superblock, probe};
 use crate::sync::Notify;
+use crate::tail;
 
 /// Last values of the keys in the journal: (tree, level) -> position -> (entry, value).
 type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
@@ -42,11 +46,14 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     };
     let ring_blocks = area.buckets * bucket_blocks;
     let random = config.runtime.random_u64();
-    let recovered = read_journal(&place, ring_blocks, random).await?;
+    let mut recovered = read_journal(&place, ring_blocks, random).await?;
+    let space = Rc::new(Space::new(superblock));
+    let kept = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
+    recovered.keep(kept);
     let engine = Engine {
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered)),
         cache: Cache::new(cache_bytes),
-        space: Rc::new(Space::new(superblock)),
+        space,
         counters: RefCell::default(),
         taken: RefCell::default(),
         stamps: RefCell::new(Stamps::default()),
@@ -61,10 +68,18 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         config,
     };
     engine.replay(&recovered).await?;
-    // After the end of a process, not of power, what was replayed may still be in a device's cache:
-    // from here on it counts as durable.
-    for member in &engine.config.members {
-        member.flush().await?;
+    if !recovered.unflushed {
+        // After the end of a process, not of power, what was replayed may still be in a device's cache:
+        // from here on it counts as durable.
+        for member in &engine.config.members {
+            member.flush().await?;
+        }
+    } else if engine.journal.has_room_for_flush() {
+        engine.write_entry(true).await?;
+    } else {
+        let shard = engine.shard();
+        let what = format!("journal of shard {shard}");
+        return Err(StoreError::corrupt(what, "has no room for a flush entry"));
     }
     Ok(engine)
 }
@@ -114,23 +129,18 @@ impl Engine {
         let mut overlay = Overlay::new();
         let mut deltas = Vec::new();
         for entry in &recovered.entries {
+            let seq = entry.placed.seq;
             for (ordinal, record) in records(&entry.records).enumerate() {
                 match record? {
-                    Record::Put { tree, level, position, value } => {
+                    Record::Put { tree, level, position, value, .. } => {
                         let value = Some(Value::from_slice(value));
-                        overlay
-                            .entry((tree, level))
-                            .or_default()
-                            .insert(position, (entry.seq, value));
+                        overlay.entry((tree, level)).or_default().insert(position, (seq, value));
                     }
                     Record::Delete { tree, level, position } => {
-                        overlay
-                            .entry((tree, level))
-                            .or_default()
-                            .insert(position, (entry.seq, None));
+                        overlay.entry((tree, level)).or_default().insert(position, (seq, None));
                     }
                     Record::Root { .. } | Record::Blacklist { .. } => {}
-                    record => deltas.push((entry.seq, ordinal as u32, detach(&record))),
+                    record => deltas.push((seq, ordinal as u32, detach(&record))),
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! One shard: takes a [`Request`], answers with a [`Reply`].
 //!
 //! Always true:
-//! - What is acknowledged is committed in the engine, atomically per shard; durable after a flush,
-//!   or when answered where [`crate::api`] says so.
+//! - What is acknowledged is committed in the engine, atomically per shard, and written to the journal:
+//!   it outlives this process. It outlives a loss of power after a flush, or when answered where
+//!   [`crate::api`] says so.
 //! - After a crash each shard is a prefix of its own transactions, and different shards are prefixes
 //!   of different length. So an operation over several shards writes its intent first, makes it
 //!   durable, and only then takes steps elsewhere ([`crate::logged`]).
@@ -139,6 +140,15 @@ impl Shard {
     /// Those of the request; `ShuttingDown` after [`Shard::shutdown`].
     pub async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
         self.context.background.check()?;
+        let changes = request.changes();
+        let reply = self.carry_out(request).await?;
+        if changes {
+            self.context.engine.written().await?;
+        }
+        Ok(reply)
+    }
+
+    async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Reply> {
         match request {
             Request::DataRead { inode, snapshot, offset, len } => {
                 self.data_read(inode, snapshot, offset, u64::from(len)).await.map(Reply::Data)

@@ -22,6 +22,8 @@ pub(crate) struct Update {
     pub(crate) tree: Tree,
     pub(crate) position: Position,
     pub(crate) value: Option<Value>,
+    /// An extent whose blocks were just written.
+    pub(crate) fresh: bool,
 }
 
 /// A change of a counter.
@@ -165,12 +167,18 @@ impl<'e> Transaction<'e> {
     /// When the value is longer than [`VALUE_BYTES_MAX`].
     pub fn put(&mut self, tree: Tree, position: Position, value: Value) {
         assert!(value.len() <= VALUE_BYTES_MAX);
-        self.set(tree, position, Some(value));
+        self.set(Update { tree, position, value: Some(value), fresh: false });
+    }
+
+    /// Puts an extent whose blocks were just written, and which recovery has to look for.
+    pub(crate) fn put_fresh_extent(&mut self, position: Position, value: Value) {
+        assert!(value.len() <= VALUE_BYTES_MAX);
+        self.set(Update { tree: Tree::Extents, position, value: Some(value), fresh: true });
     }
 
     /// Deletes the key at `position`, if there is one.
     pub fn delete(&mut self, tree: Tree, position: Position) {
-        self.set(tree, position, None);
+        self.set(Update { tree, position, value: None, fresh: false });
     }
 
     /// Adds to a counter.
@@ -186,13 +194,13 @@ impl<'e> Transaction<'e> {
         number
     }
 
-    fn set(&mut self, tree: Tree, position: Position, value: Option<Value>) {
-        let at = self.search(tree, position);
+    fn set(&mut self, new: Update) {
+        let at = self.search(new.tree, new.position);
         match self.updates.get_mut(at) {
-            Some(update) if update.tree == tree && update.position == position => {
-                update.value = value;
+            Some(update) if (update.tree, update.position) == (new.tree, new.position) => {
+                *update = new;
             }
-            _ => self.updates.insert(at, Update { tree, position, value }),
+            _ => self.updates.insert(at, new),
         }
     }
 

@@ -128,8 +128,8 @@ async fn run(args: &Args, seed: u64, directory: &std::path::Path) -> Result<()> 
         started.elapsed().as_secs()
     );
     println!(
-        "  {} writes, {} flushes, {} reads; {} promises checked; of what was not yet durable, {} \
-         survived and {} were lost",
+        "  {} writes, {} flushes, {} reads; {} promises checked; of what was in doubt, {} is there \
+         and {} is not",
         counts.writes, counts.flushes, counts.reads, counts.verified, counts.survived, counts.lost
     );
     Ok(())

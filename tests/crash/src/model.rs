@@ -1,13 +1,13 @@
-//! What the daemon has promised, and so what may be found after a crash.
+//! What the daemon has promised, and so what may be found after it was killed.
 //!
-//! [`Blocks`] is the contract of a disk with a volatile cache: a block shows the last version made
-//! durable, or any later one that was sent; never an older one, never a mixture.
-//! [`Tree`] is the contract within one shard: the files are as they were at one instant, not before
-//! the last sync. Each has one writer, which waits for an answer before it goes on.
+//! What was acknowledged stays, flushed or not; what was in doubt may be there or not. [`Blocks`]: a
+//! block shows the last version acknowledged or the one in doubt; never an older one, never a mixture.
+//! [`Tree`]: the files are as after the last change acknowledged, or the one in doubt. Each has one
+//! writer, which waits for an answer before it goes on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
 /// The promises for a range of blocks.
 #[derive(Debug)]
@@ -15,14 +15,12 @@ pub(crate) struct Blocks {
     blocks: Vec<Block>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Block {
-    /// The version that must be there at least; 0: never written.
-    durable: u64,
-    /// Later versions that were sent, in order; those acknowledged and at most one in doubt.
-    sent: Vec<u64>,
-    /// Whether the last of `sent` was acknowledged.
-    acknowledged: bool,
+    /// The version that was acknowledged last; 0: never written.
+    acknowledged: u64,
+    /// A later version that was sent.
+    in_doubt: Option<u64>,
 }
 
 impl Blocks {
@@ -36,34 +34,19 @@ impl Blocks {
 
     /// A write of `version` is about to be sent.
     pub(crate) fn sent(&mut self, block: usize, version: u64) {
-        let block = &mut self.blocks[block];
-        block.sent.push(version);
-        block.acknowledged = false;
+        self.blocks[block].in_doubt = Some(version);
     }
 
-    /// That write was acknowledged; with `durable` as on the device (FUA, or synchronous).
-    pub(crate) fn acknowledged(&mut self, block: usize, durable: bool) {
+    /// That write was acknowledged.
+    pub(crate) fn acknowledged(&mut self, block: usize) {
         let block = &mut self.blocks[block];
-        block.acknowledged = true;
-        if durable {
-            block.settle();
-        }
-    }
-
-    /// A flush was acknowledged that was sent when nothing else was under way.
-    pub(crate) fn flushed(&mut self) {
-        for block in self.blocks.iter_mut().filter(|block| block.acknowledged) {
-            block.settle();
-        }
+        block.acknowledged = block.in_doubt.take().unwrap_or(block.acknowledged);
     }
 
     /// What a read must show while the daemon lives; `None` when a write of this block is in doubt.
     pub(crate) fn expected(&self, block: usize) -> Option<u64> {
         let block = &self.blocks[block];
-        match block.sent.last() {
-            None => Some(block.durable),
-            Some(&last) => block.acknowledged.then_some(last),
-        }
+        block.in_doubt.is_none().then_some(block.acknowledged)
     }
 
     /// What was read after a restart; from then on it must stay.
@@ -72,35 +55,25 @@ impl Blocks {
     /// When it is not one of the versions that were promised.
     pub(crate) fn recovered(&mut self, block: usize, version: u64) -> Result<Outcome> {
         let state = &mut self.blocks[block];
-        let outcome = if version == state.durable {
-            if state.sent.is_empty() { Outcome::Kept } else { Outcome::Lost }
-        } else if state.sent.contains(&version) {
-            Outcome::Survived
-        } else {
-            bail!("block {block} shows version {version}, promised was {state:?}");
+        let outcome = match state.in_doubt {
+            None if version == state.acknowledged => Outcome::Kept,
+            Some(in_doubt) if version == in_doubt => Outcome::Survived,
+            Some(_) if version == state.acknowledged => Outcome::Lost,
+            _ => bail!("block {block} shows version {version}, promised was {state:?}"),
         };
-        *state = Block { durable: version, ..Block::default() };
+        *state = Block { acknowledged: version, in_doubt: None };
         Ok(outcome)
-    }
-}
-
-impl Block {
-    fn settle(&mut self) {
-        if let Some(&last) = self.sent.last() {
-            self.durable = last;
-            self.sent.clear();
-        }
     }
 }
 
 /// What became of a block or a tree over a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Nothing was at stake.
+    /// Nothing was in doubt.
     Kept,
-    /// Something not yet durable survived.
+    /// What was in doubt is there.
     Survived,
-    /// Something not yet durable was lost, as it may be.
+    /// What was in doubt is not there.
     Lost,
 }
 
@@ -110,65 +83,44 @@ pub(crate) type Files = BTreeMap<u64, u64>;
 /// The promises for the files of one tree.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
-    /// As at the last sync.
-    durable: Files,
-    /// Changes since, in order: (file, new version; 0: removed). The last may be in doubt.
-    changes: VecDeque<(u64, u64)>,
-    /// How many of `changes` were acknowledged.
-    acknowledged: usize,
+    /// As after the last change that was acknowledged.
+    acknowledged: Files,
+    /// A change that was sent: (file, new version; 0: removed).
+    in_doubt: Option<(u64, u64)>,
 }
 
 impl Tree {
     /// A change is about to be sent: `file` becomes `version`, or 0: is removed.
     pub(crate) fn sent(&mut self, file: u64, version: u64) {
-        self.changes.push_back((file, version));
+        self.in_doubt = Some((file, version));
     }
 
     /// The change was acknowledged.
     pub(crate) fn acknowledged(&mut self) {
-        self.acknowledged = self.changes.len();
-    }
-
-    /// A sync was acknowledged that was sent when nothing else was under way.
-    pub(crate) fn synced(&mut self) {
-        for _ in 0..self.acknowledged {
-            if let Some(change) = self.changes.pop_front() {
-                apply(&mut self.durable, change);
-            }
+        if let Some(change) = self.in_doubt.take() {
+            apply(&mut self.acknowledged, change);
         }
-        self.acknowledged = 0;
     }
 
     /// The files as a client sees them while nothing is in doubt.
     pub(crate) fn current(&self) -> Files {
-        let mut files = self.durable.clone();
-        self.changes.iter().for_each(|&change| apply(&mut files, change));
-        files
+        self.acknowledged.clone()
     }
 
     /// What was found after a restart; from then on it must stay.
     ///
     /// # Errors
-    /// When the tree never looked like this since the last sync.
+    /// When an acknowledged change is not there, or something else is.
     pub(crate) fn recovered(&mut self, found: &Files) -> Result<Outcome> {
-        let mut instant = self.durable.clone();
-        let mut matching = (instant == *found).then_some(0);
-        for (index, &change) in self.changes.iter().enumerate() {
-            apply(&mut instant, change);
-            if instant == *found {
-                matching = Some(index + 1);
-            }
-        }
-        let Some(survived) = matching else {
-            bail!("found {found:?}, which never was; durable and changes since: {self:?}");
+        let mut after = self.acknowledged.clone();
+        self.in_doubt.iter().for_each(|&change| apply(&mut after, change));
+        let outcome = match self.in_doubt {
+            None if *found == self.acknowledged => Outcome::Kept,
+            Some(_) if *found == after => Outcome::Survived,
+            Some(_) if *found == self.acknowledged => Outcome::Lost,
+            _ => bail!("found {found:?}, promised was {self:?}"),
         };
-        ensure!(survived <= self.changes.len(), "more changes than were sent");
-        let outcome = match (self.changes.len(), survived) {
-            (0, _) => Outcome::Kept,
-            (all, some) if some < all => Outcome::Lost,
-            _ => Outcome::Survived,
-        };
-        *self = Self { durable: found.clone(), ..Self::default() };
+        *self = Self { acknowledged: found.clone(), in_doubt: None };
         Ok(outcome)
     }
 }
@@ -186,43 +138,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flushed_block_must_stay() {
+    fn what_was_acknowledged_must_stay() {
         let mut blocks = Blocks::new(1);
         blocks.sent(0, 1);
-        blocks.acknowledged(0, false);
-        blocks.flushed();
-        blocks.sent(0, 2);
-        blocks.acknowledged(0, false);
-        assert_eq!(blocks.expected(0), Some(2));
-        assert!(blocks.recovered(0, 0).is_err(), "older than the flush");
-        assert!(blocks.recovered(0, 3).is_err(), "never written");
+        assert_eq!(blocks.expected(0), None);
+        blocks.acknowledged(0);
+        assert_eq!(blocks.expected(0), Some(1));
+        assert!(blocks.recovered(0, 0).is_err(), "older than acknowledged");
+        assert!(blocks.recovered(0, 2).is_err(), "never written");
+        assert_eq!(blocks.recovered(0, 1).unwrap(), Outcome::Kept);
+    }
+
+    #[test]
+    fn what_is_in_doubt_may_go_or_stay() {
+        let history = || {
+            let mut blocks = Blocks::new(1);
+            blocks.sent(0, 1);
+            blocks.acknowledged(0);
+            blocks.sent(0, 2);
+            blocks
+        };
+        assert_eq!(history().recovered(0, 1).unwrap(), Outcome::Lost);
+        assert!(history().recovered(0, 0).is_err());
+        let mut blocks = history();
         assert_eq!(blocks.recovered(0, 2).unwrap(), Outcome::Survived);
         assert!(blocks.recovered(0, 1).is_err(), "what was recovered must stay");
     }
 
     #[test]
-    fn an_unflushed_block_may_go_and_one_in_doubt_may_stay() {
-        let mut blocks = Blocks::new(2);
-        blocks.sent(0, 1);
-        blocks.acknowledged(0, false);
-        assert_eq!(blocks.recovered(0, 0).unwrap(), Outcome::Lost);
-        blocks.sent(1, 2);
-        assert_eq!(blocks.expected(1), None);
-        blocks.flushed();
-        assert_eq!(blocks.recovered(1, 0).unwrap(), Outcome::Lost);
-        blocks.sent(1, 3);
-        blocks.acknowledged(1, true);
-        assert!(blocks.recovered(1, 0).is_err(), "written with FUA");
-    }
-
-    #[test]
-    fn a_tree_is_as_at_one_instant() {
+    fn a_tree_is_as_after_the_last_change() {
         let history = || {
             let mut tree = Tree::default();
-            tree.sent(1, 10);
-            tree.acknowledged();
-            tree.synced();
-            for (file, version) in [(2, 20), (1, 11), (3, 30)] {
+            for (file, version) in [(1, 10), (2, 20), (1, 11)] {
                 tree.sent(file, version);
                 tree.acknowledged();
             }
@@ -230,11 +177,9 @@ mod tests {
             tree
         };
         let found = |files: &[(u64, u64)]| history().recovered(&files.iter().copied().collect());
-        assert_eq!(found(&[(1, 10)]).unwrap(), Outcome::Lost);
-        assert_eq!(found(&[(1, 10), (2, 20)]).unwrap(), Outcome::Lost);
-        assert_eq!(found(&[(1, 11), (3, 30)]).unwrap(), Outcome::Survived);
-        assert!(found(&[]).is_err(), "older than the sync");
-        assert!(found(&[(1, 11)]).is_err(), "the second change without the first");
-        assert!(found(&[(1, 10), (3, 30)]).is_err(), "a later change without the earlier ones");
+        assert_eq!(found(&[(1, 11), (2, 20)]).unwrap(), Outcome::Lost);
+        assert_eq!(found(&[(1, 11)]).unwrap(), Outcome::Survived);
+        assert!(found(&[(1, 10), (2, 20)]).is_err(), "an acknowledged change is gone");
+        assert!(found(&[]).is_err(), "what was never removed is gone");
     }
 }

@@ -182,7 +182,6 @@ impl Worker {
                 }
                 (65..80, _) => {
                     files.sync("/").await?;
-                    model.synced();
                     self.counts.flushes += 1;
                 }
                 (_, expected) => {
@@ -233,12 +232,11 @@ impl Worker {
                     }
                     let durable = self.random.chance(15, 100);
                     target.write(first, data, durable).await?;
-                    blocks.for_each(|block| model.acknowledged(block, durable));
+                    blocks.for_each(|block| model.acknowledged(block));
                     self.counts.writes += 1;
                 }
                 55..65 => {
                     target.flush().await?;
-                    model.flushed();
                     self.counts.flushes += 1;
                 }
                 _ => {

@@ -12,7 +12,7 @@ use engine_store::error::StoreError;
 use super::tree_reads::read_range;
 use crate::model::tree::{FileData, Mistake, NodeId, NodeKind, ROOT, TreeModel, TreeOp, TreeState};
 use crate::options::TreeMix;
-use crate::world::{ClientContext, Refusal};
+use crate::world::{ClientContext, Refusal, World};
 
 /// Works on the tree `name` until the session's operations are used up.
 pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
@@ -238,13 +238,26 @@ impl TreeClient {
             return self.refused_partly(context, &op).await;
         }
         let world = &mut *context.world.borrow_mut();
+        let log_len = world.trees.get(&self.name).map_or(0, |slot| slot.model.log_len() as u64);
+        let numbers = [log_len, u64::from(result.is_ok()), 0];
+        let goes_on = self.compare(world, &op, expected, &result);
+        world.event(context.executor.now_ns(), context.number, kind_of(&op), numbers);
+        goes_on
+    }
+
+    /// Compares what came of a change with what the model says; `false`: stop.
+    fn compare(
+        &self,
+        world: &mut World,
+        op: &TreeOp,
+        expected: Result<(), Mistake>,
+        result: &engine_store::Result<Option<Attributes>>,
+    ) -> bool {
+        let refusal = result.as_ref().err().map(|error| world.judge(error));
         let slot = world.trees.get_mut(&self.name).expect("fixed for the session");
-        let numbers = [slot.model.log_len() as u64, u64::from(result.is_ok()), 0];
-        let what = kind_of(&op);
-        let mut goes_on = true;
-        match (&expected, &result) {
-            (Ok(()), Ok(attributes)) => {
-                let created = match (&op, attributes) {
+        match (&expected, result, refusal) {
+            (Ok(()), Ok(attributes), _) => {
+                let created = match (op, attributes) {
                     (TreeOp::Create { node, .. }, Some(attributes)) => {
                         Some((*node, attributes.inode))
                     }
@@ -252,39 +265,36 @@ impl TreeClient {
                 };
                 slot.model.done(&mut world.promises, created);
                 if let Some(attributes) = attributes
-                    && let Err(wrong) = check_reply(slot.model.state(), &op, attributes)
+                    && let Err(wrong) = check_reply(slot.model.state(), op, attributes)
                 {
                     world.fail(format!("{} {op:?}: {wrong}", self.name));
                 }
-                world.mark(what);
+                world.mark(kind_of(op));
+                true
             }
-            (Err(mistake), Err(error)) if accepts(*mistake, error) => {
+            (Err(mistake), Err(error), _) if accepts(*mistake, error) => {
                 slot.model.refused(&mut world.promises);
                 world.mark("mistake_refused");
+                true
             }
-            (_, Err(error)) => match world.judge(error) {
-                Refusal::NoRoom => {
-                    let slot = world.trees.get_mut(&self.name).expect("fixed for the session");
-                    slot.model.refused(&mut world.promises);
-                    world.mark("no_space");
-                }
-                Refusal::Device => {
-                    let slot = world.trees.get_mut(&self.name).expect("fixed for the session");
-                    slot.model.unknown(&mut world.promises);
-                    goes_on = false;
-                }
-                Refusal::Wrong => {
-                    world.fail(format!("{} {op:?}: {error}, expected {expected:?}", self.name));
-                    goes_on = false;
-                }
-            },
-            (Err(mistake), Ok(_)) => {
+            (_, Err(_), Some(Refusal::NoRoom)) => {
+                slot.model.refused(&mut world.promises);
+                world.mark("no_space");
+                true
+            }
+            (_, Err(_), Some(Refusal::Device)) => {
+                slot.model.unknown(&mut world.promises);
+                false
+            }
+            (_, Err(error), _) => {
+                world.fail(format!("{} {op:?}: {error}, expected {expected:?}", self.name));
+                false
+            }
+            (Err(mistake), Ok(_), _) => {
                 world.fail(format!("{} {op:?} succeeded, expected {mistake:?}", self.name));
-                goes_on = false;
+                false
             }
         }
-        world.event(context.executor.now_ns(), context.number, what, numbers);
-        goes_on
     }
 
     /// A change of content found no room. Its parts go to several chunks, each for itself, so some may

@@ -212,21 +212,22 @@ impl TreeModel {
         found: &TreeState,
         reached: u64,
     ) -> Result<Recovered, String> {
-        let floor = promises.floor(self.home.0).max(reached);
+        let floor = promises.present(self.home.0).max(reached);
+        // All shards are as far as this one: content of other shards is part of the prefix.
+        let shard_count = if promises.all_present() { 1 } else { self.shard_count };
         let least = self
             .log
             .iter()
             .take_while(|logged| logged.ended.is_some_and(|ended| ended < floor))
             .count();
-        let far = compare::far_history(self.shard_count, &self.base, &self.log);
+        let far = compare::far_history(shard_count, &self.base, &self.log);
         let mut nearest: Option<(usize, Difference)> = None;
         // The first match of all, and the first that has everything durable.
         let (mut too_early, mut matched) = (None, None);
         let mut state = self.base.clone();
         for count in 0..=self.log.len() {
             let next = self.log.get(count).map(|logged| &logged.op);
-            let matching =
-                Matching { found, inodes: &self.inodes, shard_count: self.shard_count, far: &far };
+            let matching = Matching { found, inodes: &self.inodes, shard_count, far: &far };
             match matching.compare(&state, next) {
                 Ok(()) if count < least => too_early = Some(count),
                 Ok(()) => {
@@ -269,12 +270,12 @@ impl TreeModel {
         }
     }
 
-    /// After the check: the tree is what was found. With `power_loss` that is durable.
-    pub fn settle(&mut self, promises: &mut Promises, found: TreeState, power_loss: bool) {
+    /// After the check: the tree is what was found. With `durable`, also after a loss of power.
+    pub fn settle(&mut self, promises: &mut Promises, found: TreeState, durable: bool) {
         let (state, inodes) = self.renamed(&found);
         self.inodes = inodes;
         self.now = state.clone();
-        if power_loss {
+        if durable {
             self.base = state;
             self.log.clear();
             return;

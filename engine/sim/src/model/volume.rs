@@ -213,7 +213,7 @@ impl VolumeModel {
         for (&block, &found) in found {
             let version = self.version_of(block, found)?;
             let shard = self.shard_of(block);
-            let floor = promises.floor(shard);
+            let floor = promises.present(shard);
             let earliest = self.allowed_after_crash(block, floor, version).min();
             let Some(earliest) = earliest else {
                 return Err(self.crash_message(block, version, floor, "it is not durable"));
@@ -237,7 +237,7 @@ impl VolumeModel {
         for (&block, &found) in found {
             let version = self.version_of(block, found)?;
             let shard = self.shard_of(block);
-            let floor = promises.floor(shard).max(reached[usize::from(shard)]);
+            let floor = promises.present(shard).max(reached[usize::from(shard)]);
             if self.allowed_after_crash(block, floor, version).next().is_none() {
                 let why = "a later write of the same shard survived: not a prefix";
                 return Err(self.crash_message(block, version, floor, why));
@@ -280,28 +280,18 @@ impl VolumeModel {
         )
     }
 
-    /// After the checks: each block is what was found. With `power_loss` that is durable; after a
-    /// crash of the process alone the older writes may still come back.
-    pub fn settle(
-        &mut self,
-        promises: &mut Promises,
-        found: &BTreeMap<u64, Found>,
-        power_loss: bool,
-    ) {
+    /// After the checks: each block is what was found. With `durable`, also after a loss of power; else
+    /// that may still bring older writes back.
+    pub fn settle(&mut self, promises: &mut Promises, found: &BTreeMap<u64, Found>, durable: bool) {
         let started = promises.start();
         let ended = promises.end(started);
         for (&block, &found) in found {
             let Ok(version) = self.version_of(block, found) else { continue };
-            let settled = Write {
-                version,
-                started,
-                ended: Some(ended),
-                acknowledged: true,
-                durable: power_loss,
-            };
+            let settled =
+                Write { version, started, ended: Some(ended), acknowledged: true, durable };
             let floor = promises.floor(self.shard_of(block));
             let history = self.history(block);
-            if power_loss {
+            if durable {
                 *history = vec![settled];
                 continue;
             }
@@ -452,7 +442,7 @@ mod tests {
         let (mut promises, mut model) = model();
         let first = write(&mut promises, &mut model, 1);
         let second = write(&mut promises, &mut model, 1);
-        promises.crash();
+        promises.crash(false);
         let found = BTreeMap::from([(1, Found::Version(first))]);
         model.settle(&mut promises, &found, false);
         let read = promises.start();

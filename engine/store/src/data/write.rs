@@ -16,7 +16,7 @@ use crate::client::cut;
 use crate::engine::{Allocation, Reservation, WritePoint};
 use crate::error::Result;
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
-use crate::key::{Tree, Value};
+use crate::key::Value;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
@@ -193,7 +193,7 @@ impl Prepared {
         let rest = clear_range(transaction, &range).await?;
         assert!(rest.is_none(), "a write covers more than one transaction can clear");
         for insert in batch {
-            transaction.put(Tree::Extents, self.range.key(insert.end), insert.value.clone());
+            transaction.put_fresh_extent(self.range.key(insert.end), insert.value.clone());
         }
         Ok(())
     }

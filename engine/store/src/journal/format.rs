@@ -18,7 +18,6 @@ pub(crate) const SEQ_MAX: u64 = 1 << 43;
 /// "CAIRNJE" and the version of the layout, 0.
 const MAGIC: [u8; 8] = *b"CAIRNJE\0";
 const FLAG_FLUSH: u8 = 1;
-const FLAG_CLEAN: u8 = 2;
 
 /// Start of every entry.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -49,8 +48,6 @@ pub(crate) struct EntryInfo {
     pub(crate) last_seq: u64,
     /// Everything before it was durable when it was written.
     pub(crate) flush: bool,
-    /// The shard was closed after it: nothing needs replay.
-    pub(crate) clean: bool,
     /// Blocks of the entry in the ring.
     pub(crate) blocks: u32,
 }
@@ -62,7 +59,8 @@ struct RecordHeader {
     kind: u8,
     tree: u8,
     level: u8,
-    reserved: u8,
+    /// [`RECORD_FRESH`], or 0.
+    flags: u8,
     /// Bytes after this header.
     bytes: U16,
 }
@@ -99,8 +97,9 @@ impl From<DiskPosition> for Position {
 /// One thing an entry says. Bytes are borrowed from the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Record<'a> {
-    /// A key of a node at `level` got a value.
-    Put { tree: Tree, level: u8, position: Position, value: &'a [u8] },
+    /// A key of a node at `level` got a value. `fresh`: an extent whose blocks were written for it, so
+    /// that they are durable no earlier than this entry.
+    Put { tree: Tree, level: u8, position: Position, value: &'a [u8], fresh: bool },
     /// A key is gone.
     Delete { tree: Tree, level: u8, position: Position },
     /// Where the root of a tree is (an encoded node pointer), and its level. In every entry.
@@ -129,6 +128,9 @@ const COUNTER_ADD: u8 = 7;
 const COUNTER_AT_LEAST: u8 = 8;
 const BLACKLIST: u8 = 9;
 
+/// Flag of a `Put` record.
+const RECORD_FRESH: u8 = 1;
+
 /// Appends records to the buffer of an entry.
 pub(crate) struct RecordWriter<'b>(pub(crate) &'b mut Vec<u8>);
 
@@ -141,9 +143,10 @@ impl RecordWriter<'_> {
     /// Appends one record.
     pub(crate) fn push(&mut self, record: &Record<'_>) {
         match *record {
-            Record::Put { tree, level, position, value } => {
+            Record::Put { tree, level, position, value, fresh } => {
                 let position = DiskPosition::from(position);
-                self.raw(PUT, tree as u8, level, &[position.as_bytes(), value]);
+                let flags = if fresh { RECORD_FRESH } else { 0 };
+                self.flagged(PUT, tree as u8, level, flags, &[position.as_bytes(), value]);
             }
             Record::Delete { tree, level, position } => {
                 let position = DiskPosition::from(position);
@@ -180,9 +183,13 @@ impl RecordWriter<'_> {
     }
 
     fn raw(&mut self, kind: u8, tree: u8, level: u8, parts: &[&[u8]]) {
+        self.flagged(kind, tree, level, 0, parts);
+    }
+
+    fn flagged(&mut self, kind: u8, tree: u8, level: u8, flags: u8, parts: &[&[u8]]) {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         assert!(bytes <= size_of::<DiskPosition>() + VALUE_BYTES_MAX);
-        let header = RecordHeader { kind, tree, level, reserved: 0, bytes: U16::new(bytes as u16) };
+        let header = RecordHeader { kind, tree, level, flags, bytes: U16::new(bytes as u16) };
         self.0.extend_from_slice(header.as_bytes());
         for part in parts {
             self.0.extend_from_slice(part);
@@ -208,7 +215,7 @@ pub(crate) fn seal_entry(
         seq: U64::new(info.seq),
         last_seq: U64::new(info.last_seq),
         shard: U16::new(shard),
-        flags: (u8::from(info.flush) * FLAG_FLUSH) | (u8::from(info.clean) * FLAG_CLEAN),
+        flags: u8::from(info.flush) * FLAG_FLUSH,
         reserved: [0; 5],
     };
     entry[..HEADER_BYTES].copy_from_slice(header.as_bytes());
@@ -243,7 +250,6 @@ pub(crate) fn parse_entry(
         seq: header.seq.get(),
         last_seq: header.last_seq.get(),
         flush: header.flags & FLAG_FLUSH != 0,
-        clean: header.flags & FLAG_CLEAN != 0,
         blocks: whole.div_ceil(JOURNAL_BLOCK) as u32,
     };
     Some((info, &bytes[HEADER_BYTES..whole]))
@@ -289,7 +295,8 @@ fn next_record<'a>(bytes: &mut &'a [u8]) -> Result<Record<'a>> {
     match header.kind {
         PUT => {
             let (tree, position, value) = keyed(body)?;
-            Ok(Record::Put { tree, level, position, value })
+            let fresh = header.flags & RECORD_FRESH != 0;
+            Ok(Record::Put { tree, level, position, value, fresh })
         }
         DELETE => {
             let (tree, position, _) = keyed(body)?;
@@ -337,7 +344,8 @@ mod tests {
     fn all_records() -> Vec<Record<'static>> {
         let position = Position::new(1, 2, 3);
         vec![
-            Record::Put { tree: Tree::Inodes, level: 1, position, value: b"value" },
+            Record::Put { tree: Tree::Inodes, level: 1, position, value: b"value", fresh: false },
+            Record::Put { tree: Tree::Extents, level: 0, position, value: b"extent", fresh: true },
             Record::Delete { tree: Tree::Extents, level: 0, position },
             Record::Root { tree: Tree::Names, level: 2, pointer: b"pointer" },
             Record::BucketOpen { member: 1, bucket: 2, generation: 3, kind: 1 },
@@ -354,7 +362,7 @@ mod tests {
         for record in all_records() {
             RecordWriter(&mut entry).push(&record);
         }
-        let info = EntryInfo { seq: 7, last_seq: 5, flush: true, clean: false, blocks: 1 };
+        let info = EntryInfo { seq: 7, last_seq: 5, flush: true, blocks: 1 };
         seal_entry(&mut entry, &info, [3; 16], 2, 8192);
         entry
     }

@@ -5,8 +5,9 @@
 //!   over are blacklisted: no entry with such a number is ever replayed.
 //! - A *flush entry* is written with FUA after every member was flushed. So if it is found, all that
 //!   was written before it is there: data, nodes and earlier entries.
-//! - Recovery replays from the newest flush entry's `last_seq` to that entry, nothing after it: a prefix of
-//!   what was committed, not shorter than what was ever acknowledged as flushed.
+//! - Recovery replays from the newest flush entry's `last_seq` to that entry, and after it the entries
+//!   that are whole with all they name (see `tail`): a prefix of what was committed, not shorter than
+//!   what was ever acknowledged as flushed, nor, unless the power went, than what was acknowledged.
 //! - Ring space is reused only when a durable flush entry says that it is no longer needed.
 //!
 //! What pins entries (nodes, bucket and counter tables) is told here by [`Journal::pin`]; who writes

@@ -11,7 +11,6 @@ use super::format::{
 use super::ring::Placed;
 use super::writer::Place;
 use crate::error::{Result, StoreError};
-use crate::planted::{self, Bug};
 
 /// How far sequence numbers jump at a recovery, past the newest one seen: at least this, and up to
 /// [`SEQ_JUMP_RANDOM`] more, so that numbers of entries and nodes which the device lost unseen are not
@@ -23,22 +22,48 @@ const READ_BYTES: usize = 1 << 20;
 
 /// An entry to replay.
 pub(crate) struct ReplayEntry {
-    pub(crate) seq: u64,
+    pub(crate) placed: Placed,
     pub(crate) records: Vec<u8>,
 }
 
 /// What the journal says after a crash or a clean close.
 pub(crate) struct Recovered {
-    /// Entries to replay, oldest first; the last one is the newest flush entry.
+    /// Entries to replay, oldest first: up to the newest flush entry and, after [`Recovered::keep`], what
+    /// of the tail was found whole.
     pub(crate) entries: Vec<ReplayEntry>,
+    /// Entries after the newest flush entry, without a gap. What they name need not be on the
+    /// devices.
+    pub(crate) tail: Vec<ReplayEntry>,
     pub(crate) flush_seq: u64,
     pub(crate) last_seq: u64,
     pub(crate) next_seq: u64,
     pub(crate) blacklist: Vec<(u64, u64)>,
-    /// Where the entries to keep lie.
-    pub(crate) placed: Vec<Placed>,
-    /// Entries found after the newest flush entry, not replayed.
+    /// Entries found after the newest one to replay.
     pub(crate) dropped: u64,
+    /// Whether any entry was found after the newest flush entry.
+    pub(crate) unflushed: bool,
+}
+
+impl Recovered {
+    /// Number of the newest entry to replay.
+    pub(crate) fn newest_seq(&self) -> u64 {
+        self.entries.last().map_or(self.flush_seq, |entry| entry.placed.seq)
+    }
+
+    /// Takes the first `count` entries of the tail as committed, and gives up the rest.
+    pub(crate) fn keep(&mut self, count: usize) {
+        let mut kept = std::mem::take(&mut self.tail);
+        kept.truncate(count);
+        let Some(first) = kept.first().map(|entry| entry.placed.seq) else { return };
+        self.dropped -= count as u64;
+        self.entries.extend(kept);
+        let newest = self.newest_seq();
+        let given_up = self.blacklist.pop().map_or(self.next_seq - 1, |(_, last)| last);
+        if first > self.flush_seq + 1 {
+            self.blacklist.push((self.flush_seq + 1, first - 1));
+        }
+        self.blacklist.push((newest + 1, given_up));
+    }
 }
 
 struct Found {
@@ -55,27 +80,18 @@ struct Found {
 pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Result<Recovered> {
     let found = scan(place, ring_blocks).await?;
     let shard = place.shard;
-    let newest = found
-        .values()
-        .rev()
-        .find(|found| found.info.flush || planted::is(Bug::ReplayPastFlush))
-        .ok_or_else(|| {
-            StoreError::corrupt(format!("journal of shard {shard}"), "no flush entry")
-        })?;
+    let newest = found.values().rev().find(|found| found.info.flush).ok_or_else(|| {
+        StoreError::corrupt(format!("journal of shard {shard}"), "no flush entry")
+    })?;
     let (flush_seq, last_seq) = (newest.info.seq, newest.info.last_seq);
     let max_seen = found.keys().next_back().copied().unwrap_or(flush_seq);
-    let mut blacklist = Vec::new();
-    for record in records(&newest.records) {
-        if let Record::Blacklist { first, last } = record? {
-            if first > last || last > SEQ_MAX + 2 * SEQ_JUMP_RANDOM {
-                return Err(StoreError::corrupt("journal", "a blacklist range makes no sense"));
-            }
-            blacklist.push((first, last));
-        }
-    }
+    let mut blacklist = blacklist_of(newest)?;
     let listed = |seq: u64| blacklist.iter().find(|(first, last)| (*first..=*last).contains(&seq));
+    let take = |entry: &Found| ReplayEntry {
+        placed: Placed { seq: entry.info.seq, start: entry.start, blocks: entry.info.blocks },
+        records: entry.records.clone(),
+    };
     let mut entries = Vec::new();
-    let mut placed = Vec::new();
     let mut seq = last_seq;
     while seq <= flush_seq {
         if let Some((_, last)) = listed(seq) {
@@ -91,15 +107,51 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
                 ),
             ));
         };
-        placed.push(Placed { seq, start: entry.start, blocks: entry.info.blocks });
-        entries.push(ReplayEntry { seq, records: entry.records.clone() });
+        entries.push(take(entry));
         seq += 1;
     }
+    let tail = match tail_start(&found, flush_seq) {
+        Some(start) => (start..).map_while(|seq| found.get(&seq).map(take)).collect(),
+        None => Vec::new(),
+    };
     let next_seq = max_seen + SEQ_JUMP + random % SEQ_JUMP_RANDOM;
     blacklist.retain(|(_, last)| *last >= last_seq);
     blacklist.push((flush_seq + 1, next_seq - 1));
     let dropped = found.keys().filter(|seq| **seq > flush_seq).count() as u64;
-    Ok(Recovered { entries, flush_seq, last_seq, next_seq, blacklist, placed, dropped })
+    Ok(Recovered {
+        entries,
+        tail,
+        flush_seq,
+        last_seq,
+        next_seq,
+        blacklist,
+        dropped,
+        unflushed: dropped > 0,
+    })
+}
+
+fn blacklist_of(entry: &Found) -> Result<Vec<(u64, u64)>> {
+    let mut blacklist = Vec::new();
+    for record in records(&entry.records) {
+        if let Record::Blacklist { first, last } = record? {
+            if first > last || last > SEQ_MAX + 2 * SEQ_JUMP_RANDOM {
+                return Err(StoreError::corrupt("journal", "a blacklist range makes no sense"));
+            }
+            blacklist.push((first, last));
+        }
+    }
+    Ok(blacklist)
+}
+
+/// Number of the first entry of the tail, if there is one. The newest range in the blacklist of the
+/// newest entry says where the run began that wrote it: after the flush entry, when that run had not
+/// flushed yet.
+fn tail_start(found: &BTreeMap<u64, Found>, flush_seq: u64) -> Option<u64> {
+    let (_, newest) = found.last_key_value()?;
+    match blacklist_of(newest).ok()?.last() {
+        Some((first, last)) if *last > flush_seq => (*first == flush_seq + 1).then_some(last + 1),
+        _ => Some(flush_seq + 1),
+    }
 }
 
 /// Reads block by block what could not be read at once. A block that cannot be read holds no entry: a

@@ -19,6 +19,8 @@ use crate::sync::Notify;
 /// Room that every entry keeps for the roots and blacklist records that are added when it is sealed:
 /// ten roots of at most 64 bytes and 64 blacklist ranges.
 const TRAILER_BYTES: usize = 4096;
+/// Blocks of a flush entry without records of its own, at most.
+const FLUSH_ENTRY_BLOCKS: u32 = (HEADER_BYTES + TRAILER_BYTES).div_ceil(JOURNAL_BLOCK) as u32;
 /// Most ranges in the blacklist; one recovery adds one, and they leave as the journal moves on.
 const BLACKLIST_MAX: usize = 64;
 /// An entry is written without being asked for when it has grown to this, or to a quarter of what an
@@ -57,6 +59,9 @@ struct State {
     flushed_seq: u64,
     /// `last_seq` of the newest durable flush entry.
     durable_last_seq: u64,
+    /// Blocks of the ring that write-outs leave for flush entries. Less than a sixteenth after a
+    /// recovery that had to put its flush entry there, until there is room again.
+    reclaim_keep: u32,
     /// Flush wanted up to this entry.
     want_flush: u64,
     /// Somebody waits for the buffer to be written.
@@ -93,13 +98,15 @@ pub(crate) enum Next {
 impl Journal {
     /// A journal that goes on after `recovered`.
     pub(crate) fn new(place: Place, ring_blocks: u32, recovered: &Recovered) -> Self {
+        let ring = Ring::new(ring_blocks, recovered.entries.iter().map(|entry| entry.placed));
         let state = State {
-            ring: Ring::new(ring_blocks, recovered.placed.iter().copied()),
+            reclaim_keep: reclaim_keep(ring_blocks, ring.free().saturating_sub(FLUSH_ENTRY_BLOCKS)),
+            ring,
             pins: Pins::default(),
             seq: recovered.next_seq,
             buffer: vec![0; HEADER_BYTES],
             ordinal: 0,
-            written_seq: recovered.flush_seq,
+            written_seq: recovered.newest_seq(),
             flushed_seq: recovered.flush_seq,
             durable_last_seq: recovered.last_seq,
             want_flush: 0,
@@ -181,6 +188,11 @@ impl Journal {
         }
     }
 
+    /// Whether the ring has a place for a flush entry without records.
+    pub(crate) fn has_room_for_flush(&self) -> bool {
+        self.state.borrow().ring.free_after(FLUSH_ENTRY_BLOCKS).is_some()
+    }
+
     /// Whether records of `bytes` may be appended now.
     pub(crate) fn has_room(&self, bytes: usize, class: Class) -> bool {
         let state = self.state.borrow();
@@ -239,6 +251,38 @@ impl Journal {
                 let state = self.state.borrow();
                 // Numbers below the first of this run that no entry has are durable by nature.
                 if state.flushed_seq >= target || state.nothing_since_flush() {
+                    return Ok(());
+                }
+                self.progress.notified()
+            };
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            self.work.notify_all();
+            progress.await;
+        }
+    }
+
+    /// Waits until all that was appended before the call is on its way to outlive this process: given
+    /// to the device, not flushed.
+    ///
+    /// # Errors
+    /// When the journal fails before that is done.
+    pub(crate) async fn written(&self) -> Result<()> {
+        let target = {
+            let mut state = self.state.borrow_mut();
+            if state.ordinal > 0 {
+                state.want_write = true;
+                state.seq
+            } else {
+                state.seq - 1
+            }
+        };
+        loop {
+            let progress = {
+                let state = self.state.borrow();
+                // Numbers below the first of this run that no entry has are written by nature.
+                if state.written_seq >= target || (state.ordinal == 0 && state.writing_done()) {
                     return Ok(());
                 }
                 self.progress.notified()
@@ -315,11 +359,10 @@ impl Journal {
     pub(crate) async fn write_entry(
         &self,
         flush: bool,
-        clean: bool,
         members: &[Rc<dyn DeviceQueue>],
         roots: impl FnOnce(&mut RecordWriter<'_>),
     ) -> Result<()> {
-        let (info, start, entry) = self.seal(flush, clean, roots);
+        let (info, start, entry) = self.seal(flush, roots);
         let written = self.write_sealed(flush, members, start, &entry).await;
         let mut state = self.state.borrow_mut();
         if let Err(error) = written {
@@ -335,6 +378,8 @@ impl Journal {
             state.flushed_seq = info.seq;
             state.durable_last_seq = info.last_seq;
             state.ring.release_before(info.last_seq);
+            let keep = reclaim_keep(state.ring.blocks(), state.ring.free());
+            state.reclaim_keep = state.reclaim_keep.max(keep);
         }
         drop(state);
         self.progress.notify_all();
@@ -344,14 +389,16 @@ impl Journal {
     fn seal(
         &self,
         flush: bool,
-        clean: bool,
         roots: impl FnOnce(&mut RecordWriter<'_>),
     ) -> (EntryInfo, u32, Vec<u8>) {
         let mut state = self.state.borrow_mut();
         let seq = state.seq;
         let last_seq = state.pins.oldest().unwrap_or(seq);
         assert!(last_seq <= seq && last_seq >= state.durable_last_seq);
-        state.blacklist.retain(|(_, last)| *last >= last_seq);
+        if flush {
+            // Until then recovery goes back to an older flush entry, and comes here from there.
+            state.blacklist.retain(|(_, last)| *last >= last_seq);
+        }
         let mut entry = std::mem::replace(&mut state.buffer, vec![0; HEADER_BYTES]);
         let records_end = entry.len();
         roots(&mut RecordWriter(&mut entry));
@@ -363,7 +410,7 @@ impl Journal {
         let Some(placed) = state.ring.place(seq, blocks) else {
             unreachable!("admission keeps room in the ring for the entry being filled");
         };
-        let info = EntryInfo { seq, last_seq, flush, clean, blocks };
+        let info = EntryInfo { seq, last_seq, flush, blocks };
         let offset = u64::from(placed.start) * JOURNAL_BLOCK as u64;
         seal_entry(&mut entry, &info, self.place.pool_uuid, self.place.shard, offset);
         state.seq += 1;
@@ -408,6 +455,11 @@ impl Journal {
     }
 }
 
+/// What write-outs leave free in a ring of `blocks`, of which `free` are.
+fn reclaim_keep(blocks: u32, free: u32) -> u32 {
+    (blocks / 16).min(free / 2)
+}
+
 impl State {
     fn nothing_since_flush(&self) -> bool {
         self.ordinal == 0 && self.written_seq == self.flushed_seq && self.writing_done()
@@ -431,7 +483,7 @@ impl State {
         let blocks = entry.div_ceil(JOURNAL_BLOCK) as u32;
         let keep = match class {
             Class::Normal => self.ring.blocks() / 4,
-            Class::Reclaim => self.ring.blocks() / 16,
+            Class::Reclaim => self.reclaim_keep,
         };
         self.ring.free_after(blocks).is_some_and(|left| left >= keep)
     }

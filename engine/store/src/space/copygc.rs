@@ -188,7 +188,7 @@ impl Engine {
                 return Ok(());
             }
             for (end, part, _) in &moved {
-                transaction.put(Tree::Extents, *end, part.encode());
+                transaction.put_fresh_extent(*end, part.encode());
             }
             Ok(())
         })

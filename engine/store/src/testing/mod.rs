@@ -9,6 +9,7 @@ mod pool;
 mod concurrency;
 mod engine;
 mod logged;
+mod tail;
 mod tree_model;
 mod tree_random;
 mod volumes;

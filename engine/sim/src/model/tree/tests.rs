@@ -210,7 +210,7 @@ fn a_write_without_room_may_be_there_in_part_of_its_pages() {
 #[test]
 fn a_settled_tree_goes_on_from_what_was_found() {
     let (mut promises, mut model, states) = history();
-    promises.crash();
+    promises.crash(false);
     model.settle(&mut promises, states[5].clone(), false);
     assert!(model.check_now(&states[5]).is_ok());
     assert!(model.check_now(&states[6]).is_err());

@@ -24,6 +24,7 @@ impl TreeClient {
         };
         match outcome {
             Ok(()) => true,
+            Err(Look::Ended) => false,
             Err(Look::Broken(what)) => {
                 context.fail(format!("{}: {what}", self.name));
                 false
@@ -105,7 +106,7 @@ impl TreeClient {
                 break;
             }
             if context.random.chance(1, 2) && !self.change_names(context).await {
-                return Ok(());
+                return Err(Look::Ended);
             }
             if self.model(context).state().entries(directory).is_none() {
                 return Ok(());
@@ -166,6 +167,8 @@ impl TreeClient {
 
 /// Why looking failed.
 enum Look {
+    /// A change on the way may or may not have been made: the tree is not known any more.
+    Ended,
     Broken(String),
     Refused(StoreError),
 }

@@ -26,7 +26,7 @@ test: ## Every test there is, as CI runs it (STAGES="unit sim" runs only those)
 sim: ## The simulator on fixed seeds (SEEDS=1..300 OPS=2000, or SEED=7 to replay one)
 	scripts/stages/sim.sh
 
-fuzz: ## Each fuzz target for a while (SECONDS_EACH=60); needs nightly and cargo-fuzz
+fuzz: ## Each fuzz target for a while (SECONDS_EACH=60)
 	scripts/stages/fuzz.sh
 
 crash: ## Kill the daemon under load, again and again (KILLS=100 SEED=1)

@@ -19,7 +19,7 @@ loom 600
 sim 420
 crash 480
 refusals 600
-fuzz 300
+fuzz 600
 guest 900
 readme 300
 dependencies 120

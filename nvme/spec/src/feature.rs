@@ -31,6 +31,9 @@ impl FeatureId {
     pub const HOST_IDENTIFIER: u8 = 0x81;
 }
 
+/// Asynchronous Event Configuration: critical warnings of the SMART / Health log (bits 7:0), which no
+/// bit of OAES announces: every I/O controller takes them.
+pub const AEC_CRITICAL_WARNINGS: u32 = 0xff;
 /// Asynchronous Event Configuration: namespace attribute notices.
 pub const AEC_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
 /// Asynchronous Event Configuration: discovery log page change notices.

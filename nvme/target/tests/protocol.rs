@@ -594,6 +594,10 @@ fn features_answer_or_refuse() {
         (0x06, 0, Status::FEATURE_NOT_CHANGEABLE),
         (0x07, 0xffff, Status::INVALID_FIELD),
         (0x0b, 0x200, Status::INVALID_FIELD),
+        (0x0b, 1 << 31, Status::INVALID_FIELD),
+        (0x0b, 0x1ff, Status::SUCCESS),
+        // What SPDK asks for: five critical warnings and the notices of OAES.
+        (0x0b, 0x11f, Status::SUCCESS),
         (0x0f, u32::MAX, Status::KEEP_ALIVE_INVALID),
         (0x0f, 1500, Status::SUCCESS),
         (0x01, 1, Status::FEATURE_NOT_CHANGEABLE),
@@ -604,6 +608,7 @@ fn features_answer_or_refuse() {
         assert_eq!(t.run(admin, |host| host.set_feature(id, value)).status(), status, "{id:#x}");
     }
     assert_eq!(t.run(admin, |host| host.get_feature(0x0f)).cqe.result.get(), 2000, "rounded up");
+    assert_eq!(t.run(admin, |host| host.get_feature(0x0b)).cqe.result.get(), 0x11f, "kept");
     let mut sqe = entry(0x0a, 0);
     sqe.cdw10 = U32::new(0x81);
     sqe.cdw11 = U32::new(1);
@@ -650,6 +655,8 @@ fn discovery_lists_what_the_host_may_use_and_tells_changes() {
     let (moved, names) = read(&mut t);
     assert!(moved > generation);
     assert_eq!(names, [discovery.to_string(), t.nqn.to_string()]);
+    let refused = t.run(link, |host| host.set_feature(FeatureId::ASYNC_EVENT_CONFIG, 0x1f));
+    assert_eq!(refused.status(), Status::INVALID_FIELD, "a discovery controller has no SMART log");
     t.run(link, |host| host.set_feature(FeatureId::ASYNC_EVENT_CONFIG, AEC_DISCOVERY_CHANGE));
     let event = t.links[link].host.bare(0x0c, 0);
     t.target.set_hosts(&hidden.nqn, true, Vec::new()).unwrap();

@@ -5,7 +5,9 @@ use crate::backend::{Backend, Namespace};
 use crate::connection::slot::SlotState;
 use crate::controller::{AbortRequest, ControllerKind, EVENT_DISCOVERY, EVENT_NAMESPACES};
 use crate::limits::{ABORTS_MAX, ASYNC_EVENTS_MAX, KEEP_ALIVE_MS_MAX};
-use nvme_spec::feature::{AEC_DISCOVERY_CHANGE, AEC_NAMESPACE_ATTRIBUTE, AsyncEvent, FeatureId};
+use nvme_spec::feature::{
+    AEC_CRITICAL_WARNINGS, AEC_DISCOVERY_CHANGE, AEC_NAMESPACE_ATTRIBUTE, AsyncEvent, FeatureId,
+};
 use nvme_spec::{AdminCommand, DataPointer, Feature, Status};
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -151,7 +153,12 @@ impl<B: Backend> Connection<B> {
         let Some(admin) = &mut self.admin else { return (0, Status::INTERNAL_ERROR) };
         let status = match feature.id {
             FeatureId::ASYNC_EVENT_CONFIG => {
-                let supported = if io { AEC_NAMESPACE_ATTRIBUTE } else { AEC_DISCOVERY_CHANGE };
+                // There is nothing to warn of, but the bits are kept: they are not optional.
+                let supported = if io {
+                    AEC_CRITICAL_WARNINGS | AEC_NAMESPACE_ATTRIBUTE
+                } else {
+                    AEC_DISCOVERY_CHANGE
+                };
                 if feature.cdw11 & !supported != 0 {
                     Status::INVALID_FIELD
                 } else {

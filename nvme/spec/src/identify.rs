@@ -184,8 +184,13 @@ pub const SGL_TCP: u32 = 1 | 1 << 20 | 1 << 21;
 pub const EVENT_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
 /// OAES: discovery log page change notices.
 pub const EVENT_DISCOVERY_CHANGE: u32 = 1 << 31;
-/// LPA: commands effects log (bit 1), extended Get Log Page data (bit 2), supported log pages (bit 5).
-pub const LOG_PAGE_ATTRIBUTES: u8 = 0b10_0110;
+/// LPA: the Commands Supported and Effects log page is served.
+pub const LOG_COMMAND_EFFECTS: u8 = 1 << 1;
+/// LPA: Get Log Page takes an offset and 32 bits of length.
+pub const LOG_EXTENDED_DATA: u8 = 1 << 2;
+/// LPA: the log pages 00h, 12h and 13h are served, and the page of command effects tells the scope of
+/// each command. Without the bit, 00h and 12h may be served all the same.
+pub const LOG_SCOPES: u8 = 1 << 5;
 
 wire! {
     /// An LBA format (NVM 1.0, figure 98).

@@ -16,6 +16,8 @@ pub mod page {
     pub const CHANGED_NAMESPACES: u8 = 0x04;
     /// Commands Supported and Effects.
     pub const COMMAND_EFFECTS: u8 = 0x05;
+    /// Feature Identifiers Supported and Effects.
+    pub const FEATURE_EFFECTS: u8 = 0x12;
     /// Discovery.
     pub const DISCOVERY: u8 = 0x70;
 }
@@ -124,6 +126,22 @@ wire! {
 pub const EFFECT_SUPPORTED: u32 = 1;
 /// LBCC: the command may change logical block content.
 pub const EFFECT_CONTENT_CHANGE: u32 = 1 << 1;
+
+wire! {
+    /// Feature Identifiers Supported and Effects (Base 2.1, section 5.1.12.1.18): bit 0 says that a
+    /// feature is supported, bits 31:20 are its scope.
+    pub struct FeatureEffects: 1024 {
+        /// A descriptor for each feature.
+        0 => features: [U32; 256],
+    }
+}
+
+/// FSUPP: the feature is supported.
+pub const FEATURE_SUPPORTED: u32 = 1;
+/// FSP: the feature is set for a namespace.
+pub const FEATURE_SCOPE_NAMESPACE: u32 = 1 << 20;
+/// FSP: the feature is set for a controller.
+pub const FEATURE_SCOPE_CONTROLLER: u32 = 1 << 21;
 
 wire! {
     /// Supported Log Pages (Base 2.0, figure 204): bit 0 says that a page is supported.

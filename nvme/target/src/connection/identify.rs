@@ -129,7 +129,8 @@ fn identify_controller(controller: &Controller, limits: &Limits) -> IdentifyCont
     id.controller_type = if io { 1 } else { 2 };
     id.async_event_limit = ASYNC_EVENTS_MAX as u8 - 1;
     id.error_log_entries = ERROR_LOG_MAX as u8 - 1;
-    id.log_page_attributes = identify::LOG_PAGE_ATTRIBUTES;
+    // Not LOG_SCOPES: Linux takes the scope of an I/O command for an effect, and warns of it.
+    id.log_page_attributes = identify::LOG_COMMAND_EFFECTS | identify::LOG_EXTENDED_DATA;
     id.keep_alive_100ms = U16::new(KEEP_ALIVE_GRANULARITY_100MS);
     id.commands_max = U16::new(limits.queue_entries_max);
     id.sgl_support = U32::new(identify::SGL_TCP);

@@ -11,8 +11,10 @@ use nvme_spec::fabrics::{
     DiscoveryLogEntry, DiscoveryLogHeader, ENTRY_PERSISTENT_CONNECTION,
     SUBSYSTEM_CURRENT_DISCOVERY, SUBSYSTEM_NVM,
 };
+use nvme_spec::feature::FeatureId;
 use nvme_spec::log::{
     ChangedNamespaces, CommandEffects, EFFECT_CONTENT_CHANGE, EFFECT_SUPPORTED, ErrorEntry,
+    FEATURE_SCOPE_CONTROLLER, FEATURE_SCOPE_NAMESPACE, FEATURE_SUPPORTED, FeatureEffects,
     FirmwareSlotLog, SmartLog, SupportedLogPages, page,
 };
 use nvme_spec::nqn::fill_ascii_field;
@@ -69,7 +71,8 @@ impl<B: Backend> Connection<B> {
                 }
                 Ok(changed_namespaces(&controller, !retain_event).as_bytes().to_vec())
             }
-            page::COMMAND_EFFECTS if !discovery => Ok(command_effects().as_bytes().to_vec()),
+            page::COMMAND_EFFECTS => Ok(command_effects(discovery).as_bytes().to_vec()),
+            page::FEATURE_EFFECTS => Ok(feature_effects(discovery).as_bytes().to_vec()),
             _ => Err(Status::INVALID_LOG_PAGE),
         }
     }
@@ -78,7 +81,13 @@ impl<B: Backend> Connection<B> {
 fn supported_pages(discovery: bool) -> SupportedLogPages {
     let mut log = SupportedLogPages::zeroed();
     let pages: &[u8] = if discovery {
-        &[page::SUPPORTED, page::ERROR, page::DISCOVERY]
+        &[
+            page::SUPPORTED,
+            page::ERROR,
+            page::COMMAND_EFFECTS,
+            page::FEATURE_EFFECTS,
+            page::DISCOVERY,
+        ]
     } else {
         &[
             page::SUPPORTED,
@@ -87,6 +96,7 @@ fn supported_pages(discovery: bool) -> SupportedLogPages {
             page::FIRMWARE_SLOT,
             page::CHANGED_NAMESPACES,
             page::COMMAND_EFFECTS,
+            page::FEATURE_EFFECTS,
         ]
     };
     for &page in pages {
@@ -140,7 +150,8 @@ fn changed_namespaces(controller: &Controller, clear: bool) -> ChangedNamespaces
     log
 }
 
-fn command_effects() -> CommandEffects {
+/// The commands of a controller; a discovery controller has no I/O commands.
+fn command_effects(discovery: bool) -> CommandEffects {
     let mut log = CommandEffects::zeroed();
     for opcode in [
         admin_opcode::GET_LOG_PAGE,
@@ -153,11 +164,39 @@ fn command_effects() -> CommandEffects {
     ] {
         log.admin[usize::from(opcode)] = U32::new(EFFECT_SUPPORTED);
     }
+    if discovery {
+        return log;
+    }
     for opcode in [io_opcode::FLUSH, io_opcode::READ] {
         log.io[usize::from(opcode)] = U32::new(EFFECT_SUPPORTED);
     }
     for opcode in [io_opcode::WRITE, io_opcode::WRITE_ZEROES, io_opcode::DATASET_MANAGEMENT] {
         log.io[usize::from(opcode)] = U32::new(EFFECT_SUPPORTED | EFFECT_CONTENT_CHANGE);
+    }
+    log
+}
+
+/// The features that Get Features knows, and what each is set for (Base 2.1, figure 385). None
+/// changes data, namespaces or capabilities.
+fn feature_effects(discovery: bool) -> FeatureEffects {
+    let both =
+        [FeatureId::ASYNC_EVENT_CONFIG, FeatureId::KEEP_ALIVE_TIMER, FeatureId::HOST_IDENTIFIER];
+    let io: &[u8] = &[
+        FeatureId::ARBITRATION,
+        FeatureId::POWER_MANAGEMENT,
+        FeatureId::TEMPERATURE_THRESHOLD,
+        FeatureId::VOLATILE_WRITE_CACHE,
+        FeatureId::NUMBER_OF_QUEUES,
+        FeatureId::WRITE_ATOMICITY,
+        FeatureId::COMMAND_SET_PROFILE,
+    ];
+    let mut log = FeatureEffects::zeroed();
+    for &id in both.iter().chain(if discovery { &[] } else { io }) {
+        log.features[usize::from(id)] = U32::new(FEATURE_SUPPORTED | FEATURE_SCOPE_CONTROLLER);
+    }
+    if !discovery {
+        log.features[usize::from(FeatureId::ERROR_RECOVERY)] =
+            U32::new(FEATURE_SUPPORTED | FEATURE_SCOPE_NAMESPACE);
     }
     log
 }

@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::Poll;
 
 use engine_base::ShardId;
 use engine_base::hash::FastMap;
 use engine_base::runtime::Runtime;
 use engine_device::DeviceQueue;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 
 use crate::btree::{Cache, Node, NodePin};
 use crate::error::{Result, StoreError};
@@ -38,6 +41,9 @@ const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 /// Unflushed entries are flushed after this long: the bound on what a crash can take from a client
 /// that never flushes.
 const FLUSH_DELAY_NS: u64 = 1_000_000_000;
+/// Journal entries on their way at a time: who commits while one is waits for the next to be
+/// written, not for two.
+const JOURNAL_WRITES_MAX: usize = 4;
 /// Pinned things written out side by side.
 const RECLAIM_BATCH: usize = 16;
 /// Pause of reclaim when it can do nothing by itself.
@@ -306,28 +312,42 @@ impl Engine {
         Ok(None)
     }
 
-    /// Writes journal entries as they are wanted.
+    /// Writes journal entries as they are wanted, several at a time; a flush entry alone. Ends when
+    /// the journal has failed.
     async fn journal_loop(self: Rc<Self>) {
+        let mut on_the_way = FuturesUnordered::new();
         loop {
             let work = self.journal.work.notified();
-            let flush = match self.journal.next() {
-                Next::WriteFlush => true,
-                Next::Write => false,
+            match self.journal.next() {
+                Next::Stop => break,
+                Next::WriteFlush if on_the_way.is_empty() => {
+                    if self.write_entry(true).await.is_err() {
+                        break;
+                    }
+                    self.reclaim_wanted.notify_all();
+                }
+                Next::Write if on_the_way.len() < JOURNAL_WRITES_MAX => {
+                    // Polled once, so that the entry is sealed before the next one is.
+                    let mut write = Box::pin(self.write_entry(false));
+                    match futures::poll!(&mut write) {
+                        Poll::Ready(_) => self.reclaim_wanted.notify_all(),
+                        Poll::Pending => on_the_way.push(write),
+                    }
+                }
+                Next::Wait if on_the_way.is_empty() => work.await,
                 Next::Wait => {
-                    work.await;
-                    continue;
+                    futures::future::select(work, on_the_way.next()).await;
+                    self.reclaim_wanted.notify_all();
                 }
-                Next::Stop => {
-                    self.wake_all();
-                    return;
+                Next::Write | Next::WriteFlush => {
+                    on_the_way.next().await;
+                    self.reclaim_wanted.notify_all();
                 }
-            };
-            if self.write_entry(flush).await.is_err() {
-                self.wake_all();
-                return;
             }
-            self.reclaim_wanted.notify_all();
         }
+        self.wake_all();
+        // A device may still read from their buffers.
+        while on_the_way.next().await.is_some() {}
     }
 
     /// Writes the journal entry being filled.

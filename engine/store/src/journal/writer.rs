@@ -1,6 +1,7 @@
 //! Filling, writing and waiting for journal entries.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use engine_device::{DeviceQueue, IoVec, QueueExt};
@@ -54,9 +55,11 @@ struct State {
     buffer: Vec<u8>,
     /// Records in it so far.
     ordinal: u32,
-    /// Newest entry that was written, and newest durable flush entry.
+    /// Newest entry that was written with all before it, and newest durable flush entry.
     written_seq: u64,
     flushed_seq: u64,
+    /// Entries on their way to the device, oldest first, and whether they have arrived.
+    on_the_way: VecDeque<(u64, bool)>,
     /// `last_seq` of the newest durable flush entry.
     durable_last_seq: u64,
     /// Blocks of the ring that write-outs leave for flush entries. Less than a sixteenth after a
@@ -108,6 +111,7 @@ impl Journal {
             ordinal: 0,
             written_seq: recovered.newest_seq(),
             flushed_seq: recovered.flush_seq,
+            on_the_way: VecDeque::new(),
             durable_last_seq: recovered.last_seq,
             want_flush: 0,
             want_write: false,
@@ -302,15 +306,14 @@ impl Journal {
 
     /// What the writer should do now.
     pub(crate) fn next(&self) -> Next {
-        let mut state = self.state.borrow_mut();
+        let state = self.state.borrow();
+        let unflushed = state.want_flush > state.flushed_seq && !state.nothing_since_flush();
+        let oldest = state.pins.oldest().unwrap_or(state.seq);
+        // A flush entry gives ring space back only if less is needed than the last one said.
+        let space = state.want_space && oldest > state.durable_last_seq;
         if state.failed.is_some() {
             Next::Stop
-        } else if state.want_flush > state.flushed_seq && !state.nothing_since_flush() {
-            Next::WriteFlush
-        } else if state.want_space
-            && state.pins.oldest().unwrap_or(state.seq) > state.durable_last_seq
-        {
-            state.want_space = false;
+        } else if unflushed || space {
             Next::WriteFlush
         } else if state.want_write && state.ordinal > 0 {
             Next::Write
@@ -351,8 +354,9 @@ impl Journal {
         self.state.borrow().pins.holders_before(before, most)
     }
 
-    /// Seals the entry being filled and writes it; with `flush`, as a flush entry, after flushing
-    /// `members`. `roots` adds the root records. One call at a time.
+    /// Seals the entry being filled, before the first wait, and writes it; with `flush`, as a flush
+    /// entry, after flushing `members`. `roots` adds the root records. Several may be on their way,
+    /// but a flush entry is alone: no entry before it may still be on its way.
     ///
     /// # Errors
     /// When a device fails; the journal has failed then.
@@ -363,14 +367,14 @@ impl Journal {
         roots: impl FnOnce(&mut RecordWriter<'_>),
     ) -> Result<()> {
         let (info, start, entry) = self.seal(flush, roots);
+        assert!(!flush || self.state.borrow().on_the_way.len() == 1, "a flush entry goes alone");
         let written = self.write_sealed(flush, members, start, &entry).await;
-        let mut state = self.state.borrow_mut();
         if let Err(error) = written {
-            drop(state);
             self.fail(&format!("journal write failed: {error}"));
             return Err(error);
         }
-        state.written_seq = info.seq;
+        let mut state = self.state.borrow_mut();
+        state.arrived(info.seq);
         state.entries_written += 1;
         state.bytes_written += entry.len() as u64;
         if flush {
@@ -396,6 +400,7 @@ impl Journal {
         let last_seq = state.pins.oldest().unwrap_or(seq);
         assert!(last_seq <= seq && last_seq >= state.durable_last_seq);
         if flush {
+            state.want_space = false;
             // Until then recovery goes back to an older flush entry, and comes here from there.
             state.blacklist.retain(|(_, last)| *last >= last_seq);
         }
@@ -413,6 +418,7 @@ impl Journal {
         let info = EntryInfo { seq, last_seq, flush, blocks };
         let offset = u64::from(placed.start) * JOURNAL_BLOCK as u64;
         seal_entry(&mut entry, &info, self.place.pool_uuid, self.place.shard, offset);
+        state.on_the_way.push_back((seq, false));
         state.seq += 1;
         state.ordinal = 0;
         state.want_write = false;
@@ -467,7 +473,18 @@ impl State {
 
     /// No sealed entry is on its way to the device.
     fn writing_done(&self) -> bool {
-        self.ring.newest().is_none_or(|seq| seq <= self.written_seq)
+        self.on_the_way.is_empty()
+    }
+
+    /// Entry `seq` is on the device; it counts as written once all before it are, too.
+    fn arrived(&mut self, seq: u64) {
+        if let Some(entry) = self.on_the_way.iter_mut().find(|(on_the_way, _)| *on_the_way == seq) {
+            entry.1 = true;
+        }
+        while let Some((seq, true)) = self.on_the_way.front().copied() {
+            self.written_seq = seq;
+            self.on_the_way.pop_front();
+        }
     }
 
     fn entry_bytes_max(&self) -> usize {

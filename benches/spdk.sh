@@ -135,7 +135,7 @@ compare() {
 
 say "SPDK:     $("$rpc" -s "$work/spdk.sock" spdk_get_version | jq -r .version), bdev_aio on a file of 2 GiB"
 say "files:    $(findmnt -n -o FSTYPE,SOURCE -T "$work" | tr -s ' ')"
-say "command:  benches/spdk.sh with ROUNDS=$rounds SECONDS_EACH=$seconds_each${PERF_OPTIONS:+ PERF_OPTIONS=\"$PERF_OPTIONS\"}"
+say "command:  ROUNDS=$rounds SECONDS_EACH=$seconds_each PERF_OPTIONS='${perf_options[*]}' benches/spdk.sh"
 say "NVMe/TCP over loopback, operations per second: A cairnd, B nvmf_tgt; median (min..max); A/B"
 while read -r state pattern bytes depth; do
     compare "$state" "$pattern" "$bytes" "$depth"

@@ -397,7 +397,6 @@ impl TreeClient {
             TreeOp::XattrRemove { node, name } => {
                 client.xattr_remove(tree, inode(node), name).await.map(|()| None)
             }
-            // The model's own.
             TreeOp::Become(_) | TreeOp::Partly { .. } => Ok(None),
         }
     }

@@ -256,18 +256,19 @@ impl TreeModel {
                 self.log.len(),
                 self.log.get(count).map(|logged| &logged.op)
             )),
-            (None, None) => {
-                let (count, difference) = nearest.unwrap_or((0, Difference::default()));
-                let from = count.saturating_sub(2);
-                let around: Vec<&TreeOp> =
-                    self.log[from..].iter().take(5).map(|logged| &logged.op).collect();
-                Err(format!(
-                    "the tree equals no state of its history ({} operations, {least} durable); \
-                     nearest after {count}: {difference}; operations from {from}: {around:?}",
-                    self.log.len()
-                ))
-            }
+            (None, None) => Err(self.no_match(least, nearest.unwrap_or_default())),
         }
+    }
+
+    fn no_match(&self, least: usize, (count, difference): (usize, Difference)) -> String {
+        let from = count.saturating_sub(2);
+        let around: Vec<&TreeOp> =
+            self.log[from..].iter().take(5).map(|logged| &logged.op).collect();
+        format!(
+            "the tree equals no state of its history ({} operations, {least} durable); nearest after \
+             {count}: {difference}; operations from {from}: {around:?}",
+            self.log.len()
+        )
     }
 
     /// After the check: the tree is what was found. With `durable`, also after a loss of power.

@@ -26,20 +26,26 @@ impl Engine {
                 if bucket.generation != generation || bucket.draining || bucket.live_blocks == 0 {
                     continue;
                 }
-                bucket.summary.clone()
+                let entries = bucket.summary.clone();
+                // Held until the summary is written: else the bucket could be given out again, for
+                // nodes, and the summary land on one of them.
+                bucket.pins += u32::from(entries.is_some());
+                entries
             };
             let Some(entries) = entries else { continue };
             let offset = self.summary_offset(id);
             let bytes = encode_summary(&entries, generation, offset);
             let fits = bytes.len() as u64
                 <= u64::from(summary_blocks(self.space.bucket_blocks())) * BLOCK_SIZE;
-            if fits && self.write_bytes(id.0, offset, &bytes).await.is_ok() {
-                let mut tables = self.space.tables.borrow_mut();
-                let bucket = tables.bucket(id);
-                if bucket.generation == generation {
-                    bucket.summary = None;
-                }
+            let written = fits && self.write_bytes(id.0, offset, &bytes).await.is_ok();
+            let seq = self.journal.settled_by();
+            let mut tables = self.space.tables.borrow_mut();
+            let bucket = tables.bucket(id);
+            bucket.pins -= 1;
+            if written {
+                bucket.summary = None;
             }
+            tables.drain_if_empty(id, seq);
         }
     }
 

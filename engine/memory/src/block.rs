@@ -4,11 +4,12 @@
 //! block, so a buffer costs no allocation of its own and its bytes stay aligned.
 #![allow(unsafe_code)]
 
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc as _, Layout, System};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering, fence};
 
-use crate::limits::CLASS_COUNT;
+use crate::limits::{CLASS_COUNT, class_bytes};
+use crate::profile::{Tag, buffers};
 use crate::{ALIGNMENT, cache};
 
 /// What is known of one block. `owners` is 1 while a Buffer has it, and the number of slices once
@@ -21,6 +22,8 @@ pub(crate) struct Descriptor {
     chunk: u32,
     /// Class it was handed out in last; the same page can serve several over time.
     class: AtomicU8,
+    /// The site that pays for it while it is out.
+    tag: AtomicU16,
 }
 
 // SAFETY: `start` is only an address here; who may touch the bytes is ruled by Buffer (unique) and
@@ -32,7 +35,19 @@ unsafe impl Sync for Descriptor {}
 impl Descriptor {
     /// The descriptor of a page of a region; its address must be valid for ever.
     pub(crate) fn pooled(start: NonNull<u8>, chunk: u32) -> Self {
-        Self { start, owners: AtomicUsize::new(0), large_bytes: 0, chunk, class: AtomicU8::new(0) }
+        Self {
+            start,
+            owners: AtomicUsize::new(0),
+            large_bytes: 0,
+            chunk,
+            class: AtomicU8::new(0),
+            tag: AtomicU16::new(Tag::NOBODY.0),
+        }
+    }
+
+    /// Bytes of memory that the block takes.
+    pub(crate) fn bytes(&self) -> usize {
+        if self.large_bytes == 0 { class_bytes(self.class()) } else { self.large_bytes }
     }
 
     pub(crate) fn chunk(&self) -> u32 {
@@ -71,8 +86,9 @@ impl Block {
     pub(crate) fn new_large(len: usize) -> Option<Self> {
         let bytes = large_block_bytes(len)?;
         let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+        // Past the global allocator: buffers are charged as such, not once more as heap.
         // SAFETY: the layout has at least the bytes of the descriptor's page.
-        let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        let memory = NonNull::new(unsafe { System.alloc_zeroed(layout) })?;
         // SAFETY: the allocation is longer than ALIGNMENT (large_block_bytes).
         let start = unsafe { memory.add(ALIGNMENT) };
         let descriptor = memory.cast::<Descriptor>();
@@ -82,10 +98,18 @@ impl Block {
             large_bytes: bytes,
             chunk: 0,
             class: AtomicU8::new(0),
+            tag: AtomicU16::new(Tag::NOBODY.0),
         };
         // SAFETY: the first page is ours, is aligned to 4096 and holds a Descriptor (asserted below).
         unsafe { descriptor.write(value) };
         Some(Self { descriptor })
+    }
+
+    /// Charges the block to the current site; for its first owner.
+    pub(crate) fn charge(&self) {
+        let descriptor = self.descriptor();
+        let tag = buffers::charge(descriptor.bytes());
+        descriptor.tag.store(tag.0, Ordering::Relaxed);
     }
 
     fn descriptor(&self) -> &Descriptor {
@@ -123,6 +147,7 @@ impl Drop for Block {
             return;
         }
         fence(Ordering::Acquire);
+        buffers::credit(Tag(descriptor.tag.load(Ordering::Relaxed)), descriptor.bytes());
         let large_bytes = descriptor.large_bytes;
         if large_bytes == 0 {
             // SAFETY: pooled descriptors are `'static` (region::map leaks them).
@@ -133,7 +158,7 @@ impl Drop for Block {
             .expect("the layout was valid when the block was made");
         // SAFETY: this is the last owner; the block came from `new_large` with this very layout, and
         // a Descriptor needs no drop.
-        unsafe { std::alloc::dealloc(self.descriptor.as_ptr().cast(), layout) };
+        unsafe { System.dealloc(self.descriptor.as_ptr().cast(), layout) };
         cache::large_freed(large_bytes);
     }
 }

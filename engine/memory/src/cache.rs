@@ -12,6 +12,7 @@ use crate::block::{Block, Descriptor, large_block_bytes};
 use crate::limits::{CLASS_COUNT, batch_blocks, cached_blocks_max, class_of};
 use crate::pool::{Pool, Usage};
 use crate::region::Region;
+use crate::{alloc_scope, profile};
 
 /// Why the limit was not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,8 +115,18 @@ pub fn return_thread_cache() {
     let _ = CACHE.try_with(|cache| cache.borrow_mut().spill_all(&mut shared()));
 }
 
-/// A block of at least `len` initialised bytes, owned by the caller alone.
+/// A block of at least `len` initialised bytes, owned by the caller alone and charged to the current
+/// site.
 pub(crate) fn take(len: usize) -> Option<Block> {
+    let block = take_block(len);
+    match &block {
+        Some(block) => block.charge(),
+        None => profile::buffers::refuse(),
+    }
+    block
+}
+
+fn take_block(len: usize) -> Option<Block> {
     let Some(class) = class_of(len) else { return take_large(len) };
     let descriptor = CACHE
         .try_with(|cache| cache.borrow_mut().take(class))
@@ -216,9 +227,12 @@ impl Cache {
     /// Whether the list of `class` can grow to its bound without allocating.
     fn has_room(&mut self, class: usize) -> bool {
         let list = &mut self.lists[class];
-        list.capacity() >= cached_blocks_max(class)
-            || (list.try_reserve_exact(cached_blocks_max(class) - list.len()).is_ok()
-                && self.has_row())
+        if list.capacity() >= cached_blocks_max(class) {
+            return true;
+        }
+        // It stays, and is nothing that whoever happens to ask first should pay for.
+        let _scope = alloc_scope!("buffer pool");
+        list.try_reserve_exact(cached_blocks_max(class) - list.len()).is_ok() && self.has_row()
     }
 
     /// Registers this thread's counts, once.

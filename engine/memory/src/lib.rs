@@ -13,6 +13,8 @@
 //! * Regions and larger buffers together never exceed [`limit_bytes`]; past it there is
 //!   [`OutOfMemory`], never an abort.
 //!
+//! [`profile`] tells which part of the program holds how much memory, of the heap and of buffers.
+//!
 //! Left to others: who may take how much (admission), and mapping regions for devices.
 
 mod block;
@@ -20,6 +22,7 @@ mod buffer;
 mod cache;
 mod limits;
 mod pool;
+pub mod profile;
 mod region;
 
 pub use buffer::{ALIGNMENT, Buffer, OutOfMemory, Slice};

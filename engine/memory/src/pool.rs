@@ -5,6 +5,7 @@
 //! form a list. All of it is plain data behind one lock, which threads take once for a batch of
 //! blocks (see `cache`). Nothing here touches the blocks' bytes.
 
+use crate::alloc_scope;
 use crate::block::Descriptor;
 use crate::limits::{
     CHUNK_BYTES, CLASS_COUNT, PAGES_PER_CHUNK, REGION_BYTES_MAX, REGION_BYTES_MIN, class_bytes,
@@ -247,6 +248,7 @@ impl Pool {
 
     /// Maps one more region, if limit and system allow it.
     fn add_region(&mut self) -> bool {
+        let _scope = alloc_scope!("buffer pool");
         let room = self.limit_bytes().saturating_sub(self.mapped_bytes());
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         // An eighth more each time: few regions for a large pool, little waste for a small one.

@@ -86,15 +86,16 @@ pub fn read_tree(root: &Path) -> io::Result<Vec<SourceFile>> {
             let entry = entry?;
             let path = entry.path();
             let kind = entry.file_type()?;
+            let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+            if is_left_out(&relative) {
+                continue;
+            }
             if kind.is_dir() {
-                if !is_left_out(&path.strip_prefix(root).unwrap_or(&path).to_string_lossy()) {
-                    directories.push(path);
-                }
+                directories.push(path);
             } else if kind.is_file()
                 && let Ok(text) = fs::read_to_string(&path)
             {
-                let relative = path.strip_prefix(root).unwrap_or(&path);
-                files.push(SourceFile::new(&relative.to_string_lossy(), &text));
+                files.push(SourceFile::new(&relative, &text));
             }
         }
     }
@@ -103,7 +104,8 @@ pub fn read_tree(root: &Path) -> io::Result<Vec<SourceFile>> {
     Ok(files)
 }
 
-/// Directories that are not part of the repository, as .gitignore has them.
+/// What is not part of the repository, as .gitignore has it. `.git` is a directory, or in a linked work
+/// tree a file that names one of this machine.
 fn is_left_out(path: &str) -> bool {
     const PATHS: [&str; 7] =
         [".git", ".cache", "demo-pool", "target", "fuzz/target", "fuzz/corpus", "fuzz/artifacts"];

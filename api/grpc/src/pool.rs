@@ -77,6 +77,7 @@ fn report(from: FsckReport) -> v1::CheckPoolResponse {
     v1::CheckPoolResponse {
         problems: from.problems.iter().take(PROBLEMS_MAX).map(|problem| cut(problem)).collect(),
         problem_count,
+        notes: from.notes.iter().take(PROBLEMS_MAX).map(|note| cut(note)).collect(),
         checked: checked
             .map(|(name, count)| v1::CheckedCount { name: name.to_owned(), count })
             .collect(),

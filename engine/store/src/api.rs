@@ -206,6 +206,8 @@ pub struct FsckReport {
     pub problems: Vec<String>,
     /// What was looked at: keys, nodes, extents, inodes, blocks verified, in (name, count) pairs.
     pub checked: Vec<(&'static str, u64)>,
+    /// What was found and done when the shards were opened; not problems that are still there.
+    pub notes: Vec<String>,
 }
 
 /// Something asked of one shard.

@@ -79,6 +79,7 @@ impl Engine {
                         ("keys", walk.keys),
                         ("extents", walk.extents),
                     ],
+                    notes: Vec::new(),
                 });
                 return Ok(());
             }

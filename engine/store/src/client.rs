@@ -527,6 +527,7 @@ impl FsckReport {
     /// Adds what another shard found.
     pub fn merge(&mut self, other: Self) {
         self.problems.extend(other.problems);
+        self.notes.extend(other.notes);
         for (name, count) in other.checked {
             match self.checked.iter_mut().find(|(known, _)| *known == name) {
                 Some(entry) => entry.1 += count,

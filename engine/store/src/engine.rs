@@ -80,6 +80,7 @@ pub struct Engine {
     pub(crate) restarts: std::cell::Cell<u64>,
     pub(crate) replayed_keys: std::cell::Cell<u64>,
     pub(crate) replay_dropped: std::cell::Cell<u64>,
+    pub(crate) recovery_notes: Vec<String>,
     /// Copygc is emptying a bucket.
     pub(crate) gc_active: std::cell::Cell<bool>,
     /// Something was committed: the flush timer should run.

@@ -11,12 +11,15 @@
 //! were entries after the flush entry, a new one decides for good which of them count: from then on the
 //! space that these freed is given again, so they could no longer be told whole.
 
+mod members;
+mod newest;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
-use engine_device::QueueExt;
+use engine_device::QueueExt as _;
 
 use crate::btree::{Cache, Node, NodePointer};
 use crate::engine::{Engine, EngineConfig, Stamps};
@@ -26,7 +29,6 @@ use crate::journal::read::{Recovered, recover as read_journal};
 use crate::journal::{Holder, Journal, Place, Record};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::space::{Bucket, BucketKind, Space};
-use crate::superblock::{Superblock, probe};
 use crate::sync::Notify;
 use crate::tail;
 
@@ -35,7 +37,8 @@ type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
 
 /// Builds the engine of a shard from what is on its devices.
 pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<Engine> {
-    let superblock = Rc::new(read_superblock(&config).await?);
+    let (superblock, mut notes) = members::superblock(&config).await?;
+    let superblock = Rc::new(superblock);
     let area = superblock.journals[usize::from(config.shard.0)];
     let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
     let place = Place {
@@ -48,7 +51,10 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     let random = config.runtime.random_u64();
     let mut recovered = read_journal(&place, ring_blocks, random).await?;
     let space = Rc::new(Space::new(superblock));
-    let kept = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
+    let (kept, ended_by) = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
+    notes.extend(tail_note(&place, &recovered, kept, ended_by));
+    let newest = newest::verify(&space, &config.members, &recovered.entries).await?;
+    notes.extend(newest);
     recovered.keep(kept);
     let engine = Engine {
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered)),
@@ -62,6 +68,7 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         restarts: Cell::new(0),
         replayed_keys: Cell::new(0),
         replay_dropped: Cell::new(recovered.dropped),
+        recovery_notes: notes,
         gc_active: Cell::new(false),
         committed: Notify::default(),
         reclaim_wanted: Notify::default(),
@@ -84,47 +91,40 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     Ok(engine)
 }
 
-/// Reads the superblock and checks that the members are those it names, in its order.
-async fn read_superblock(config: &EngineConfig) -> Result<Superblock> {
-    let mut newest: Option<Superblock> = None;
-    for (index, member) in config.members.iter().enumerate() {
-        let (superblock, uuid) = match probe(&**member).await {
-            Ok(found) => found,
-            Err(error) => {
-                return Err(StoreError::corrupt("pool", error.to_string()));
-            }
-        };
-        let name = &member.info().name;
-        let expected = superblock.members.get(index).map(|member| member.uuid);
-        if expected != Some(uuid) {
-            let why = format!("{name} is not member {index} of its pool");
-            return Err(StoreError::corrupt("pool", why));
-        }
-        let size = superblock.members[index].size_bytes;
-        if size > member.info().size_bytes {
-            let why = format!("{name} has shrunk below its {size} bytes");
-            return Err(StoreError::corrupt("pool", why));
-        }
-        if newest.as_ref().is_some_and(|other| other.pool_uuid != superblock.pool_uuid) {
-            return Err(StoreError::corrupt("pool", format!("{name} is of another pool")));
-        }
-        if newest.as_ref().is_none_or(|other| other.sequence < superblock.sequence) {
-            newest = Some(superblock);
-        }
+/// What is told of the entries that are given up, if there are any.
+fn tail_note(
+    place: &Place,
+    recovered: &Recovered,
+    kept: usize,
+    ended_by: Option<StoreError>,
+) -> Option<String> {
+    let given_up = recovered.dropped - kept as u64;
+    if given_up == 0 {
+        return None;
     }
-    let superblock = newest.ok_or_else(|| StoreError::invalid("a pool needs a member"))?;
-    if superblock.members.len() != config.members.len() {
-        let (want, have) = (superblock.members.len(), config.members.len());
-        return Err(StoreError::corrupt("pool", format!("has {want} members, {have} are given")));
-    }
-    if superblock.shard_count() != config.shard_count || config.shard.0 >= config.shard_count {
-        let (shards, asked) = (superblock.shard_count(), config.shard_count);
-        return Err(StoreError::invalid(format!("the pool has {shards} shards, not {asked}")));
-    }
-    Ok(superblock)
+    let newest = match kept.checked_sub(1) {
+        Some(last) => recovered.tail[last].placed.seq,
+        None => recovered.flush_seq,
+    };
+    let why = match (recovered.tail.get(kept), ended_by) {
+        (Some(entry), Some(error)) => format!("entry {} is not whole: {error}", entry.placed.seq),
+        _ => "the entry that follows it is missing or damaged".to_owned(),
+    };
+    let (shard, device) = (place.shard, &place.queue.info().name);
+    Some(format!(
+        "journal of shard {shard} on {device}: {given_up} entries after entry {newest} were not \
+         taken: {why}; what they hold was not flushed and is lost, as after a loss of power"
+    ))
 }
 
 impl Engine {
+    /// What was found wrong when the shard was opened, and what was done about it: a line each, for
+    /// people.
+    #[must_use]
+    pub fn recovery_notes(&self) -> &[String] {
+        &self.recovery_notes
+    }
+
     async fn replay(&self, recovered: &Recovered) -> Result<()> {
         let mut overlay = Overlay::new();
         let mut deltas = Vec::new();

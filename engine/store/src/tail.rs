@@ -45,14 +45,15 @@ struct NodeImage {
     max: Position,
 }
 
-struct Tail<'a> {
+/// Looks for what entries name.
+pub(crate) struct Tail<'a> {
     space: &'a Space,
     members: &'a [Rc<dyn DeviceQueue>],
     /// After how many blocks each valid bset of a node ends.
     nodes: BTreeMap<NodeImage, Vec<u16>>,
 }
 
-/// How many of the first entries of the tail are whole.
+/// How many of the first entries of the tail are whole, and what is wrong with the one after them.
 ///
 /// # Errors
 /// `OutOfMemory` only: what cannot be read is not there.
@@ -60,22 +61,26 @@ pub(crate) async fn whole_entries(
     space: &Space,
     members: &[Rc<dyn DeviceQueue>],
     tail: &[ReplayEntry],
-) -> Result<usize> {
+) -> Result<(usize, Option<StoreError>)> {
     if planted::is(Bug::ReplayPastFlush) {
-        return Ok(tail.len());
+        return Ok((tail.len(), None));
     }
-    let mut look = Tail { space, members, nodes: BTreeMap::new() };
+    let mut look = Tail::new(space, members);
     for (count, entry) in tail.iter().enumerate() {
         match look.entry(&entry.records).await {
             Ok(()) => {}
             Err(error @ StoreError::OutOfMemory { .. }) => return Err(error),
-            Err(_) => return Ok(count),
+            Err(error) => return Ok((count, Some(error))),
         }
     }
-    Ok(tail.len())
+    Ok((tail.len(), None))
 }
 
-impl Tail<'_> {
+impl<'a> Tail<'a> {
+    pub(crate) fn new(space: &'a Space, members: &'a [Rc<dyn DeviceQueue>]) -> Self {
+        Self { space, members, nodes: BTreeMap::new() }
+    }
+
     /// Looks for all that an entry names.
     async fn entry(&mut self, bytes: &[u8]) -> Result<()> {
         let mut extents = Vec::new();
@@ -99,7 +104,8 @@ impl Tail<'_> {
             .await
     }
 
-    async fn extent(&self, extent: &Extent) -> Result<()> {
+    /// The blocks of an extent are what its checksums say.
+    pub(crate) async fn extent(&self, extent: &Extent) -> Result<()> {
         for pointer in &extent.pointers {
             self.space.check_pointer(pointer.member, pointer.block, extent.blocks)?;
             let len = u64::from(extent.blocks) * BLOCK_SIZE;
@@ -112,7 +118,14 @@ impl Tail<'_> {
         Ok(())
     }
 
-    async fn node(&mut self, tree: Tree, level: u8, max: Position, pointer: &[u8]) -> Result<()> {
+    /// The node is as long as its pointer says.
+    pub(crate) async fn node(
+        &mut self,
+        tree: Tree,
+        level: u8,
+        max: Position,
+        pointer: &[u8],
+    ) -> Result<()> {
         let pointer = NodePointer::decode(pointer)?;
         // All its keys are in the journal.
         let Some(location) = pointer.location else { return Ok(()) };

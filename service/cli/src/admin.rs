@@ -284,7 +284,7 @@ pub(crate) async fn check(session: &Session, verify_data: bool, output: &Output)
     let request = v1::CheckPoolRequest { verify_data };
     let reply = session.pool().check_pool(request).await?.into_inner();
     let checked = reply.checked.iter().map(|entry| (entry.name.as_str(), entry.count));
-    offline::report(&reply.problems, reply.problem_count, checked, output)
+    offline::report(&reply.problems, reply.problem_count, &reply.notes, checked, output)
 }
 
 /// `stats`.

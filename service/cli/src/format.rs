@@ -41,6 +41,8 @@ pub(crate) struct FormatReport {
 pub(crate) struct CheckReport {
     /// One line a violated invariant.
     pub(crate) problems: Vec<String>,
+    /// What was found and done when the pool was opened.
+    pub(crate) notes: Vec<String>,
     /// What was looked at, and how many.
     pub(crate) checked: Vec<(String, u64)>,
 }
@@ -85,6 +87,7 @@ pub(crate) fn check(devices: &[PathBuf], verify_data: bool) -> Result<CheckRepor
     pool.close().map_err(failed)?;
     Ok(CheckReport {
         problems: report.problems,
+        notes: report.notes,
         checked: report.checked.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
     })
 }

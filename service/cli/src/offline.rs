@@ -50,7 +50,7 @@ pub(crate) fn check(devices: &[PathBuf], verify_data: bool, output: &Output) -> 
     distinct(devices)?;
     let found = format::check(devices, verify_data)?;
     let checked = found.checked.iter().map(|(name, count)| (name.as_str(), *count));
-    report(&found.problems, found.problems.len() as u64, checked, output)?;
+    report(&found.problems, found.problems.len() as u64, &found.notes, checked, output)?;
     Ok(exit::OK)
 }
 
@@ -58,6 +58,7 @@ pub(crate) fn check(devices: &[PathBuf], verify_data: bool, output: &Output) -> 
 pub(crate) fn report<'a>(
     problems: &[String],
     problem_count: u64,
+    notes: &[String],
     checked: impl Iterator<Item = (&'a str, u64)>,
     output: &Output,
 ) -> Result<()> {
@@ -66,11 +67,13 @@ pub(crate) fn report<'a>(
     let value = json!({
         "problem_count": problem_count,
         "problems": problems,
+        "notes": notes,
         "checked": Value::Object(counts.collect()),
     });
     output.value(&value, || {
         let mut lines: Vec<_> =
-            problems.iter().map(|problem| printable(problem.as_bytes())).collect();
+            notes.iter().map(|note| printable(format!("note: {note}").as_bytes())).collect();
+        lines.extend(problems.iter().map(|problem| printable(problem.as_bytes())));
         lines.extend(checked.iter().map(|(name, count)| format!("checked {count} {name}")));
         if problem_count == 0 {
             lines.push("no problems found".to_owned());

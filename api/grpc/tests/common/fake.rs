@@ -416,8 +416,11 @@ impl Fake {
             Request::Status => Ok(Reply::Status(Box::new(status(shard, &state)))),
             Request::Fsck { verify_data } => {
                 let blocks = u64::from(verify_data) * 7;
-                let report =
-                    FsckReport { problems: vec![], checked: vec![("keys", 3), ("blocks", blocks)] };
+                let report = FsckReport {
+                    checked: vec![("keys", 3), ("blocks", blocks)],
+                    notes: vec!["a copy was mended".to_owned()],
+                    ..FsckReport::default()
+                };
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Usage { .. } => Ok(Reply::Count(4096)),

@@ -136,8 +136,15 @@ impl Engine {
             return Err(StoreError::corrupt("node pointer", "is longer than a node"));
         }
         let offset = location.block.saturating_mul(BLOCK_SIZE);
-        let bytes = self.member(location.member)?.read(offset, Buffer::try_new(len)?).await?;
-        Node::parse(&bytes, tree, level, pointer, max, self.cache.next_tick())
+        let member = self.member(location.member)?;
+        let bytes = member.read(offset, Buffer::try_new(len)?).await?;
+        Node::parse(&bytes, tree, level, pointer, max, self.cache.next_tick()).map_err(|error| {
+            let (device, min) = (&member.info().name, pointer.min);
+            StoreError::corrupt(
+                format!("node {} of tree {tree:?} at level {level}", pointer.node),
+                format!("keys {min:?} to {max:?}, at byte {offset} of {device}: {error}"),
+            )
+        })
     }
 }
 

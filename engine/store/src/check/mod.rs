@@ -51,7 +51,8 @@ impl Problems {
         if self.more > 0 {
             self.lines.push(format!("shard {}: and {} more problems", self.shard, self.more));
         }
-        FsckReport { problems: self.lines, checked: self.checked.into_iter().collect() }
+        let checked = self.checked.into_iter().collect();
+        FsckReport { problems: self.lines, checked, notes: Vec::new() }
     }
 }
 
@@ -76,6 +77,7 @@ pub(crate) async fn fsck(
     }
     data::check(context, &mut problems, verify_data).await?;
     let mut report = problems.into_report();
+    report.notes = context.engine.recovery_notes().to_vec();
     context.engine.check(&mut report).await?;
     Ok(report)
 }

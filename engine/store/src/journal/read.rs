@@ -81,7 +81,13 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
     let found = scan(place, ring_blocks).await?;
     let shard = place.shard;
     let newest = found.values().rev().find(|found| found.info.flush).ok_or_else(|| {
-        StoreError::corrupt(format!("journal of shard {shard}"), "no flush entry")
+        let (device, first) = (&place.queue.info().name, place.base_bytes);
+        let last = first + u64::from(ring_blocks) * JOURNAL_BLOCK as u64;
+        let why = format!(
+            "no flush entry at bytes {first} to {last} of {device}; every journal has one from the \
+             start: the device lost its content; nothing was changed: restore {device} from a copy"
+        );
+        StoreError::corrupt(format!("journal of shard {shard}"), why)
     })?;
     let (flush_seq, last_seq) = (newest.info.seq, newest.info.last_seq);
     let max_seen = found.keys().next_back().copied().unwrap_or(flush_seq);
@@ -99,13 +105,7 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
             continue;
         }
         let Some(entry) = found.get(&seq) else {
-            return Err(StoreError::corrupt(
-                format!("journal of shard {shard}"),
-                format!(
-                    "entry {seq} is missing or damaged, but entry {flush_seq} proves it was \
-                     durable: the device lost or changed it"
-                ),
-            ));
+            return Err(lost(place, &found, seq, flush_seq));
         };
         entries.push(take(entry));
         seq += 1;
@@ -128,6 +128,27 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
         dropped,
         unflushed: dropped > 0,
     })
+}
+
+/// The error for an entry that is missing: what, where, and what to do.
+fn lost(place: &Place, found: &BTreeMap<u64, Found>, seq: u64, flush_seq: u64) -> StoreError {
+    let device = &place.queue.info().name;
+    let at = |block: u32| place.base_bytes + u64::from(block) * JOURNAL_BLOCK as u64;
+    let before = found.range(..seq).next_back().map(|(_, entry)| entry.start + entry.info.blocks);
+    let after = found.range(seq..).next().map(|(_, entry)| entry.start);
+    let place_text = match (before, after) {
+        (Some(from), Some(to)) if from < to => format!("bytes {} to {}", at(from), at(to)),
+        (Some(from), _) => format!("byte {} or the start of the ring", at(from)),
+        (None, _) => format!("before byte {}", at(after.unwrap_or(0))),
+    };
+    StoreError::corrupt(
+        format!("journal of shard {}", place.shard),
+        format!(
+            "entry {seq} is missing or damaged ({place_text} of {device}), but entry {flush_seq} \
+             proves it was durable: the device lost or changed it; nothing was changed: restore \
+             {device} from a copy, or look at what is left with cairn dump"
+        ),
+    )
 }
 
 fn blacklist_of(entry: &Found) -> Result<Vec<(u64, u64)>> {

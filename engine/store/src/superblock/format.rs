@@ -300,6 +300,11 @@ impl Superblock {
         bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
     }
 
+    /// Whether bytes begin as a superblock does, valid or not.
+    pub(crate) fn has_magic(bytes: &[u8]) -> bool {
+        Header::read_from_prefix(bytes).is_ok_and(|(header, _)| header.magic == MAGIC)
+    }
+
     /// Parses the copy read at byte `offset`; also gives the UUID of the member it was written for.
     ///
     /// # Errors

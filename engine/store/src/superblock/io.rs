@@ -1,4 +1,4 @@
-//! Finding and writing superblocks.
+//! Finding, repairing and writing superblocks.
 
 use engine_device::{DeviceQueue, IoVec, QueueExt};
 use engine_memory::Buffer;
@@ -22,42 +22,129 @@ pub enum ProbeError {
     Store(#[from] StoreError),
 }
 
+/// What lies at one place of a superblock copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyState {
+    /// The newest superblock.
+    Good,
+    /// A valid one with an older sequence number.
+    Old {
+        /// Its number.
+        sequence: u64,
+    },
+    /// No valid one, and why.
+    Bad {
+        /// In words for people.
+        why: String,
+    },
+}
+
+/// What the places for superblocks on a device hold.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The newest valid copy.
+    pub newest: Superblock,
+    /// The member that the device is.
+    pub member_uuid: [u8; 16],
+    /// Byte offset and state of each of the three copies of this member.
+    pub copies: Vec<(u64, CopyState)>,
+}
+
+/// One place, as read.
+enum Found {
+    Valid(Box<Superblock>, [u8; 16]),
+    /// The magic is there, or the place cannot be read: there was a copy once.
+    Damaged(String),
+    Nothing,
+}
+
+/// Reads every place for a superblock of a device.
+///
+/// # Errors
+/// [`ProbeError::NotMember`] when there is no valid copy; others when the device holds a format this
+/// program does not know.
+pub async fn inspect(device: &dyn DeviceQueue) -> std::result::Result<Inspection, ProbeError> {
+    let info = device.info();
+    let mut places = Vec::new();
+    for offset in self::places(info.size_bytes) {
+        places.push((offset, look(device, offset).await?));
+    }
+    let mut newest: Option<(&Superblock, [u8; 16])> = None;
+    for (_, found) in &places {
+        if let Found::Valid(superblock, uuid) = found
+            && newest.as_ref().is_none_or(|(old, _)| old.sequence < superblock.sequence)
+        {
+            newest = Some((superblock, *uuid));
+        }
+    }
+    let Some((newest, member_uuid)) = newest else {
+        let why = no_copy(&places);
+        return Err(ProbeError::NotMember { device: info.name.clone(), why });
+    };
+    let member = newest.members.iter().find(|member| member.uuid == member_uuid);
+    let size_bytes = member.map_or(info.size_bytes, |member| member.size_bytes);
+    let state =
+        |offset: u64| match places.iter().find(|(at, _)| *at == offset).map(|place| &place.1) {
+            Some(Found::Valid(superblock, uuid))
+                if (&**superblock, *uuid) == (newest, member_uuid) =>
+            {
+                CopyState::Good
+            }
+            Some(Found::Valid(superblock, _)) => CopyState::Old { sequence: superblock.sequence },
+            Some(Found::Damaged(why)) => CopyState::Bad { why: why.clone() },
+            Some(Found::Nothing) => CopyState::Bad { why: "no superblock is there".to_owned() },
+            None => CopyState::Bad { why: "the device ends before it".to_owned() },
+        };
+    let copies = Superblock::copy_offsets(size_bytes).map(|offset| (offset, state(offset)));
+    Ok(Inspection { newest: newest.clone(), member_uuid, copies: copies.to_vec() })
+}
+
 /// Reads the newest valid superblock of a device and the UUID of the member that the device is.
 ///
 /// # Errors
-/// [`ProbeError::NotMember`] when there is none; others when the device fails or holds a format this
-/// program does not know.
+/// As [`inspect`].
 pub async fn probe(
     device: &dyn DeviceQueue,
 ) -> std::result::Result<(Superblock, [u8; 16]), ProbeError> {
-    let info = device.info();
-    let mut newest: Option<(Superblock, [u8; 16])> = None;
-    let mut reasons = Vec::new();
-    let mut consider = |found: Result<(Superblock, [u8; 16])>| match found {
-        Ok(found) if newest.as_ref().is_none_or(|(old, _)| old.sequence < found.0.sequence) => {
-            newest = Some(found);
-            Ok(())
-        }
-        Ok(_) => Ok(()),
-        Err(error @ (StoreError::Unsupported { .. } | StoreError::Device(_))) => Err(error),
-        Err(error) => {
-            reasons.push(error.to_string());
-            Ok(())
-        }
+    inspect(device).await.map(|found| (found.newest, found.member_uuid))
+}
+
+async fn look(device: &dyn DeviceQueue, offset: u64) -> Result<Found> {
+    let bytes = match device.read(offset, Buffer::try_new(SUPERBLOCK_BYTES)?).await {
+        Ok(bytes) => bytes,
+        Err(error) => return Ok(Found::Damaged(error.to_string())),
     };
-    for offset in places(info.size_bytes) {
-        let buffer = Buffer::try_new(SUPERBLOCK_BYTES).map_err(StoreError::from)?;
-        let found = match device.read(offset, buffer).await {
-            Ok(bytes) => Superblock::decode(&bytes, offset),
-            Err(error) => Err(StoreError::corrupt("superblock", error.to_string())),
-        };
-        consider(found)?;
+    match Superblock::decode(&bytes, offset) {
+        Ok((superblock, uuid)) => Ok(Found::Valid(Box::new(superblock), uuid)),
+        Err(error @ StoreError::Unsupported { .. }) => Err(error),
+        Err(StoreError::Corrupt { why, .. }) if Superblock::has_magic(&bytes) => {
+            Ok(Found::Damaged(why))
+        }
+        Err(_) => Ok(Found::Nothing),
     }
-    reasons.dedup();
-    newest.ok_or_else(|| ProbeError::NotMember {
-        device: info.name.clone(),
-        why: reasons.into_iter().next().unwrap_or_else(|| "too small".to_owned()),
-    })
+}
+
+/// Words for a device without a valid copy.
+fn no_copy(places: &[(u64, Found)]) -> String {
+    let damaged: Vec<String> = places
+        .iter()
+        .filter_map(|(offset, found)| match found {
+            Found::Damaged(why) => Some(format!("at byte {offset}: {why}")),
+            Found::Valid(..) | Found::Nothing => None,
+        })
+        .collect();
+    if places.is_empty() {
+        "it is too small".to_owned()
+    } else if damaged.is_empty() {
+        "no superblock is there".to_owned()
+    } else {
+        format!(
+            "every copy of its superblock is damaged or gone ({}); nothing was changed: restore the \
+             first {} KiB from a copy of the device",
+            damaged.join("; "),
+            3 * SUPERBLOCK_BYTES / 1024
+        )
+    }
 }
 
 /// Every place where a copy may lie. The last copy lies at the end of the part in use, which only a
@@ -95,9 +182,49 @@ pub async fn write(device: &dyn DeviceQueue, superblock: &Superblock, index: u8)
     superblock.validate()?;
     let size_bytes = superblock.members[usize::from(index)].size_bytes;
     for offset in Superblock::copy_offsets(size_bytes) {
-        let copy = Buffer::try_copy_of(&superblock.encode(index, offset))?;
-        device.write(offset, IoVec::from_iter([copy.freeze()]), false).await?;
-        device.flush().await?;
+        write_copy(device, superblock, index, offset).await?;
     }
     Ok(())
+}
+
+async fn write_copy(
+    device: &dyn DeviceQueue,
+    superblock: &Superblock,
+    index: u8,
+    offset: u64,
+) -> Result<()> {
+    let copy = Buffer::try_copy_of(&superblock.encode(index, offset))?;
+    device.write(offset, IoVec::from_iter([copy.freeze()]), false).await?;
+    Ok(device.flush().await?)
+}
+
+/// Writes `superblock` over the copies of member `index` that are not the newest, and looks at each
+/// again. Gives a line for each: what it was, and what was done. The good copies are not touched, so
+/// there is no moment without one.
+pub async fn repair(
+    device: &dyn DeviceQueue,
+    superblock: &Superblock,
+    index: u8,
+    copies: &[(u64, CopyState)],
+) -> Vec<String> {
+    let name = &device.info().name;
+    let mut lines = Vec::new();
+    for (offset, state) in copies {
+        let what = match state {
+            CopyState::Good => continue,
+            CopyState::Old { sequence } => format!("is old (number {sequence})"),
+            CopyState::Bad { why } => format!("is bad: {why}"),
+        };
+        let done = match write_copy(device, superblock, index, *offset).await {
+            Ok(()) => match look(device, *offset).await {
+                Ok(Found::Valid(again, _)) if *again == *superblock => {
+                    "it was written anew from another copy".to_owned()
+                }
+                _ => "it does not keep what is written: replace the device".to_owned(),
+            },
+            Err(error) => format!("it cannot be written: {error}"),
+        };
+        lines.push(format!("{name}: the superblock copy at byte {offset} {what}; {done}"));
+    }
+    lines
 }

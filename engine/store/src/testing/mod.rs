@@ -7,6 +7,7 @@ mod executor;
 mod pool;
 
 mod concurrency;
+mod damage;
 mod engine;
 mod logged;
 mod tail;

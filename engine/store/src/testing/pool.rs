@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_device::{BlockDevice, MemoryDevice};
+use engine_device::{BlockDevice, DeviceQueue, MemoryDevice};
 use futures::channel::oneshot;
 
 use super::TestRuntime;
@@ -64,56 +64,94 @@ impl Link for TestLink {
 pub(crate) struct Pool {
     pub(crate) runtime: Rc<TestRuntime>,
     link: TestLink,
-    device: MemoryDevice,
+    devices: Vec<MemoryDevice>,
+    /// Which device is given as which member.
+    order: Rc<RefCell<Vec<usize>>>,
     limits: Limits,
 }
 
 impl Pool {
     /// Shards on fresh devices, open.
     pub(crate) fn new(seed: u64, shard_count: u16) -> Self {
+        let options = FormatOptions { shards: Some(shard_count), ..FormatOptions::default() };
+        Self::with_members(seed, &[DEVICE_BYTES], options)
+    }
+
+    /// Shards on fresh devices of these sizes.
+    pub(crate) fn with_members(seed: u64, sizes: &[u64], options: FormatOptions) -> Self {
+        let shard_count = options.shards.unwrap_or(4);
         let runtime = TestRuntime::new(seed);
         let shards = Rc::new(RefCell::new(vec![None; usize::from(shard_count)]));
         let link = TestLink { runtime: Rc::clone(&runtime), shards };
-        let device = MemoryDevice::new("memory", DEVICE_BYTES, 4096);
-        let pool = Self { runtime, link, device, limits: Limits::default() };
+        let devices: Vec<_> = sizes
+            .iter()
+            .enumerate()
+            .map(|(index, size)| MemoryDevice::new(&format!("memory{index}"), *size, 4096))
+            .collect();
+        let order = Rc::new(RefCell::new((0..devices.len()).collect()));
+        let pool = Self { runtime, link, devices, order, limits: Limits::default() };
         let opening = pool.clone();
         pool.runtime.block_on(async move {
-            let queue = opening.device.open_queue(32).unwrap();
-            opening.runtime.add_queue(Rc::clone(&queue));
-            let options = FormatOptions { shards: Some(shard_count), ..FormatOptions::default() };
-            crate::pool::format(&[queue], &options).await.unwrap();
+            crate::pool::format(&opening.queues(), &options).await.unwrap();
             for shard in 0..shard_count {
-                opening.open(ShardId(shard)).await;
+                opening.open(ShardId(shard)).await.unwrap();
             }
         });
         pool
     }
 
-    async fn open(&self, shard: ShardId) {
-        let queue = self.device.open_queue(32).unwrap();
-        self.runtime.add_queue(Rc::clone(&queue));
+    /// Queues to the devices, in the order of the members.
+    pub(crate) fn queues(&self) -> Vec<Rc<dyn DeviceQueue>> {
+        let order = self.order.borrow();
+        let queues = order.iter().map(|index| {
+            let queue = self.devices[*index].open_queue(32).unwrap();
+            self.runtime.add_queue(Rc::clone(&queue));
+            queue
+        });
+        queues.collect()
+    }
+
+    /// Gives the devices as members in another order from now on.
+    pub(crate) fn set_order(&self, order: &[usize]) {
+        *self.order.borrow_mut() = order.to_vec();
+    }
+
+    async fn open(&self, shard: ShardId) -> Result<()> {
         let engine = EngineConfig {
             shard,
             shard_count: self.link.shard_count(),
             runtime: Rc::clone(&self.runtime) as Rc<dyn Runtime>,
-            members: vec![queue],
+            members: self.queues(),
         };
         let peers = Rc::new(self.link.clone());
         let config = ShardConfig { engine, peers, limits: self.limits.clone() };
-        let opened = Shard::open(config).await.unwrap();
+        let opened = Shard::open(config).await?;
         self.link.shards.borrow_mut()[usize::from(shard.0)] = Some(opened);
+        Ok(())
     }
 
     /// Everything in memory is gone, at once; then the shards are opened again.
     pub(crate) fn crash_and_open(&self) {
+        self.try_crash_and_open().unwrap();
+    }
+
+    /// As [`Pool::crash_and_open`]; the first shard that refuses to open ends it.
+    pub(crate) fn try_crash_and_open(&self) -> Result<()> {
         self.runtime.crash();
         self.link.shards.borrow_mut().fill(None);
         let opening = self.clone();
         self.runtime.block_on(async move {
             for shard in 0..opening.link.shard_count() {
-                opening.open(ShardId(shard)).await;
+                opening.open(ShardId(shard)).await?;
             }
-        });
+            Ok(())
+        })
+    }
+
+    /// What the shards said when they were opened.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let shards = 0..self.link.shard_count();
+        shards.flat_map(|shard| self.shard(shard).engine().recovery_notes().to_vec()).collect()
     }
 
     pub(crate) fn client(&self) -> Client<TestLink> {
@@ -125,7 +163,12 @@ impl Pool {
     }
 
     pub(crate) fn device(&self) -> &MemoryDevice {
-        &self.device
+        &self.devices[0]
+    }
+
+    /// A member's device.
+    pub(crate) fn member(&self, index: usize) -> &MemoryDevice {
+        &self.devices[index]
     }
 
     /// Waits until no shard works in the background.

@@ -144,6 +144,9 @@ impl Core {
         let limits = engine_store::limits::Limits::default();
         let opened = Shard::open(ShardConfig { engine, peers, limits }).await?;
         opened.engine().set_cache_bytes(self.plan.index_cache_bytes);
+        for note in opened.engine().recovery_notes() {
+            tracing::warn!(shard = shard.0, "recovery: {note}");
+        }
         let admission = Admission::new(self.plan.shard_requests_max, self.plan.shard_bytes_max);
         self.hub.add(opened, admission);
         tracing::debug!(shard = shard.0, core = self.core, "shard is open");

@@ -12,7 +12,7 @@ export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}"
 total=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-for directory in engine/shard engine/store; do
+for directory in engine/shard engine/store nvme/target; do
     package=${directory/\//-}
     if [ -e "$directory/tests/loom.rs" ]; then
         which=(--test loom)

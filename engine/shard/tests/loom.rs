@@ -293,3 +293,83 @@ fn a_task_woken_twice_runs_after_the_last_wake() {
         }
     });
 }
+
+/// What `tokio::io::unix::AsyncFd` is to an eventfd: readiness that the I/O driver caches, told of
+/// edges some time after they happen, and cleared by who found nothing more to read unless another
+/// edge was told since (tokio's `AsyncFdReadyMutGuard::clear_ready`).
+struct AsyncEvent {
+    counter: Mutex<bool>,
+    /// (ready, number of the edges told)
+    readiness: Mutex<(bool, u64)>,
+    told: Condvar,
+}
+
+impl AsyncEvent {
+    fn new() -> Self {
+        Self { counter: Mutex::new(false), readiness: Mutex::new((false, 0)), told: Condvar::new() }
+    }
+
+    /// Rings, and then is the driver that tells of the edge: between the two, anything may happen.
+    fn ring(&self) {
+        *self.counter.lock().unwrap() = true;
+        let mut readiness = self.readiness.lock().unwrap();
+        *readiness = (true, readiness.1 + 1);
+        self.told.notify_one();
+    }
+
+    /// `AsyncFd::readable_mut`.
+    fn readable(&self) -> u64 {
+        let mut readiness = self.readiness.lock().unwrap();
+        while !readiness.0 {
+            readiness = self.told.wait(readiness).unwrap();
+        }
+        readiness.1
+    }
+
+    fn clear_ready(&self, seen: u64) {
+        let mut readiness = self.readiness.lock().unwrap();
+        if readiness.1 == seen {
+            readiness.0 = false;
+        }
+    }
+}
+
+/// The steps of `port_tokio::AsyncPortReceiver::receive`, in its order: take; announce and look again;
+/// wait for readiness; lower the flag, empty the eventfd, clear the readiness; take again.
+#[test]
+fn a_control_port_in_tokio_is_woken_for_every_message() {
+    bounded_model(3, || {
+        let (mut producer, mut consumer) = ring::<u32>(2);
+        let flag = Arc::new(SleepFlag::new());
+        let event = Arc::new(AsyncEvent::new());
+        let (senders_flag, senders_event) = (flag.clone(), event.clone());
+        let sender = thread::spawn(move || {
+            for value in 0..2 {
+                producer.push(value).unwrap();
+                publish();
+                if senders_flag.take() {
+                    senders_event.ring();
+                }
+            }
+        });
+        let mut got = 0;
+        while got < 2 {
+            let taken = consumer.pop_batch(2, |_| ());
+            got += taken;
+            if taken > 0 {
+                continue;
+            }
+            flag.raise();
+            publish();
+            if consumer.is_empty() {
+                let seen = event.readable();
+                flag.lower();
+                *event.counter.lock().unwrap() = false;
+                event.clear_ready(seen);
+            } else {
+                flag.lower();
+            }
+        }
+        sender.join().unwrap();
+    });
+}

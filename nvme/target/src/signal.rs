@@ -3,21 +3,46 @@
 //! A wake sets the bit of a command slot, then of its connection, then of the core, and writes the
 //! core's event descriptor only if the core said that it is going to sleep. The core clears in the
 //! opposite order, so a bit set while it looks is seen in this round or announced again.
-//! Check-then-sleep: the core stores `sleeping`, then looks at `pending`; a waker stores `pending`,
-//! then looks at `sleeping`; all four sequentially consistent, so one of the two sees the other.
+//! Check-then-sleep: "pending" and "sleeping" are bits of one word, so that announcements and the
+//! decision to sleep stand in one order, whatever the processor. `loom_tests` checks it.
+
+use std::sync::Arc;
+use std::task::{Wake, Waker};
 
 use rustix::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Wake, Waker};
+
+use crate::signal::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+/// The atomics of this module: those of the standard library, or loom's under `--cfg loom`, so that
+/// the code that runs is the code that is checked.
+mod sync {
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+}
+
+/// Something is announced and not yet taken.
+const PENDING: u8 = 1;
+/// The core sleeps or is about to.
+const SLEEPING: u8 = 2;
 
 /// Announces work to one core. Any thread may set, only the core takes.
 #[derive(Debug)]
 pub struct CoreSignal {
-    pending: AtomicBool,
-    sleeping: AtomicBool,
-    connections: BitSet,
+    announced: Announced,
     event: Option<OwnedFd>,
+}
+
+/// What is announced to a core, without what wakes it.
+///
+/// The state is changed by read-modify-writes only. So the takes and announcements of it stand in one
+/// order, and a take that follows several announcements synchronises with each of them, not with the
+/// last alone (a release sequence): it sees the bits of all. A plain store would break that chain.
+#[derive(Debug)]
+struct Announced {
+    state: AtomicU8,
+    connections: BitSet,
 }
 
 /// Bits that many set and one takes.
@@ -31,12 +56,15 @@ impl BitSet {
         Self { words: (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
     }
 
+    /// Release: who takes the bit sees what was done before it was set.
     fn set(&self, bit: usize) {
         if let Some(word) = self.words.get(bit / 64) {
             word.fetch_or(1 << (bit % 64), Ordering::AcqRel);
         }
     }
 
+    /// To be called after the flag that announces the bits was taken: that makes the bits visible to
+    /// the relaxed look.
     fn take(&self, mut each: impl FnMut(usize)) {
         for (index, word) in self.words.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {
@@ -51,24 +79,53 @@ impl BitSet {
     }
 }
 
+impl Announced {
+    fn new(connections: usize) -> Self {
+        Self { state: AtomicU8::new(0), connections: BitSet::new(connections) }
+    }
+
+    /// Announces; true: the caller must wake the core.
+    fn announce(&self) -> bool {
+        self.state.fetch_or(PENDING, Ordering::AcqRel) & SLEEPING != 0
+            // Of several who found it asleep, one wakes it.
+            && self.state.fetch_and(!SLEEPING, Ordering::AcqRel) & SLEEPING != 0
+    }
+
+    fn take(&self, each: impl FnMut(usize)) -> bool {
+        // The relaxed look may miss what is being announced: the look before sleep does not.
+        if self.state.load(Ordering::Relaxed) & PENDING == 0 {
+            return false;
+        }
+        self.state.fetch_and(!PENDING, Ordering::AcqRel);
+        self.connections.take(each);
+        true
+    }
+
+    /// Says in one step that nothing is pending and that the core sleeps. Whoever announces before it
+    /// keeps the core awake; whoever announces after it finds the core asleep.
+    fn prepare_to_sleep(&self) -> bool {
+        let asleep = |state| (state & PENDING == 0).then_some(state | SLEEPING);
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, asleep).is_ok()
+    }
+
+    fn awake(&self) {
+        if self.state.load(Ordering::Relaxed) & SLEEPING != 0 {
+            self.state.fetch_and(!SLEEPING, Ordering::AcqRel);
+        }
+    }
+}
+
 impl CoreSignal {
     /// For `connections` connections. `event` is an eventfd that wakes the sleeping core; without
     /// one, the core is driven by calls only.
     #[must_use]
     pub fn new(connections: usize, event: Option<OwnedFd>) -> Self {
-        Self {
-            pending: AtomicBool::new(false),
-            sleeping: AtomicBool::new(false),
-            connections: BitSet::new(connections),
-            event,
-        }
+        Self { announced: Announced::new(connections), event }
     }
 
     /// Says that there is something to do on the core.
     pub fn notify(&self) {
-        self.pending.store(true, Ordering::SeqCst);
-        if self.sleeping.load(Ordering::SeqCst)
-            && self.sleeping.swap(false, Ordering::SeqCst)
+        if self.announced.announce()
             && let Some(event) = &self.event
         {
             // A full counter (EAGAIN) means that the core is already due to wake.
@@ -77,34 +134,23 @@ impl CoreSignal {
     }
 
     fn notify_connection(&self, index: usize) {
-        self.connections.set(index);
+        self.announced.connections.set(index);
         self.notify();
     }
 
     /// Takes what was announced: true when anything was; calls `each` with connections.
     pub(crate) fn take(&self, each: impl FnMut(usize)) -> bool {
-        if !self.pending.load(Ordering::Relaxed) || !self.pending.swap(false, Ordering::SeqCst) {
-            return false;
-        }
-        self.connections.take(each);
-        true
+        self.announced.take(each)
     }
 
     /// Says that the core is going to sleep. False: something is pending, do not sleep.
     pub(crate) fn prepare_to_sleep(&self) -> bool {
-        self.sleeping.store(true, Ordering::SeqCst);
-        if self.pending.load(Ordering::SeqCst) {
-            self.sleeping.store(false, Ordering::SeqCst);
-            return false;
-        }
-        true
+        self.announced.prepare_to_sleep()
     }
 
-    /// Says that the core is awake, and empties its event descriptor.
+    /// Says that the core is awake.
     pub(crate) fn awake(&self) {
-        if self.sleeping.load(Ordering::Relaxed) {
-            self.sleeping.store(false, Ordering::SeqCst);
-        }
+        self.announced.awake();
     }
 
     pub(crate) fn event(&self) -> Option<&OwnedFd> {
@@ -131,12 +177,13 @@ impl ConnectionSignal {
 
     /// Tells the connection to look at its controller and subsystem.
     pub fn notify_control(&self) {
-        self.control.store(true, Ordering::SeqCst);
+        // Changed by read-modify-writes only, as the state of `Announced`.
+        self.control.swap(true, Ordering::AcqRel);
         self.core.notify_connection(self.index);
     }
 
     pub(crate) fn take_control(&self) -> bool {
-        self.control.load(Ordering::Relaxed) && self.control.swap(false, Ordering::SeqCst)
+        self.control.load(Ordering::Relaxed) && self.control.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn take_slots(&self, each: impl FnMut(usize)) {
@@ -178,7 +225,10 @@ impl Wake for ControlWaker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

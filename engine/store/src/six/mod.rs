@@ -3,24 +3,28 @@
 //! ```text
 //!              shared   intent   exclusive      (may be held together by different tasks)
 //!   shared       yes      yes       no
-//!   intent       yes      no        no
-//!   exclusive    no       no        no
+//!   intent       yes      no        yes
+//!   exclusive    no       yes       no
 //! ```
-//! Intent keeps other writers out and lets readers in while its holder reads, allocates and waits for
-//! the device. Exclusive is taken for the moment of change only: on one core that moment contains no
-//! await, so it is a check that nobody holds the lock shared, never a wait while holding it. Each
-//! change raises the sequence number: who dropped the lock before a wait compares numbers afterwards
-//! and restarts when they differ. After bcachefs's six.c.
+//! Intent keeps other write-outs of the node away while its holder allocates and waits for the device;
+//! readers and commits go on beside it. Exclusive is taken for the moment of change only: on one core
+//! that moment contains no await, so it is a check that nobody holds the lock shared, never a wait
+//! while holding it. Each change raises the sequence number: who dropped the lock before a wait
+//! compares numbers afterwards and restarts when they differ. After bcachefs's six.c.
+//!
+//! [`state`] has the transitions, checked between threads by loom; this file has the waiting.
 
 use std::cell::Cell;
 
+use state::State;
+
 use crate::sync::Notify;
+
+mod state;
 
 /// The lock of one node. Tasks of one core only.
 pub(crate) struct SixLock {
-    readers: Cell<u32>,
-    intent: Cell<bool>,
-    sequence: Cell<u64>,
+    state: State<Cell<u64>>,
     released: Notify,
 }
 
@@ -33,22 +37,17 @@ pub(crate) struct IntentGuard<'l>(&'l SixLock);
 impl SixLock {
     /// An unheld lock whose changes are numbered from `sequence` on.
     pub(crate) fn new(sequence: u64) -> Self {
-        Self {
-            readers: Cell::new(0),
-            intent: Cell::new(false),
-            sequence: Cell::new(sequence),
-            released: Notify::default(),
-        }
+        Self { state: State::new(sequence), released: Notify::default() }
     }
 
     /// Number of the last change.
     pub(crate) fn sequence(&self) -> u64 {
-        self.sequence.get()
+        self.state.sequence()
     }
 
     /// Takes the lock shared; never waits, since exclusive is never held across a wait.
     pub(crate) fn shared(&self) -> SharedGuard<'_> {
-        self.readers.set(self.readers.get() + 1);
+        assert!(self.state.try_share(), "exclusive is held across a wait");
         SharedGuard(self)
     }
 
@@ -64,17 +63,17 @@ impl SixLock {
 
     /// Takes the lock with intent if nobody holds it so.
     pub(crate) fn try_intent(&self) -> Option<IntentGuard<'_>> {
-        if self.intent.replace(true) { None } else { Some(IntentGuard(self)) }
+        self.state.try_intend().then(|| IntentGuard(self))
     }
 
     /// Whether somebody holds it with intent.
     pub(crate) fn intent_held(&self) -> bool {
-        self.intent.get()
+        self.state.intent_held()
     }
 
     /// Whether a change could be made now: nobody holds it shared.
     pub(crate) fn can_change(&self) -> bool {
-        self.readers.get() == 0
+        self.state.can_change()
     }
 
     /// The moment of change: numbers it `sequence`. The caller changes the node in the same turn.
@@ -82,9 +81,9 @@ impl SixLock {
     /// # Panics
     /// When the lock is held shared, or numbers do not rise.
     pub(crate) fn change(&self, sequence: u64) {
-        assert!(self.can_change(), "a node is changed while it is read");
-        assert!(sequence > self.sequence.get(), "sequence numbers of changes must rise");
-        self.sequence.set(sequence);
+        assert!(self.state.try_begin_change(), "a node is changed while it is read");
+        // Ended before the caller's change: nobody else runs before the turn is over.
+        self.state.end_change(sequence);
     }
 
     /// Waits until some holder lets go.
@@ -95,14 +94,14 @@ impl SixLock {
 
 impl Drop for SharedGuard<'_> {
     fn drop(&mut self) {
-        self.0.readers.set(self.0.readers.get() - 1);
+        self.0.state.unshare();
         self.0.released.notify_all();
     }
 }
 
 impl Drop for IntentGuard<'_> {
     fn drop(&mut self) {
-        assert!(self.0.intent.replace(false));
+        self.0.state.unintend();
         self.0.released.notify_all();
     }
 }
@@ -121,10 +120,11 @@ mod tests {
         assert!(!lock.can_change());
         let intent = lock.intent().now_or_never().expect("intent goes with shared");
         assert!(lock.intent().now_or_never().is_none());
+        assert!(!lock.can_change(), "intent makes no difference to readers");
         drop((shared, shared2));
         assert!(lock.can_change());
         lock.change(2);
-        assert_eq!(lock.sequence(), 2);
+        assert_eq!(lock.sequence(), 2, "changed beside intent");
         drop(intent);
         assert!(lock.try_intent().is_some());
         assert!(lock.try_intent().is_some(), "the guard before was dropped");

@@ -11,10 +11,17 @@
 //! - A failed write leaves each of its units old, new or unreadable. A failed flush may lose writes it
 //!   covered; then every later flush, of whatever queue, fails too until the process is new, and the
 //!   new process does not see those writes.
+//! - Now and then an operation stalls: it takes very long, and ends well.
+//! - [`SimDisk::vanish`]: from then on everything is answered `Gone`, what was in flight may be done or
+//!   not. The device may come back, to the same process with its cache, or to the next one without.
 //!
-//! It does not simulate misdirected writes, and overlapping operations in flight at the same time are
-//! done one after the other, never mixed within a unit.
+//! Beside the contract, on purpose: lies ([`DiskLie`]) and bits that rot ([`SimDisk::rot`]). What they
+//! damage is remembered ([`SimDisk::damaged_pages`]).
+//!
+//! Overlapping operations in flight at the same time are done one after the other, never mixed within
+//! a unit.
 
+mod damage;
 mod image;
 
 use std::cell::{Cell, RefCell};
@@ -61,8 +68,22 @@ pub struct Latency {
     pub usual_ns_max: u64,
     /// Operations per million that take up to `spike_ns_max` instead.
     pub spikes_ppm: u32,
-    /// Longest time of all in nanoseconds.
+    /// Longest time of those in nanoseconds.
     pub spike_ns_max: u64,
+    /// Operations per million that stall: they take between a half and all of `stall_ns_max`.
+    pub stalls_ppm: u32,
+    /// Longest time of all in nanoseconds.
+    pub stall_ns_max: u64,
+}
+
+impl Latency {
+    /// No operation takes longer, in nanoseconds.
+    #[must_use]
+    pub fn longest_ns(&self) -> u64 {
+        let stall_ns = if self.stalls_ppm > 0 { self.stall_ns_max } else { 0 };
+        let spike_ns = if self.spikes_ppm > 0 { self.spike_ns_max } else { 0 };
+        self.usual_ns_max.max(self.least_ns).max(spike_ns).max(stall_ns)
+    }
 }
 
 /// Lies a disk can be told to tell: they break the contract, and the checker must notice.
@@ -78,7 +99,8 @@ pub enum DiskLie {
     DropsWrites,
     /// Tears writes within the atomic unit, at 512 bytes, also durable ones.
     TearsFlushed,
-    /// Now and then writes to the neighbouring block instead.
+    /// Now and then writes elsewhere instead: to the neighbouring block, or over something else that
+    /// was written.
     Misdirects,
 }
 
@@ -97,6 +119,10 @@ pub struct DiskStatistics {
     pub errors: u64,
     /// Writes lost, wholly or in part, by power losses.
     pub lost: u64,
+    /// Operations that stalled.
+    pub stalls: u64,
+    /// Bits rotten, writes misdirected or dropped, losses of power after a lie about a flush.
+    pub damages: u64,
 }
 
 /// A change that is in the cache and on its way to the medium.
@@ -147,8 +173,22 @@ struct State {
     faults: FaultRates,
     latency: Latency,
     lie: Option<DiskLie>,
+    /// Of so many writes, one is lied about.
+    lie_one_in: u64,
+    /// Pages that rotted, or that a lie left with another content than they should have.
+    damaged: Vec<u64>,
     statistics: DiskStatistics,
-    gone: bool,
+    presence: Presence,
+}
+
+/// Whether the device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Here,
+    /// Gone; it may come back as it was.
+    Away,
+    /// Gone for this process: it lost power, and with it its cache.
+    AwayForProcess,
 }
 
 struct Inner {
@@ -156,6 +196,9 @@ struct Inner {
     executor: Executor,
     state: RefCell<State>,
 }
+
+/// How often disks lie about writes that nobody told how often.
+const LIE_ONE_IN: u64 = 200;
 
 /// A simulated disk. Cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -193,8 +236,10 @@ impl SimDisk {
             faults: FaultRates::default(),
             latency,
             lie: None,
+            lie_one_in: LIE_ONE_IN,
+            damaged: Vec::new(),
             statistics: DiskStatistics::default(),
-            gone: false,
+            presence: Presence::Here,
         };
         let inner = Inner { info, executor: executor.clone(), state: RefCell::new(state) };
         Self { inner: Rc::new(inner) }
@@ -211,11 +256,6 @@ impl SimDisk {
         self.inner.state.borrow_mut().faults = faults;
     }
 
-    /// Makes the disk lie from now on.
-    pub fn set_lie(&self, lie: Option<DiskLie>) {
-        self.inner.state.borrow_mut().lie = lie;
-    }
-
     /// Operations so far.
     #[must_use]
     pub fn statistics(&self) -> DiskStatistics {
@@ -228,26 +268,13 @@ impl SimDisk {
         self.inner.state.borrow().image.digest()
     }
 
-    /// Flips a bit somewhere in what was written; returns the byte, `None` on an empty disk.
-    pub fn rot(&self) -> Option<u64> {
-        let state = &mut *self.inner.state.borrow_mut();
-        let at = state.image.rot(&mut state.random)?;
-        let mut page = Box::new([0; PAGE_BYTES as usize]);
-        let number = at / PAGE_BYTES;
-        state.image.read(number * PAGE_BYTES, &mut page[..]);
-        let piece =
-            Piece { page: number, start: 0, end: PAGE_BYTES as u16, bytes: Some(Rc::from(page)) };
-        // Rot is on the medium, whatever the cache holds.
-        state.medium.apply(&piece);
-        Some(at)
-    }
-
     /// The process dies, the disk stays on: operations in flight end or not, the cache keeps all.
     /// Call after the tasks are gone.
     pub fn process_crash(&self) {
         let answered = {
             let state = &mut *self.inner.state.borrow_mut();
             state.see_what_is_left();
+            state.presence = Presence::Here;
             let in_flight = std::mem::take(&mut state.in_flight);
             let mut answered = Vec::new();
             for (_, operation) in in_flight {
@@ -272,11 +299,6 @@ impl SimDisk {
         };
         drop(answered);
     }
-
-    /// The device vanishes (`true`) or comes back: everything asked of it is answered `Gone`.
-    pub fn set_gone(&self, gone: bool) {
-        self.inner.state.borrow_mut().gone = gone;
-    }
 }
 
 /// How much of the unflushed writes a power loss takes.
@@ -292,17 +314,9 @@ enum Loss {
 
 impl State {
     fn settle_power_loss(&mut self, atomic: u64) -> Vec<Completion> {
-        let loss = match self.random.below(8) {
-            0 => Loss::Everything,
-            1 => Loss::Nothing,
-            2 | 3 => Loss::Units(self.random.range(1, 7)),
-            _ => Loss::Writes(self.random.range(1, 7)),
-        };
+        let loss = self.draw_loss();
         let unit = if self.lie == Some(DiskLie::TearsFlushed) { 512 } else { atomic };
-        let cached: Vec<Cached> = self.cache.drain(..).collect();
-        for write in cached {
-            self.survive(&write.pieces, write.durable, loss, unit);
-        }
+        self.lose_cache(loss, unit);
         // What was in flight at the same time may have reached the medium in any order.
         let mut in_flight: Vec<InFlight> =
             std::mem::take(&mut self.in_flight).into_values().collect();
@@ -317,8 +331,28 @@ impl State {
             answered.push(operation.done);
         }
         self.flush_dead = false;
+        self.presence = Presence::Here;
         self.image = self.medium.clone();
         answered
+    }
+
+    fn draw_loss(&mut self) -> Loss {
+        match self.random.below(8) {
+            0 => Loss::Everything,
+            1 => Loss::Nothing,
+            2 | 3 => Loss::Units(self.random.range(1, 7)),
+            _ => Loss::Writes(self.random.range(1, 7)),
+        }
+    }
+
+    /// What the cache holds reaches the medium or is lost.
+    fn lose_cache(&mut self, loss: Loss, unit: u64) {
+        let cached: Vec<Cached> = self.cache.drain(..).collect();
+        let lied = matches!(self.lie, Some(DiskLie::IgnoresFlush | DiskLie::FlushesHalf));
+        self.statistics.damages += u64::from(lied && !cached.is_empty());
+        for write in cached {
+            self.survive(&write.pieces, write.durable, loss, unit);
+        }
     }
 
     /// What a failed flush has lost, reads no longer see.
@@ -353,6 +387,10 @@ impl State {
 
     fn latency_ns(&mut self) -> u64 {
         let latency = self.latency;
+        if latency.stalls_ppm > 0 && self.random.below(1_000_000) < u64::from(latency.stalls_ppm) {
+            self.statistics.stalls += 1;
+            return self.random.range(latency.stall_ns_max / 2, latency.stall_ns_max);
+        }
         let most = if self.random.below(1_000_000) < u64::from(latency.spikes_ppm) {
             latency.spike_ns_max
         } else {
@@ -457,12 +495,12 @@ impl State {
         }
         match self.lie {
             Some(DiskLie::IgnoresFua) => fua = false,
-            Some(DiskLie::DropsWrites) if self.random.chance(1, 200) => return Ok(None),
-            Some(DiskLie::Misdirects) if self.random.chance(1, 200) => {
-                let last = info.size_bytes / PAGE_BYTES - 1;
-                for piece in &mut pieces {
-                    piece.page = (piece.page + 1).min(last);
-                }
+            Some(DiskLie::DropsWrites) if self.random.chance(1, self.lie_one_in) => {
+                self.drop_write(&pieces);
+                return Ok(None);
+            }
+            Some(DiskLie::Misdirects) if self.random.chance(1, self.lie_one_in) => {
+                self.misdirect(&mut pieces, info.size_bytes / PAGE_BYTES);
             }
             _ => {}
         }
@@ -554,7 +592,10 @@ impl Inner {
             let Some(operation) = state.in_flight.remove(&id) else { return };
             operation.queue.set(operation.queue.get().saturating_sub(1));
             let outcome = match operation.work {
-                _ if state.gone => Err(DeviceError::Gone { device: self.info.name.clone() }),
+                work if state.presence != Presence::Here => {
+                    state.finish_unseen(work);
+                    Err(DeviceError::Gone { device: self.info.name.clone() })
+                }
                 Work::Read { offset, buffer } => state.read(offset, buffer, &self.info.name),
                 Work::Change { pieces, fua, offset, what } => {
                     state.change(pieces, fua, (offset, what), &self.info)

@@ -58,6 +58,8 @@ enum Faults {
     Crash,
     /// Device errors too.
     Eio,
+    /// A device that destroys what it holds.
+    Damage,
     /// Each seed its own.
     All,
 }
@@ -96,6 +98,7 @@ impl Arguments {
             Faults::None => FaultMode::None,
             Faults::Crash => FaultMode::Crash,
             Faults::Eio => FaultMode::Eio,
+            Faults::Damage => FaultMode::Damage,
             Faults::All => FaultMode::All,
         };
         let mut options = Options::of_seed(seed, self.ops, faults, plant);

@@ -13,6 +13,9 @@ pub mod volume;
 
 use std::collections::BTreeSet;
 
+/// The floor of a shard of which nothing was flushed: before the first instant, and not 0.
+const FLOOR_OF_NOTHING: u64 = 1;
+
 /// The model's clock, and how much of each shard is durable.
 #[derive(Debug)]
 pub struct Promises {
@@ -26,6 +29,11 @@ pub struct Promises {
     power_lost: bool,
     /// When each operation in progress started.
     active: BTreeSet<u64>,
+    /// Nothing is forgotten because it is durable: a device that damages what it holds may take the
+    /// pool back to any state it was in.
+    keeps_history: bool,
+    /// Damage may have taken a shard back to an older state than it flushed, unseen.
+    may_roll_back: bool,
 }
 
 impl Promises {
@@ -34,11 +42,30 @@ impl Promises {
     pub fn new(shard_count: u16) -> Self {
         Self {
             now: 1,
-            floors: vec![0; usize::from(shard_count)],
+            floors: vec![FLOOR_OF_NOTHING; usize::from(shard_count)],
             outlived: None,
             power_lost: false,
             active: BTreeSet::new(),
+            keeps_history: false,
+            may_roll_back: false,
         }
+    }
+
+    /// From now on nothing is forgotten because it is durable.
+    pub fn keep_history(&mut self) {
+        self.keeps_history = true;
+    }
+
+    /// Whether nothing is forgotten because it is durable.
+    #[must_use]
+    pub fn keeps_history(&self) -> bool {
+        self.keeps_history
+    }
+
+    /// From now on a crash may take any shard back to an older state than it flushed.
+    pub fn allow_roll_back(&mut self) {
+        assert!(self.keeps_history, "what is forgotten cannot be compared with");
+        self.may_roll_back = true;
     }
 
     /// An operation starts: a new instant.
@@ -73,7 +100,10 @@ impl Promises {
     /// What ended on `shard` before this instant must be there after the crash.
     #[must_use]
     pub fn present(&self, shard: u16) -> u64 {
-        self.floor(shard).max(self.outlived.unwrap_or(0))
+        if self.may_roll_back {
+            return 0;
+        }
+        self.floors[usize::from(shard)].max(self.outlived.unwrap_or(0))
     }
 
     /// Whether all that was acknowledged must be there after the crash, on all shards.
@@ -82,10 +112,11 @@ impl Promises {
         self.outlived.is_some()
     }
 
-    /// What ended on `shard` before this instant is durable.
+    /// What ended on `shard` before this instant is durable for good; 0: nothing is, not even what
+    /// asked to be.
     #[must_use]
     pub fn floor(&self, shard: u16) -> u64 {
-        self.floors[usize::from(shard)]
+        if self.keeps_history { 0 } else { self.floors[usize::from(shard)] }
     }
 
     /// Everything that ended on `shard` before `instant` has become durable.

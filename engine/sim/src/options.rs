@@ -17,8 +17,24 @@ pub enum FaultMode {
     Crash,
     /// Device errors, with crashes between. Errors are allowed, wrong data is not.
     Eio,
+    /// A device destroys what it holds ([`Damage`]), with crashes between. Refusals are allowed, wrong
+    /// data is not.
+    Damage,
     /// Each seed one of these.
     All,
+}
+
+/// How a device of a run destroys what it was given. There is no second copy to repair from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Bits flip at rest.
+    Rot,
+    /// Now and then a write goes elsewhere.
+    Misdirected,
+    /// Now and then a write is answered and not made.
+    LostWrites,
+    /// Flushes cover nothing, or only a part of what they must.
+    LyingFlushes,
 }
 
 /// A bug that is planted to see that it is found.
@@ -158,6 +174,10 @@ pub struct Options {
     pub crash_in_recovery_eighths: u64,
     /// Errors per million device operations, in runs that have errors.
     pub error_ppm: u32,
+    /// In runs that have errors: whether members vanish, too, and come back.
+    pub vanishing: bool,
+    /// What a device destroys, in runs of that kind.
+    pub damage: Option<Damage>,
     /// Events kept for the report of a failure; changes nothing else.
     pub events_kept: usize,
 }
@@ -168,11 +188,22 @@ impl Options {
     pub fn of_seed(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
         let mut random = Random::new(seed ^ 0x7365_6564);
         let random = &mut random;
+        let all = faults == FaultMode::All;
         let faults = match faults {
             FaultMode::All if random.chance(1, 4) => FaultMode::Eio,
             FaultMode::All => FaultMode::Crash,
             other => other,
         };
+        // A stream of its own: a switch added here leaves the rest of every seed as it was.
+        let mut switches = Random::new(seed ^ 0x7377_6974);
+        // Where a lie is planted, every promise is asked for.
+        let lying = matches!(plant, Some(Plant::Disk(_) | Plant::Mesh(_)));
+        let damaging = switches.chance(1, 6) && !lying;
+        let faults = match faults {
+            FaultMode::Crash if all && damaging => FaultMode::Damage,
+            other => other,
+        };
+        let damage = damage(&mut switches, faults);
         let shard_count = *random.pick(&[1, 2, 4]);
         let members = members(random, shard_count);
         let total: u64 = members.iter().map(|member| member.size_bytes).sum();
@@ -192,6 +223,10 @@ impl Options {
         if quiet {
             (volume_mix.flush, volume_mix.fua, volume_mix.resize, tree_mix.sync) = (0, 0, 0, 0);
         }
+        if damage.is_some() {
+            // What is answered when it is durable has no history to compare with.
+            volume_mix.resize = 0;
+        }
         Self {
             seed,
             operations,
@@ -201,7 +236,7 @@ impl Options {
             members,
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
-            latency: latency(random),
+            latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
             schedule: *random.pick(&[
                 Schedule::Random,
@@ -211,13 +246,15 @@ impl Options {
             ]),
             volumes,
             trees: random.range(least_trees, 3) as u32,
-            administration: !quiet && random.chance(1, 2),
+            administration: !quiet && random.chance(1, 2) && damage.is_none(),
             volume_mix,
             tree_mix,
             operations_per_crash,
             power_loss_eighths: *random.pick(&[4, 6, 8]),
             crash_in_recovery_eighths: *random.pick(&[0, 1, 4]),
             error_ppm: *random.pick(&[100, 1_000, 20_000]),
+            vanishing: switches.chance(1, 3),
+            damage,
             events_kept: 60,
         }
     }
@@ -251,7 +288,22 @@ fn latency(random: &mut Random) -> Latency {
         usual_ns_max: *random.pick(&[2_000, 20_000, 200_000]),
         spikes_ppm: *random.pick(&[0, 100, 10_000]),
         spike_ns_max: 50_000_000,
+        stalls_ppm: 0,
+        stall_ns_max: 0,
     }
+}
+
+/// One seed in five has disks that stall: as long as a controller that is reset, and longer.
+fn with_stalls(random: &mut Random, latency: Latency) -> Latency {
+    let stalls_ppm = if random.chance(1, 5) { *random.pick(&[20, 500]) } else { 0 };
+    let stall_ns_max = *random.pick(&[2, 30, 90]) * 1_000_000_000;
+    Latency { stalls_ppm, stall_ns_max, ..latency }
+}
+
+fn damage(random: &mut Random, faults: FaultMode) -> Option<Damage> {
+    let damage =
+        *random.pick(&[Damage::Rot, Damage::Misdirected, Damage::LostWrites, Damage::LyingFlushes]);
+    (faults == FaultMode::Damage).then_some(damage)
 }
 
 /// A weight: often ordinary, sometimes nothing, sometimes dominant.

@@ -9,6 +9,7 @@ use engine_store::engine::EngineConfig;
 use engine_store::limits::Limits;
 use engine_store::pool::FormatOptions;
 use engine_store::shard::{Shard, ShardConfig};
+use engine_store::superblock::Superblock;
 
 use crate::disk::SimDisk;
 use crate::executor::Executor;
@@ -83,7 +84,7 @@ impl Process {
         self.open.get() == self.shard_count
     }
 
-    /// Whether a shard did not open because a device failed.
+    /// Whether a shard did not open because a device failed or damage was found.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.refused.get()
@@ -96,7 +97,11 @@ impl Process {
             // Shard 0 last: writing out what is left may need a region from it.
             for shard in shards.iter().rev() {
                 if let Err(error) = shard.shutdown().await {
-                    world.borrow_mut().fail(format!("shutdown: {error}"));
+                    let world = &mut *world.borrow_mut();
+                    match world.judge(&error) {
+                        Refusal::Device => world.mark("shutdown_refused"),
+                        _ => world.fail(format!("shutdown: {error}")),
+                    }
                 }
             }
             finished.set(true);
@@ -114,7 +119,7 @@ pub async fn format(
     shard_count: u16,
     sizes: FormatSizes,
     random: &mut Random,
-) -> engine_store::Result<()> {
+) -> engine_store::Result<Superblock> {
     let queues: Vec<_> = disks.iter().map(SimDisk::queue).collect();
     let options = FormatOptions {
         label: "simulated".to_owned(),
@@ -126,5 +131,5 @@ pub async fn format(
         uuid_seed: [random.next_u64(), random.next_u64()],
         ..FormatOptions::default()
     };
-    engine_store::pool::format(&queues, &options).await.map(drop)
+    engine_store::pool::format(&queues, &options).await
 }

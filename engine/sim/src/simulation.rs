@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -9,6 +10,7 @@ use engine_base::random::Random;
 use engine_store::api::TreeRef;
 use engine_store::client::{Client, VolumeRef};
 
+use self::damage::journal_pages;
 use crate::clients;
 use crate::disk::{FaultRates, SimDisk};
 use crate::executor::{Executor, RunEnd};
@@ -127,6 +129,8 @@ struct Simulation<'a> {
     random: Random,
     disks: Vec<SimDisk>,
     process: Option<Process>,
+    /// Where the journals lie: member and pages.
+    journals: Vec<(usize, Range<u64>)>,
 }
 
 /// Polls without any event after which a run counts as stuck.
@@ -150,7 +154,7 @@ impl<'a> Simulation<'a> {
             })
             .collect();
         let random = executor.fork_random();
-        Self { options, executor, world, random, disks, process: None }
+        Self { options, executor, world, random, disks, process: None, journals: Vec::new() }
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -158,16 +162,20 @@ impl<'a> Simulation<'a> {
         if let Some(Plant::Disk(lie)) = self.options.plant {
             self.disks.iter().for_each(|disk| disk.set_lie(Some(lie)));
         }
+        self.world.borrow_mut().disks = self.disks.clone();
         self.start_process();
         self.until_open()?;
         self.set_up()?;
+        self.start_damage();
         let crashing = self.options.faults != FaultMode::None;
         while self.goes_on() && self.left() > 0 {
             let all = self.options.operations_per_crash;
             let target = if crashing { self.random.range(1, all) } else { self.left() };
             let last = target >= self.left();
+            let before = self.left();
             self.work(target.min(self.left()), crashing && !last)?;
-            if !self.goes_on() || last {
+            // Without any operation: nothing is left that damage has not taken.
+            if !self.goes_on() || last || self.left() == before {
                 break;
             }
             self.crash_and_recover()?;
@@ -233,14 +241,19 @@ impl<'a> Simulation<'a> {
         let disks = self.disks.clone();
         let (shard_count, sizes) = (self.options.shard_count, self.options.format);
         let mut random = self.random.fork();
+        let superblock = Rc::new(RefCell::new(None));
+        let made = Rc::clone(&superblock);
         let task = Box::pin(async move {
-            if let Err(error) = pool::format(&disks, shard_count, sizes, &mut random).await {
-                world.borrow_mut().fail(format!("format: {error}"));
+            match pool::format(&disks, shard_count, sizes, &mut random).await {
+                Ok(superblock) => *made.borrow_mut() = Some(superblock),
+                Err(error) => world.borrow_mut().fail(format!("format: {error}")),
             }
             flag.set(true);
         });
         self.executor.spawn(0, "format", task);
-        self.drive(u64::MAX, || finished.get()).map(drop)
+        self.drive(u64::MAX, || finished.get())?;
+        self.journals = superblock.take().map_or_else(Vec::new, |made| journal_pages(&made));
+        Ok(())
     }
 
     fn start_process(&mut self) {
@@ -296,8 +309,10 @@ impl<'a> Simulation<'a> {
             let disk = self.random.range(0, last) as usize;
             if cut {
                 self.disks[disk].set_faults(faults);
+                self.plan_vanishing(disk);
             }
         }
+        self.rot_a_little();
         self.start_clients();
         let world = self.world;
         self.drive(u64::MAX, || {
@@ -325,7 +340,10 @@ impl<'a> Simulation<'a> {
                 number += 1;
             }
         }
-        let trees: Vec<String> = self.world.borrow().trees.keys().cloned().collect();
+        let trees: Vec<String> = {
+            let world = self.world.borrow();
+            world.trees.iter().filter(|(_, slot)| !slot.lost).map(|(n, _)| n.clone()).collect()
+        };
         for name in trees {
             let Some(context) = self.context(number) else { return };
             self.start_client(clients::tree::run(context, name, self.options.tree_mix.clone()));
@@ -363,6 +381,8 @@ impl<'a> Simulation<'a> {
                 disk.process_crash();
             }
         }
+        self.rot_at_rest();
+        self.note_damage(power_loss);
         let world = &mut *self.world.borrow_mut();
         // A device that fails may lose what it was given and not asked to keep.
         let instant = world.promises.crash(!power_loss && !world.may_fail());
@@ -398,7 +418,8 @@ impl<'a> Simulation<'a> {
     }
 
     fn verify(&mut self, crash: Option<bool>, polls_max: u64) -> Result<Step, String> {
-        let verify_data = self.random.chance(1, 4);
+        // Whether damage is told, only a look at everything shows.
+        let verify_data = self.random.chance(1, 4) || self.options.damage.is_some();
         let Some(context) = self.context(0) else { return Ok(Step::Done) };
         self.start_client(verify::run(context, crash, verify_data));
         self.drive(polls_max, || {
@@ -424,8 +445,12 @@ impl<'a> Simulation<'a> {
         for disk in &self.disks {
             disk.power_loss();
         }
+        self.rot_at_rest();
+        self.note_damage(true);
         self.start_process();
-        self.verify(None, u64::MAX).map(drop)
+        // A disk that destroys what it holds may have lost what the stop had flushed.
+        let crash = self.options.damage.map(|_| true);
+        self.verify(crash, u64::MAX).map(drop)
     }
 
     fn count_disks(&self) {
@@ -439,6 +464,8 @@ impl<'a> Simulation<'a> {
                 ("disk_discards", counts.discards),
                 ("disk_errors", counts.errors),
                 ("disk_writes_lost", counts.lost),
+                ("disk_stalls", counts.stalls),
+                ("disk_damages", counts.damages),
             ] {
                 *world.marks.entry(name).or_default() += count;
             }
@@ -464,11 +491,12 @@ async fn create_subjects(
         let name = format!("tree-{index}");
         let info = context.client.tree_create(&name).await?;
         let model = TreeModel::new(info.root, context.shard_count);
-        let slot = TreeSlot { reference: TreeRef::from(&info), model };
+        let slot = TreeSlot { reference: TreeRef::from(&info), model, lost: false };
         context.world.borrow_mut().trees.insert(name, slot);
     }
     Ok(())
 }
 
+mod damage;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use crate::clients::tree_reads::read_back;
 use crate::clients::volume::found_at;
 use crate::model::tree::TreeState;
 use crate::stamp::Found;
-use crate::world::{ClientContext, NameState, bytes_of};
+use crate::world::{ClientContext, NameState, Refusal, bytes_of};
 
 /// Everything that was read back.
 #[derive(Default)]
@@ -21,14 +21,20 @@ struct Findings {
     trees: BTreeMap<String, TreeState>,
     names: Vec<String>,
     records: Vec<(String, Vec<u8>)>,
+    /// What could not be read, because a disk had destroyed it.
+    lost: Vec<String>,
 }
 
 /// Reads everything back and, when nothing is wrong, settles the model on what was found. Nothing of
 /// the model changes before that: a crash in the middle does no harm. `crash`: whether one came
 /// before, and whether it took the power.
 pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: bool) {
-    match gather(&mut context).await {
-        Ok(findings) => judge(&context, findings, crash),
+    let lost = match gather(&mut context).await {
+        Ok(findings) => {
+            let lost = findings.lost.clone();
+            judge(&context, findings, crash);
+            lost
+        }
         Err(error) => {
             // Where a write has failed, blocks may be unreadable for good.
             if !context.tolerates("reading everything back", &error) {
@@ -36,12 +42,24 @@ pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: b
             }
             return;
         }
-    }
+    };
     if context.world.borrow().failure.is_some() {
         return;
     }
+    check_whole(&context, verify_data, &lost).await;
+}
+
+/// fsck: finds nothing where nothing was destroyed, and something where `lost` could not be read.
+async fn check_whole(context: &ClientContext, verify_data: bool, lost: &[String]) {
+    let damaged = context.world.borrow().damaged();
     match context.client.fsck(verify_data).await {
-        Ok(report) if report.problems.is_empty() => context.world.borrow_mut().mark("fsck"),
+        Ok(report) if report.problems.is_empty() => match lost.first() {
+            Some(lost) if verify_data => {
+                context.fail(format!("fsck finds nothing, but could not be read: {lost}"));
+            }
+            _ => context.world.borrow_mut().mark("fsck"),
+        },
+        Ok(_) if damaged => context.world.borrow_mut().mark("fsck_reported_damage"),
         Ok(report) => {
             let count = report.problems.len();
             let shown: Vec<_> = report.problems.into_iter().take(5).collect();
@@ -49,6 +67,9 @@ pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: b
         }
         // Not every engine under test has it yet; a report says how often it ran.
         Err(StoreError::Unsupported { .. }) => context.world.borrow_mut().mark("fsck_unsupported"),
+        Err(error) if damaged && context.world.borrow().judge(&error) == Refusal::Device => {
+            context.world.borrow_mut().mark("fsck_refused_damage");
+        }
         Err(error) => context.fail(format!("fsck: {error}")),
     }
 }
@@ -62,23 +83,58 @@ async fn gather(context: &mut ClientContext) -> Result<Findings, StoreError> {
     }
     let volumes: Vec<String> = context.world.borrow().volumes.keys().cloned().collect();
     for name in volumes {
-        let found = volume(context, &name).await?;
-        findings.volumes.insert(name, found);
+        let found = volume(context, &name, &mut findings.lost).await;
+        match found {
+            Ok(found) => drop(findings.volumes.insert(name, found)),
+            Err(error) => lose(context, &mut findings.lost, format!("volume {name}"), error)?,
+        }
     }
-    let trees: Vec<_> =
-        context.world.borrow().trees.iter().map(|(n, s)| (n.clone(), s.reference)).collect();
+    let trees: Vec<_> = {
+        let world = context.world.borrow();
+        let whole = world.trees.iter().filter(|(_, slot)| !slot.lost);
+        whole.map(|(n, s)| (n.clone(), s.reference)).collect()
+    };
     for (name, reference) in trees {
-        let state = read_back(&context.client, reference).await?;
-        context.event("tree read back", [state.ids().count() as u64, 0, 0]);
-        findings.trees.insert(name, state);
+        match read_back(&context.client, reference).await {
+            Ok(state) => {
+                context.event("tree read back", [state.ids().count() as u64, 0, 0]);
+                findings.trees.insert(name, state);
+            }
+            Err(error) => {
+                lose(context, &mut findings.lost, format!("tree {name}"), error)?;
+                if let Some(slot) = context.world.borrow_mut().trees.get_mut(&name) {
+                    slot.lost = true;
+                }
+            }
+        }
     }
     Ok(findings)
+}
+
+/// What cannot be read because a disk destroyed it, and the engine says so.
+///
+/// # Errors
+/// Any other error.
+fn lose(
+    context: &ClientContext,
+    lost: &mut Vec<String>,
+    what: String,
+    error: StoreError,
+) -> Result<(), StoreError> {
+    let says_so = matches!(error, StoreError::DataLoss { .. } | StoreError::Corrupt { .. });
+    if !context.world.borrow().damaged() || !says_so {
+        return Err(error);
+    }
+    context.world.borrow_mut().mark("damage_reported");
+    lost.push(format!("{what}: {error}"));
+    Ok(())
 }
 
 /// What every block that was ever written holds, and some that never were.
 async fn volume(
     context: &mut ClientContext,
     name: &str,
+    lost: &mut Vec<String>,
 ) -> Result<(SubvolumeInfo, BTreeMap<u64, Found>), StoreError> {
     let info = context.client.subvolume_get(name).await?;
     let reference = VolumeRef::from(&info);
@@ -101,10 +157,24 @@ async fn volume(
     let mut found = BTreeMap::new();
     for (first, count) in runs(&wanted) {
         let (offset, len) = (bytes_of(first), bytes_of(count));
-        let data = context.client.volume_read(&reference, offset, len).await?;
-        for index in 0..count {
-            let block = first + index;
-            found.insert(block, found_at(&data, index, tag, block));
+        match context.client.volume_read(&reference, offset, len).await {
+            Ok(data) => {
+                for index in 0..count {
+                    let block = first + index;
+                    found.insert(block, found_at(&data, index, tag, block));
+                }
+            }
+            Err(error) => {
+                lose(context, lost, format!("{count} blocks at {first} of {name}"), error)?;
+                // One by one, those that are whole must be right.
+                for block in first..first + count {
+                    let read = context.client.volume_read(&reference, bytes_of(block), 4096);
+                    match read.await {
+                        Ok(data) => drop(found.insert(block, found_at(&data, 0, tag, block))),
+                        Err(error) => lose(context, lost, format!("block {block}"), error)?,
+                    }
+                }
+            }
         }
     }
     context.event("volume read back", [tag, found.len() as u64, size_blocks]);
@@ -131,7 +201,9 @@ fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
 fn judge(context: &ClientContext, findings: Findings, crash: Option<bool>) {
     check_names(context, &findings.names);
     // Recovery flushes what it found.
-    let durable = crash == Some(true) || (crash.is_some() && !context.world.borrow().may_fail());
+    let keeps_history = context.world.borrow().promises.keeps_history();
+    let durable = !keeps_history
+        && (crash == Some(true) || (crash.is_some() && !context.world.borrow().may_fail()));
     check_records(context, &findings.records, durable);
     let result = match crash {
         Some(power_loss) => after_crash(context, findings, power_loss, durable),
@@ -206,6 +278,11 @@ fn after_crash(
     }
     world.promises.recovered();
     settle(context, world, findings, durable);
+    if world.promises.keeps_history() {
+        // Recovery flushed what it found, as far as the disk keeps to it.
+        let instant = world.promises.now() + 1;
+        world.all_durable(instant, shard_count);
+    }
     world.mark(if power_loss { "power_loss_survived" } else { "process_crash_survived" });
     Ok(())
 }

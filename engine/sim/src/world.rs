@@ -10,6 +10,7 @@ use engine_store::api::TreeRef;
 use engine_store::client::{Client, VolumeRef};
 use engine_store::error::StoreError;
 
+use crate::disk::SimDisk;
 use crate::executor::Executor;
 use crate::mesh::SimLink;
 use crate::model::Promises;
@@ -35,6 +36,8 @@ pub struct TreeSlot {
     pub reference: TreeRef,
     /// What it may hold.
     pub model: TreeModel,
+    /// Damage was found in it: nothing more is done with it.
+    pub lost: bool,
 }
 
 /// What is known of a name in the pool's tables.
@@ -77,6 +80,8 @@ pub struct World {
     pub crashes: u64,
     /// Something could not be read back because a device failed: the run ends here.
     pub unreadable: bool,
+    /// The disks, to know whether they have destroyed anything.
+    pub disks: Vec<SimDisk>,
     /// Client tasks that have not ended.
     pub clients_running: u32,
     /// How often each named thing happened.
@@ -94,8 +99,12 @@ impl World {
     /// A world in which nothing has happened.
     #[must_use]
     pub fn new(shard_count: u16, faults: FaultMode, events_kept: usize) -> Self {
+        let mut promises = Promises::new(shard_count);
+        if faults == FaultMode::Damage {
+            promises.keep_history();
+        }
         Self {
-            promises: Promises::new(shard_count),
+            promises,
             volumes: BTreeMap::new(),
             trees: BTreeMap::new(),
             passing: BTreeMap::new(),
@@ -105,6 +114,7 @@ impl World {
             operations: 0,
             crashes: 0,
             unreadable: false,
+            disks: Vec::new(),
             clients_running: 0,
             marks: BTreeMap::new(),
             events: VecDeque::new(),
@@ -114,10 +124,17 @@ impl World {
         }
     }
 
-    /// Whether devices fail in this run.
+    /// Whether devices fail in this run, or destroy what they hold.
     #[must_use]
     pub fn may_fail(&self) -> bool {
-        self.faults == FaultMode::Eio
+        matches!(self.faults, FaultMode::Eio | FaultMode::Damage)
+    }
+
+    /// Whether a disk has destroyed anything yet.
+    #[must_use]
+    pub fn damaged(&self) -> bool {
+        self.faults == FaultMode::Damage
+            && self.disks.iter().any(|disk| disk.statistics().damages > 0)
     }
 
     /// Records an event.
@@ -165,6 +182,9 @@ impl World {
         for shard in 0..shard_count {
             self.promises.raise_floor(shard, started);
         }
+        if self.promises.keeps_history() {
+            return;
+        }
         for tree in self.trees.values_mut() {
             tree.model.all_durable(started);
         }
@@ -178,8 +198,12 @@ impl World {
             StoreError::Device(_)
             | StoreError::ShuttingDown { .. }
             | StoreError::ReadOnly { .. }
-                if self.faults == FaultMode::Eio =>
+                if self.faults == FaultMode::Eio || self.damaged() =>
             {
+                Refusal::Device
+            }
+            // What was destroyed is not there; saying so is all that can be asked.
+            StoreError::DataLoss { .. } | StoreError::Corrupt { .. } if self.damaged() => {
                 Refusal::Device
             }
             _ => Refusal::Wrong,
@@ -192,7 +216,7 @@ impl World {
 pub enum Refusal {
     /// Nothing was done; it is allowed at any time.
     NoRoom,
-    /// A device failed, as it was told to: part of it may be done.
+    /// A device failed, as it was told to, or the damage it did was noticed: part of it may be done.
     Device,
     /// It must not happen.
     Wrong,

@@ -76,19 +76,15 @@ impl Image {
         }
     }
 
-    /// Flips one bit of a page that holds something; returns where, in bytes.
-    pub(super) fn rot(&mut self, random: &mut Random) -> Option<u64> {
+    /// A bit of a page that holds something: its byte, and its number there.
+    pub(super) fn some_bit(&self, random: &mut Random) -> Option<(u64, u8)> {
         let mut written: Vec<u64> = self.pages.keys().copied().collect();
         if written.is_empty() {
             return None;
         }
         written.sort_unstable();
         let page = *random.pick(&written);
-        let at = random.below(PAGE_BYTES);
-        if let Some(bytes) = self.pages.get_mut(&page) {
-            Rc::make_mut(bytes)[at as usize] ^= 1 << random.below(8);
-        }
-        Some(page * PAGE_BYTES + at)
+        Some((page * PAGE_BYTES + random.below(PAGE_BYTES), random.below(8) as u8))
     }
 
     /// A hash of the whole content, independent of the order of writes.

@@ -11,8 +11,14 @@ use super::*;
 use crate::executor::{RunEnd, Schedule};
 
 const SEEDS: u64 = 200;
-const QUICK: Latency =
-    Latency { least_ns: 1_000, usual_ns_max: 50_000, spikes_ppm: 10_000, spike_ns_max: 5_000_000 };
+const QUICK: Latency = Latency {
+    least_ns: 1_000,
+    usual_ns_max: 50_000,
+    spikes_ppm: 10_000,
+    spike_ns_max: 5_000_000,
+    stalls_ppm: 0,
+    stall_ns_max: 0,
+};
 
 fn disk(seed: u64, block_size: u32, atomic_write_bytes: u32) -> (Executor, SimDisk) {
     let executor = Executor::new(seed, Schedule::Random);
@@ -371,4 +377,75 @@ fn the_same_seed_gives_the_same_disk() {
         assert_eq!(run(seed), run(seed));
     }
     assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn rot_changes_one_bit_for_good_and_says_where() {
+    for seed in 0..20 {
+        let (executor, disk) = disk(seed, 4096, 4096);
+        assert_eq!(disk.rot(), None);
+        write(&executor, &disk, 8192, 7, 8192, true);
+        let at = disk.rot().unwrap();
+        assert!((8192..16384).contains(&at), "seed {seed}");
+        assert_eq!(disk.damaged_pages(), [at / 4096]);
+        disk.power_loss();
+        let bytes = read(&executor, &disk, 8192, 8192);
+        let wrong: Vec<_> = bytes.iter().enumerate().filter(|(_, byte)| **byte != 7).collect();
+        assert_eq!(wrong.len(), 1, "seed {seed}");
+        assert_eq!(wrong[0].0 as u64, at - 8192);
+        assert_eq!((wrong[0].1 ^ 7).count_ones(), 1);
+    }
+}
+
+#[test]
+fn a_misdirected_write_leaves_its_place_and_changes_another_and_both_are_known() {
+    for seed in 0..50 {
+        let (executor, disk) = disk(seed, 4096, 4096);
+        write(&executor, &disk, 0, 1, 65536, true);
+        disk.set_lie(Some(DiskLie::Misdirects));
+        disk.set_lie_rate(1);
+        write(&executor, &disk, 16384, 2, 4096, true);
+        let bytes = read(&executor, &disk, 0, 1 << 20);
+        let changed: Vec<u64> = (0..256).filter(|page| bytes[*page as usize * 4096] == 2).collect();
+        let damaged = disk.damaged_pages();
+        assert_eq!(damaged.len(), 2, "seed {seed}");
+        assert_eq!((damaged[0], vec![damaged[1]]), (4, changed), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_vanished_device_answers_gone_until_it_is_back() {
+    for seed in 0..20 {
+        let (executor, disk) = disk(seed, 4096, 4096);
+        write(&executor, &disk, 0, 1, 4096, false);
+        let gone = |loses_cache| {
+            disk.vanish(loses_cache);
+            let queue = disk.queue();
+            let flushed = wait(&executor, async move { queue.flush().await });
+            assert!(matches!(flushed, Err(DeviceError::Gone { .. })));
+            disk.come_back();
+        };
+        gone(false);
+        assert_eq!(read(&executor, &disk, 0, 4096)[0], 1);
+        // Without its cache it is not back before the process is new: no flush may succeed after.
+        gone(true);
+        let queue = disk.queue();
+        assert!(wait(&executor, async move { queue.flush().await }).is_err());
+        executor.crash(|| {});
+        disk.process_crash();
+        flush(&executor, &disk);
+    }
+}
+
+#[test]
+fn stalled_operations_take_long_and_end_well() {
+    let executor = Executor::new(1, Schedule::Random);
+    let geometry = DiskGeometry { size_bytes: 1 << 20, block_size: 4096, atomic_write_bytes: 4096 };
+    let stall_ns_max = 30_000_000_000;
+    let latency = Latency { stalls_ppm: 1_000_000, stall_ns_max, ..QUICK };
+    assert_eq!(latency.longest_ns(), stall_ns_max);
+    let disk = SimDisk::new(&executor, "disk", geometry, latency);
+    write(&executor, &disk, 0, 1, 4096, false);
+    assert!((stall_ns_max / 2..stall_ns_max + 1_000_000).contains(&executor.now_ns()));
+    assert_eq!(disk.statistics().stalls, 1);
 }

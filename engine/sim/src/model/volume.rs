@@ -35,8 +35,10 @@ impl Write {
         self.acknowledged && older.ended.is_some_and(|ended| self.started > ended)
     }
 
+    /// Whether it is durable when all that ended before `floor` is; with 0 nothing is.
     fn is_durable(&self, floor: u64) -> bool {
-        self.acknowledged && (self.durable || self.ended.is_some_and(|ended| ended < floor))
+        let by_itself = self.durable && floor > 0;
+        self.acknowledged && (by_itself || self.ended.is_some_and(|ended| ended < floor))
     }
 }
 

@@ -61,3 +61,49 @@ fn a_run_reports_and_does_not_panic() {
     let failure = report.failure.map(|failure| failure.what).unwrap_or_default();
     assert!(failure.contains("format"), "{failure}");
 }
+
+/// What a disk destroys is not served, and not passed over in silence; each kind of damage is met, by
+/// runs that go on and by runs that are refused.
+#[test]
+fn damage_is_told_and_never_served() {
+    let (mut kinds, mut marks) = (Vec::new(), BTreeMap::<&str, u64>::new());
+    for seed in 1..=24 {
+        let options = Options::of_seed(seed, OPERATIONS, FaultMode::Damage, None);
+        let kind = options.damage.expect("runs of this kind have damage");
+        let report = run(&options);
+        assert_eq!(report.failure, None, "seed {seed}, {kind:?}");
+        for (name, count) in report.marks {
+            *marks.entry(name).or_default() += count;
+        }
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    assert_eq!(kinds.len(), 4);
+    for name in ["disk_damages", "damage_reported", "fsck_reported_damage", "open_refused"] {
+        assert!(marks.get(name).is_some_and(|count| *count > 0), "{name} of {marks:?}");
+    }
+}
+
+#[test]
+fn members_that_vanish_cost_errors_and_no_data() {
+    let mut vanished = 0;
+    for seed in 1..=24 {
+        let mut options = Options::of_seed(seed, OPERATIONS, FaultMode::Eio, None);
+        options.vanishing = true;
+        let report = run(&options);
+        assert_eq!(report.failure, None, "seed {seed}");
+        vanished += report.marks.get("vanishings_planned").copied().unwrap_or(0);
+    }
+    assert!(vanished > 0);
+}
+
+#[test]
+fn only_some_seeds_destroy_and_stall() {
+    let all: Vec<Options> =
+        (1..=200).map(|seed| Options::of_seed(seed, 1, FaultMode::All, None)).collect();
+    let damaging = all.iter().filter(|options| options.damage.is_some()).count();
+    let stalling = all.iter().filter(|options| options.latency.stalls_ppm > 0).count();
+    assert!((10..50).contains(&damaging), "{damaging}");
+    assert!((20..70).contains(&stalling), "{stalling}");
+}

@@ -151,6 +151,7 @@ enum Work {
 }
 
 struct InFlight {
+    since_ns: u64,
     work: Work,
     done: Completion,
     queue: Rc<Cell<usize>>,
@@ -260,6 +261,20 @@ impl SimDisk {
     #[must_use]
     pub fn statistics(&self) -> DiskStatistics {
         self.inner.state.borrow().statistics
+    }
+
+    /// Since when the operation is in flight that was submitted first, and how many there are.
+    #[must_use]
+    pub fn in_flight(&self) -> (Option<u64>, usize) {
+        let state = self.inner.state.borrow();
+        (state.in_flight.values().next().map(|first| first.since_ns), state.in_flight.len())
+    }
+
+    /// Whether it fails operations, or is not there.
+    #[must_use]
+    pub fn is_faulty(&self) -> bool {
+        let state = self.inner.state.borrow();
+        state.faults != FaultRates::default() || state.presence != Presence::Here
     }
 
     /// A hash of what reads would see.
@@ -579,8 +594,9 @@ impl Inner {
         let id = state.next_id;
         state.next_id += 1;
         queue.set(queue.get() + 1);
-        state.in_flight.insert(id, InFlight { work, done, queue: Rc::clone(queue) });
-        let at_ns = self.executor.now_ns() + state.latency_ns();
+        let since_ns = self.executor.now_ns();
+        state.in_flight.insert(id, InFlight { since_ns, work, done, queue: Rc::clone(queue) });
+        let at_ns = since_ns + state.latency_ns();
         let disk = Rc::clone(self);
         self.executor.call_at(at_ns, move || disk.finish(id));
     }

@@ -14,7 +14,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering as Order;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -80,6 +80,8 @@ struct Task {
     generation: u64,
     name: &'static str,
     core: u16,
+    /// When it was polled last, or started.
+    polled_ns: u64,
     /// Taken out while the task is polled.
     future: Option<LocalBoxFuture<'static, ()>>,
     waker: Arc<TaskWaker>,
@@ -271,15 +273,23 @@ impl Executor {
         inner.crashing.set(false);
     }
 
-    /// Names of the living tasks with their numbers, for the report of a hang.
+    /// The living tasks, for the report of a hang: name, core, how many of that name, and the virtual
+    /// nanoseconds for which the one that was polled longest ago has not been.
     #[must_use]
-    pub fn task_names(&self) -> Vec<(&'static str, u16, usize)> {
-        let mut names: std::collections::BTreeMap<(&'static str, u16), usize> =
-            std::collections::BTreeMap::new();
+    pub fn waiting_tasks(&self) -> Vec<(&'static str, u16, usize, u64)> {
+        let mut names: BTreeMap<(&'static str, u16), (usize, u64)> = BTreeMap::new();
         for (_, task) in self.inner.tasks.borrow().iter() {
-            *names.entry((task.name, task.core)).or_default() += 1;
+            let (count, longest_ns) = names.entry((task.name, task.core)).or_default();
+            *count += 1;
+            *longest_ns = (*longest_ns).max(self.now_ns().saturating_sub(task.polled_ns));
         }
-        names.into_iter().map(|((name, core), count)| (name, core, count)).collect()
+        names.into_iter().map(|((name, core), (count, ns))| (name, core, count, ns)).collect()
+    }
+
+    /// Tasks that live, and timers that are set, those of dropped sleepers among them.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.inner.tasks.borrow().len(), self.inner.timers.borrow().len())
     }
 }
 
@@ -299,7 +309,8 @@ impl Inner {
             ready: Arc::clone(&self.ready),
         });
         waker.wake_by_ref();
-        entry.insert(Task { generation, name, core, future: Some(task), waker });
+        let polled_ns = self.now_ns.get();
+        entry.insert(Task { generation, name, core, polled_ns, future: Some(task), waker });
     }
 
     fn push_timer(&self, at_ns: u64, action: Action) {
@@ -376,6 +387,7 @@ impl Inner {
             let mut tasks = self.tasks.borrow_mut();
             match tasks.get_mut(key.slot) {
                 Some(task) if task.generation == key.generation => {
+                    task.polled_ns = self.now_ns.get();
                     task.future.take().map(|future| (future, Arc::clone(&task.waker)))
                 }
                 _ => None,

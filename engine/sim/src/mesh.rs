@@ -4,8 +4,9 @@
 //! that has been sent is carried out whether or not its asker still waits. Requests to a shard that is
 //! still opening wait for it. The mesh of a process dies with it: [`Mesh::close`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -29,9 +30,22 @@ pub enum MeshLie {
     DropsFlushes,
     /// Now and then an unlink or rename is answered and never delivered.
     DropsNames,
+    /// Now and then an answer gets lost: its asker waits for ever.
+    LosesAnswers,
+}
+
+/// A request that was not answered yet.
+#[derive(Clone, Debug)]
+struct Pending {
+    what: String,
+    from: u32,
+    shard: ShardId,
+    since_ns: u64,
 }
 
 struct Slot {
+    /// Of the request, among those not answered.
+    number: u64,
     answer: Option<Result<Reply>>,
     waker: Option<Waker>,
 }
@@ -69,6 +83,10 @@ struct Inner {
     /// When the last message of a pair arrives.
     arrivals: RefCell<BTreeMap<(u32, u32), u64>>,
     lie: Option<MeshLie>,
+    /// Requests not answered, in the order in which they were made.
+    pending: RefCell<BTreeMap<u64, Pending>>,
+    requests: Cell<u64>,
+    slowest_ns: Cell<u64>,
 }
 
 /// The messages of one process. Cloning gives another handle to the same one.
@@ -98,6 +116,9 @@ impl Mesh {
                 ports: RefCell::new(ports),
                 arrivals: RefCell::default(),
                 lie,
+                pending: RefCell::default(),
+                requests: Cell::new(0),
+                slowest_ns: Cell::new(0),
             }),
         }
     }
@@ -139,6 +160,34 @@ impl Mesh {
             .collect()
     }
 
+    /// Since when the request has waited that has waited longest, in virtual nanoseconds.
+    #[must_use]
+    pub fn oldest_since_ns(&self) -> Option<u64> {
+        self.inner.pending.borrow().values().next().map(|pending| pending.since_ns)
+    }
+
+    /// Longest time of an answer so far, in virtual nanoseconds.
+    #[must_use]
+    pub fn slowest_ns(&self) -> u64 {
+        self.inner.slowest_ns.get()
+    }
+
+    /// Who waits for an answer to what, those that wait longest first, at most `most`.
+    #[must_use]
+    pub fn waiting(&self, most: usize) -> Vec<String> {
+        let now_ns = self.inner.executor.now_ns();
+        let who = |address: u32| match address.checked_sub(CLIENTS) {
+            Some(client) => format!("client {client}"),
+            None => format!("shard {address}"),
+        };
+        let line = |pending: &Pending| {
+            let for_ms = now_ns.saturating_sub(pending.since_ns) / 1_000_000;
+            let (from, what, shard) = (who(pending.from), &pending.what, pending.shard);
+            format!("{from} waits {for_ms} ms for {what} of shard {shard}")
+        };
+        self.inner.pending.borrow().values().take(most).map(line).collect()
+    }
+
     /// Lets go of the shards.
     pub fn close(&self) {
         let ports: Vec<Port> = {
@@ -160,7 +209,11 @@ impl Inner {
     }
 
     fn send(self: &Rc<Self>, from: u32, shard: ShardId, request: Request) -> Answer {
-        let slot = Rc::new(RefCell::new(Slot { answer: None, waker: None }));
+        let number = self.requests.get();
+        self.requests.set(number + 1);
+        let (what, since_ns) = (name_of(&request), self.executor.now_ns());
+        self.pending.borrow_mut().insert(number, Pending { what, from, shard, since_ns });
+        let slot = Rc::new(RefCell::new(Slot { number, answer: None, waker: None }));
         let at_ns = self.arrival_ns(from, u32::from(shard.0));
         let (inner, answer) = (Rc::downgrade(self), Rc::clone(&slot));
         self.executor.call_at(at_ns, move || {
@@ -205,7 +258,7 @@ impl Inner {
 
     fn lies_about(&self, from: u32, request: &Request) -> bool {
         let (wanted, one_in) = match self.lie {
-            None => return false,
+            None | Some(MeshLie::LosesAnswers) => return false,
             Some(MeshLie::DropsWrites) => (matches!(request, Request::DataWrite { .. }), 100),
             Some(MeshLie::DropsFlushes) => (matches!(request, Request::Flush), 1),
             Some(MeshLie::DropsNames) => (matches!(request, Request::Remove { .. }), 20),
@@ -236,8 +289,16 @@ impl Inner {
     }
 
     fn answer(&self, shard: ShardId, to: u32, slot: &Rc<RefCell<Slot>>, answer: Result<Reply>) {
+        let loses = self.lie == Some(MeshLie::LosesAnswers) && to >= CLIENTS;
+        if loses && self.random.borrow_mut().chance(1, 300) {
+            return;
+        }
         let at_ns = self.arrival_ns(u32::from(shard.0), to);
         let slot = Rc::clone(slot);
+        if let Some(pending) = self.pending.borrow_mut().remove(&slot.borrow().number) {
+            let took_ns = at_ns.saturating_sub(pending.since_ns);
+            self.slowest_ns.set(self.slowest_ns.get().max(took_ns));
+        }
         self.executor.call_at(at_ns, move || {
             let waker = {
                 let mut slot = slot.borrow_mut();
@@ -249,6 +310,25 @@ impl Inner {
             }
         });
     }
+}
+
+/// The name of a request without its content.
+fn name_of(request: &Request) -> String {
+    /// Takes the first word, then refuses more.
+    struct First(String);
+    impl fmt::Write for First {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let taken = self.0.is_empty();
+            if taken {
+                self.0.push_str(text);
+            }
+            if taken { Ok(()) } else { Err(fmt::Error) }
+        }
+    }
+    let mut first = First(String::new());
+    // Stops as soon as it has the name: the content of a write is not for people.
+    let _ = fmt::Write::write_fmt(&mut first, format_args!("{request:?}"));
+    first.0
 }
 
 /// A client's way to the shards.

@@ -62,6 +62,7 @@ impl Plant {
             ("mesh-drops-writes", Self::Mesh(MeshLie::DropsWrites)),
             ("mesh-drops-flushes", Self::Mesh(MeshLie::DropsFlushes)),
             ("mesh-drops-names", Self::Mesh(MeshLie::DropsNames)),
+            ("mesh-loses-answers", Self::Mesh(MeshLie::LosesAnswers)),
         ];
         #[cfg(feature = "planted-bugs")]
         all.extend(
@@ -188,34 +189,15 @@ impl Options {
     pub fn of_seed(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
         let mut random = Random::new(seed ^ 0x7365_6564);
         let random = &mut random;
-        let all = faults == FaultMode::All;
-        let faults = match faults {
-            FaultMode::All if random.chance(1, 4) => FaultMode::Eio,
-            FaultMode::All => FaultMode::Crash,
-            other => other,
-        };
         // A stream of its own: a switch added here leaves the rest of every seed as it was.
         let mut switches = Random::new(seed ^ 0x7377_6974);
-        // Where a lie is planted, every promise is asked for.
-        let lying = matches!(plant, Some(Plant::Disk(_) | Plant::Mesh(_)));
-        let damaging = switches.chance(1, 6) && !lying;
-        let faults = match faults {
-            FaultMode::Crash if all && damaging => FaultMode::Damage,
-            other => other,
-        };
+        let faults = choose_faults(random, &mut switches, faults, plant);
         let damage = damage(&mut switches, faults);
         let shard_count = *random.pick(&[1, 2, 4]);
         let members = members(random, shard_count);
         let total: u64 = members.iter().map(|member| member.size_bytes).sum();
-        let volume_count = random.range(0, 3);
-        let volumes = (0..volume_count)
-            .map(|_| {
-                // Up to twice the pool in all: some pools get full.
-                let most = (total / 4096 / 2).min(6 * 1024);
-                (random.range(16, most), random.range(1, 3) as u32)
-            })
-            .collect();
-        let least_trees = u64::from(volume_count == 0);
+        let volumes = volumes(random, total);
+        let least_trees = u64::from(volumes.is_empty());
         let operations_per_crash = *random.pick(&[20, 100, 400, 2000]);
         let (mut volume_mix, mut tree_mix) = (volume_mix(random), tree_mix(random));
         // Nobody flushes: the journal goes on for long without a flush entry.
@@ -258,6 +240,31 @@ impl Options {
             events_kept: 60,
         }
     }
+}
+
+fn choose_faults(
+    random: &mut Random,
+    switches: &mut Random,
+    faults: FaultMode,
+    plant: Option<Plant>,
+) -> FaultMode {
+    // Where a lie is planted, every promise is asked for.
+    let lying = matches!(plant, Some(Plant::Disk(_) | Plant::Mesh(_)));
+    let damaging = switches.chance(1, 6) && !lying;
+    match faults {
+        FaultMode::All if random.chance(1, 4) => FaultMode::Eio,
+        FaultMode::All if damaging => FaultMode::Damage,
+        FaultMode::All => FaultMode::Crash,
+        other => other,
+    }
+}
+
+/// Sizes in blocks and clients.
+fn volumes(random: &mut Random, total_bytes: u64) -> Vec<(u64, u32)> {
+    // Up to twice the pool in all: some pools get full.
+    let most = (total_bytes / 4096 / 2).min(6 * 1024);
+    let count = random.range(0, 3);
+    (0..count).map(|_| (random.range(16, most), random.range(1, 3) as u32)).collect()
 }
 
 fn members(random: &mut Random, shard_count: u16) -> Vec<DiskGeometry> {

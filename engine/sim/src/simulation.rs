@@ -129,12 +129,19 @@ struct Simulation<'a> {
     random: Random,
     disks: Vec<SimDisk>,
     process: Option<Process>,
+    /// When a disk was last seen to be faulty.
+    faulty_ns: Cell<u64>,
+    /// Longest time of an answer.
+    slowest_ns: u64,
     /// Where the journals lie: member and pages.
     journals: Vec<(usize, Range<u64>)>,
 }
 
 /// Polls without any event after which a run counts as stuck.
 const POLLS_WITHOUT_EVENT_MAX: u64 = 3_000_000;
+
+/// Polls between two looks at how long operations have been waiting.
+const POLLS_BETWEEN_LOOKS: u64 = 20_000;
 
 /// The end of a step: its condition came true, or it was cut off at the given number of polls.
 #[derive(PartialEq, Eq)]
@@ -154,7 +161,17 @@ impl<'a> Simulation<'a> {
             })
             .collect();
         let random = executor.fork_random();
-        Self { options, executor, world, random, disks, process: None, journals: Vec::new() }
+        Self {
+            options,
+            executor,
+            world,
+            random,
+            disks,
+            process: None,
+            faulty_ns: Cell::new(0),
+            slowest_ns: 0,
+            journals: Vec::new(),
+        }
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -207,12 +224,12 @@ impl<'a> Simulation<'a> {
         let mut left = polls_max;
         let (mut quiet, mut digest) = (0, self.world.borrow().digest());
         while left > 0 {
-            let some = left.min(100_000);
+            let some = left.min(POLLS_BETWEEN_LOOKS);
             left -= some;
             let end = self.executor.run(some, || done() || self.world.borrow().failure.is_some());
             match end {
                 RunEnd::Done => return Ok(Step::Done),
-                RunEnd::PollsSpent => {}
+                RunEnd::PollsSpent => self.check_liveness()?,
                 RunEnd::Idle => return Err(self.stuck("nothing can happen any more")),
             }
             let now = self.world.borrow().digest();
@@ -223,16 +240,6 @@ impl<'a> Simulation<'a> {
             }
         }
         Ok(Step::CutOff)
-    }
-
-    fn stuck(&self, how: &str) -> String {
-        let tasks: Vec<String> = self
-            .executor
-            .task_names()
-            .into_iter()
-            .map(|(name, core, count)| format!("{count} {name} on core {core}"))
-            .collect();
-        format!("hang: {how}; tasks: {}", tasks.join(", "))
     }
 
     fn format(&mut self) -> Result<(), String> {
@@ -325,6 +332,9 @@ impl<'a> Simulation<'a> {
             self.drive(polls, || self.world.borrow().clients_running == 0)?;
         }
         self.world.borrow_mut().operations_left = 0;
+        if cut && self.random.chance(1, 3) {
+            self.let_all_end()?;
+        }
         Ok(())
     }
 
@@ -367,6 +377,7 @@ impl<'a> Simulation<'a> {
     /// Ends the process here and now; `true`: the power went, too.
     fn crash(&mut self) -> bool {
         let process = self.process.take();
+        self.note_slowest(process.as_ref());
         self.executor.crash(|| {
             if let Some(process) = process {
                 process.mesh.close();
@@ -440,6 +451,7 @@ impl<'a> Simulation<'a> {
         }
         self.drive(u64::MAX, || finished.get())?;
         if let Some(process) = self.process.take() {
+            self.note_slowest(Some(&process));
             self.executor.crash(|| process.mesh.close());
         }
         for disk in &self.disks {
@@ -455,6 +467,7 @@ impl<'a> Simulation<'a> {
 
     fn count_disks(&self) {
         let world = &mut *self.world.borrow_mut();
+        world.marks.insert("slowest_answer_ms", self.slowest_ns / 1_000_000);
         for disk in &self.disks {
             let counts = disk.statistics();
             for (name, count) in [
@@ -498,5 +511,6 @@ async fn create_subjects(
 }
 
 mod damage;
+mod liveness;
 #[cfg(test)]
 mod tests;

@@ -84,6 +84,8 @@ pub struct World {
     pub disks: Vec<SimDisk>,
     /// Client tasks that have not ended.
     pub clients_running: u32,
+    /// When the operation started that a client is at, by the client's number.
+    pub operations_since: BTreeMap<u32, u64>,
     /// How often each named thing happened.
     pub marks: BTreeMap<&'static str, u64>,
     events: VecDeque<Event>,
@@ -116,6 +118,7 @@ impl World {
             unreadable: false,
             disks: Vec::new(),
             clients_running: 0,
+            operations_since: BTreeMap::new(),
             marks: BTreeMap::new(),
             events: VecDeque::new(),
             events_kept: events_kept.max(1),
@@ -222,6 +225,12 @@ pub enum Refusal {
     Wrong,
 }
 
+impl Drop for ClientContext {
+    fn drop(&mut self) {
+        self.world.borrow_mut().operations_since.remove(&self.number);
+    }
+}
+
 /// What a client task works with.
 pub struct ClientContext {
     /// The world.
@@ -242,11 +251,13 @@ impl ClientContext {
     /// Takes one operation of the session's budget; `false` when it is time to stop.
     pub fn take_operation(&self) -> bool {
         let mut world = self.world.borrow_mut();
+        world.operations_since.remove(&self.number);
         if world.failure.is_some() || world.operations_left == 0 {
             return false;
         }
         world.operations_left -= 1;
         world.operations += 1;
+        world.operations_since.insert(self.number, self.executor.now_ns());
         true
     }
 

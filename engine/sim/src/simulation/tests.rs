@@ -42,7 +42,9 @@ fn a_lying_disk_is_noticed() {
 #[test]
 fn lying_messages_are_noticed() {
     use crate::mesh::MeshLie;
-    for lie in [MeshLie::DropsWrites, MeshLie::DropsFlushes, MeshLie::DropsNames] {
+    for lie in
+        [MeshLie::DropsWrites, MeshLie::DropsFlushes, MeshLie::DropsNames, MeshLie::LosesAnswers]
+    {
         assert!(seeds_until_found(Plant::Mesh(lie)).is_some(), "{lie:?}");
     }
 }
@@ -106,4 +108,14 @@ fn only_some_seeds_destroy_and_stall() {
     let stalling = all.iter().filter(|options| options.latency.stalls_ppm > 0).count();
     assert!((10..50).contains(&damaging), "{damaging}");
     assert!((20..70).contains(&stalling), "{stalling}");
+}
+
+#[test]
+fn who_waits_for_ever_is_told_with_what_it_waits_for() {
+    let lost = Some(Plant::Mesh(crate::mesh::MeshLie::LosesAnswers));
+    let found = (1..=40).find_map(|seed| report(seed, lost).failure).expect("answers get lost");
+    assert!(found.what.starts_with("hang: "), "{}", found.what);
+    for part in ["is at an operation for", "waits", "of shard", "tasks \"client\" on core 0"] {
+        assert!(found.what.contains(part), "{part} in {}", found.what);
+    }
 }

@@ -8,7 +8,7 @@ use engine_base::{InodeNumber, ShardId, SnapshotId};
 
 use crate::api::{Data, Reply, Request};
 use crate::background::Background;
-use crate::data::{BlockRange, DataPath};
+use crate::data::{BlockRange, DataPath, Until};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::gate::VersionGate;
@@ -115,7 +115,8 @@ impl Context {
     ) -> Result<()> {
         if self.is_here(inode, offset) {
             let len = crate::api::data_len(&data);
-            return self.data.write(block_range(inode, snapshot, offset, len)?, &data, false).await;
+            let range = block_range(inode, snapshot, offset, len)?;
+            return self.data.write(range, data, Until::Committed).await;
         }
         let shard = inode.data_shard(offset, self.engine.shard_count());
         let request = Request::DataWrite { inode, snapshot, offset, data, fua: false };

@@ -21,7 +21,7 @@ use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
 use crate::RegionSource;
 use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
 use crate::context::{Context, block_range};
-use crate::data::BlockRange;
+use crate::data::{BlockRange, Until};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{Result, StoreError};
 use crate::key::Counter;
@@ -140,7 +140,8 @@ impl Shard {
     /// Those of the request; `ShuttingDown` after [`Shard::shutdown`].
     pub async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
         self.context.background.check()?;
-        let changes = request.changes();
+        // A write of data waits for as much itself, together with others.
+        let changes = request.changes() && !matches!(request, Request::DataWrite { .. });
         let reply = self.carry_out(request).await?;
         if changes {
             self.context.engine.written().await?;
@@ -154,7 +155,8 @@ impl Shard {
                 self.data_read(inode, snapshot, offset, u64::from(len)).await.map(Reply::Data)
             }
             Request::DataWrite { inode, snapshot, offset, data, fua } => {
-                self.data_write(inode, snapshot, offset, &data, fua).await.map(|()| Reply::Unit)
+                let until = if fua { Until::Flushed } else { Until::Written };
+                self.data_write(inode, snapshot, offset, data, until).await.map(|()| Reply::Unit)
             }
             Request::Flush => self.context.engine.flush().await.map(|()| Reply::Unit),
             // The rest is rarer and its futures are large: they live on the heap.
@@ -308,10 +310,10 @@ impl Shard {
         inode: InodeNumber,
         snapshot: SnapshotId,
         offset: u64,
-        data: &Data,
-        fua: bool,
+        data: Data,
+        until: Until,
     ) -> Result<()> {
-        let len = data_len(data);
+        let len = data_len(&data);
         if len > DATA_BYTES_MAX {
             return Err(StoreError::invalid(format!(
                 "write of {len} bytes: {DATA_BYTES_MAX} at most"
@@ -328,7 +330,7 @@ impl Shard {
                 "write {offset}+{len} is past the end of the volume, which was resized"
             )));
         }
-        self.context.data.write(range, data, fua).await
+        self.context.data.write(range, data, until).await
     }
 
     async fn data_discard(

@@ -10,6 +10,7 @@
 //! Knows nothing of files and sizes: a block that no extent names reads as zeroes. Futures that write
 //! must run to their end: a device may still be writing into space that a dropped future gave back.
 
+mod batch;
 mod map;
 mod read;
 mod write;
@@ -23,6 +24,7 @@ use crate::api::Data;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 
+pub(crate) use batch::Until;
 pub(crate) use map::{BlockRange, clear_range};
 pub(crate) use write::Prepared;
 
@@ -33,11 +35,13 @@ const ZEROES_BYTES: usize = 256 << 10;
 pub(crate) struct DataPath {
     engine: Rc<Engine>,
     zeroes: Slice,
+    batches: batch::Batches,
 }
 
 impl DataPath {
     pub(crate) fn new(engine: Rc<Engine>) -> Result<Self> {
-        Ok(Self { engine, zeroes: Buffer::try_new(ZEROES_BYTES)?.freeze() })
+        let zeroes = Buffer::try_new(ZEROES_BYTES)?.freeze();
+        Ok(Self { engine, zeroes, batches: batch::Batches::default() })
     }
 
     /// Appends `len` zero bytes to `data`, without memory of their own.

@@ -1,6 +1,6 @@
-//! Writing and dropping blocks. Stages of a write: reserve, checksum, allocate, write to the device,
-//! commit the index. [`DataPath::prepare`] does all but the last, so that a caller can commit
-//! more (a file's size) in the same transaction.
+//! Stages of a write: reserve, checksum, allocate, write to the device, commit the index.
+//! [`DataPath::prepare`] does all but the last, so that a caller can commit more (a file's size) in
+//! the same transaction. Writes that need no more are gathered ([`super::batch`]).
 
 use std::rc::Rc;
 
@@ -28,34 +28,44 @@ struct Insert {
     value: Value,
 }
 
+/// What is to replace the blocks of one range in the index.
+pub(super) struct Replacement {
+    pub(super) range: BlockRange,
+    inserts: SmallVec<[Insert; 2]>,
+}
+
 /// Blocks that are on the device and not yet in the index. Hold it until the transaction that
 /// inserts them has committed.
 pub(crate) struct Prepared {
-    range: BlockRange,
-    inserts: SmallVec<[Insert; 2]>,
-    _allocations: SmallVec<[Allocation; 2]>,
+    replacement: Replacement,
+    _placed: Placed,
+}
+
+/// Where data was put.
+pub(super) struct Placed {
+    allocations: SmallVec<[Allocation; 2]>,
     _reservation: Reservation,
 }
 
 impl DataPath {
-    /// Writes the range; with `fua`, durably.
-    pub(crate) async fn write(&self, range: BlockRange, data: &Data, fua: bool) -> Result<()> {
-        let prepared = self.prepare(range, data).await?;
-        self.commit_all_but_last(&prepared).await?;
-        self.engine.transact(async |transaction| prepared.insert_last(transaction).await).await?;
-        drop(prepared);
-        if fua {
-            self.engine.flush().await?;
-        }
-        Ok(())
-    }
-
     /// Puts the data of the range on the device.
     pub(crate) async fn prepare(&self, range: BlockRange, data: &Data) -> Result<Prepared> {
         let blocks = range.to - range.from;
         assert!(crate::api::data_len(data) == blocks * BLOCK_SIZE, "data does not fit its range");
-        let mut reservation = self.engine.reserve(blocks).await?;
+        let reservation = self.engine.reserve(blocks).await?;
         let checksums = block_checksums(data);
+        let placed = self.place(blocks, data, reservation).await?;
+        let replacement = placed.replacement(range, 0, &checksums);
+        Ok(Prepared { replacement, _placed: placed })
+    }
+
+    /// Allocates `blocks` out of `reservation` and writes `data` there.
+    pub(super) async fn place(
+        &self,
+        blocks: u64,
+        data: &Data,
+        mut reservation: Reservation,
+    ) -> Result<Placed> {
         let mut allocations: SmallVec<[Allocation; 2]> = SmallVec::new();
         let mut allocated = 0;
         while allocated < blocks {
@@ -66,27 +76,7 @@ impl DataPath {
             allocations.push(allocation);
         }
         self.write_allocations(&allocations, data).await?;
-        let mut inserts = SmallVec::new();
-        let mut done = 0;
-        for allocation in &allocations {
-            for (offset, blocks) in extent_cuts(range.from + done, allocation.blocks) {
-                let first = (done + u64::from(offset)) as usize;
-                let pointer = Pointer {
-                    block: allocation.pointer.block + u64::from(offset),
-                    ..allocation.pointer
-                };
-                let extent = Extent {
-                    blocks,
-                    pointers: [pointer].into_iter().collect(),
-                    checksums: checksums[first..first + blocks as usize].into(),
-                };
-                let from = range.from + first as u64;
-                let value = extent.encode();
-                inserts.push(Insert { from, end: from + u64::from(blocks), value });
-            }
-            done += u64::from(allocation.blocks);
-        }
-        Ok(Prepared { range, inserts, _allocations: allocations, _reservation: reservation })
+        Ok(Placed { allocations, _reservation: reservation })
     }
 
     /// One or more device commands per allocation, all at the same time. Waits for all of them, also
@@ -145,10 +135,20 @@ impl DataPath {
     /// Commits what does not fit the last transaction. Only a write that was scattered over very
     /// many pieces of free space has any.
     pub(crate) async fn commit_all_but_last(&self, prepared: &Prepared) -> Result<()> {
-        let (early, _) = prepared.split();
+        self.commit_early(&prepared.replacement).await
+    }
+
+    /// Replaces the range, in as many transactions as it takes.
+    pub(super) async fn commit_alone(&self, replacement: &Replacement) -> Result<()> {
+        self.commit_early(replacement).await?;
+        self.engine.transact(async |transaction| replacement.insert_last(transaction).await).await
+    }
+
+    async fn commit_early(&self, replacement: &Replacement) -> Result<()> {
+        let (early, _) = replacement.split();
         for batch in early.chunks(INSERTS_PER_TRANSACTION_MAX) {
             self.engine
-                .transact(async |transaction| prepared.insert(transaction, batch).await)
+                .transact(async |transaction| replacement.insert(transaction, batch).await)
                 .await?;
         }
         Ok(())
@@ -170,19 +170,74 @@ impl DataPath {
     }
 }
 
+impl Placed {
+    /// The extents of `range`, whose data is the part of what was placed from block `done` on.
+    pub(super) fn replacement(
+        &self,
+        range: BlockRange,
+        done: u64,
+        checksums: &[u32],
+    ) -> Replacement {
+        let mut inserts = SmallVec::new();
+        let (mut start, mut from) = (0, range.from);
+        for allocation in &self.allocations {
+            let end = start + u64::from(allocation.blocks);
+            let skip = (done + (from - range.from)).saturating_sub(start);
+            start = end;
+            if skip >= u64::from(allocation.blocks) {
+                continue;
+            }
+            let blocks = (u64::from(allocation.blocks) - skip).min(range.to - from) as u32;
+            for (offset, blocks) in extent_cuts(from, blocks) {
+                let at = from + u64::from(offset);
+                let first = (at - range.from) as usize;
+                let pointer = Pointer {
+                    block: allocation.pointer.block + skip + u64::from(offset),
+                    ..allocation.pointer
+                };
+                let extent = Extent {
+                    blocks,
+                    pointers: [pointer].into_iter().collect(),
+                    checksums: checksums[first..first + blocks as usize].into(),
+                };
+                let value = extent.encode();
+                inserts.push(Insert { from: at, end: at + u64::from(blocks), value });
+            }
+            from += u64::from(blocks);
+            if from == range.to {
+                break;
+            }
+        }
+        assert!(from == range.to, "less was placed than the range is long");
+        Replacement { range, inserts }
+    }
+}
+
 impl Prepared {
+    /// Whether [`Prepared::insert_last`] inserts all.
+    pub(crate) fn is_one_transaction(&self) -> bool {
+        self.replacement.inserts.len() <= INSERTS_PER_TRANSACTION_MAX
+    }
+
+    /// Puts the last (nearly always the only) batch of extents in place of what was there.
+    pub(crate) async fn insert_last(&self, transaction: &mut Transaction<'_>) -> Result<()> {
+        self.replacement.insert_last(transaction).await
+    }
+}
+
+impl Replacement {
+    /// Extents to be inserted.
+    pub(super) fn inserts(&self) -> usize {
+        self.inserts.len()
+    }
+
     fn split(&self) -> (&[Insert], &[Insert]) {
         let last = self.inserts.len().min(INSERTS_PER_TRANSACTION_MAX);
         self.inserts.split_at(self.inserts.len() - last)
     }
 
-    /// Whether [`Prepared::insert_last`] inserts all.
-    pub(crate) fn is_one_transaction(&self) -> bool {
-        self.inserts.len() <= INSERTS_PER_TRANSACTION_MAX
-    }
-
-    /// Puts the last (nearly always the only) batch of extents in place of what was there.
-    pub(crate) async fn insert_last(&self, transaction: &mut Transaction<'_>) -> Result<()> {
+    /// As [`Prepared::insert_last`].
+    pub(super) async fn insert_last(&self, transaction: &mut Transaction<'_>) -> Result<()> {
         let (_, last) = self.split();
         self.insert(transaction, last).await
     }
@@ -216,8 +271,11 @@ fn extent_cuts(first: u64, blocks: u32) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
+/// One per block of a write.
+pub(super) type Checksums = SmallVec<[u32; 8]>;
+
 /// CRC-32C of each block; blocks may straddle pieces.
-fn block_checksums(data: &Data) -> SmallVec<[u32; 32]> {
+pub(super) fn block_checksums(data: &Data) -> Checksums {
     let mut checksums = SmallVec::new();
     let (mut crc, mut filled) = (0_u32, 0_usize);
     for piece in data {

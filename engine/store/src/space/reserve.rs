@@ -27,6 +27,13 @@ impl Reservation {
         self.blocks
     }
 
+    /// Takes over what another one has left.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        assert!(Rc::ptr_eq(&self.space, &other.space), "reservations of two shards");
+        self.blocks += std::mem::take(&mut other.blocks);
+        self.index_blocks += std::mem::take(&mut other.index_blocks);
+    }
+
     /// The blocks count as pending from here on (see Allocation), then as live.
     pub(super) fn take(&mut self, blocks: u32) {
         let blocks = u64::from(blocks);

@@ -1,0 +1,298 @@
+//! Writes that arrive together leave together: one place on the device, one command, one transaction
+//! of the index, one wait for the journal.
+//!
+//! The first write that finds nobody gathering leads: it lets the other tasks of the turn run, takes
+//! what has come by then, and carries it out for all. Who comes meanwhile is led by the first of those.
+//! So a lone write waits for nobody, and under load a batch grows by itself to what arrives while
+//! the ones before are on their way. Batches run side by side.
+//!
+//! Always true:
+//! - Writes of one batch do not overlap: one that does waits for the next. An extent inserted in a
+//!   transaction is not cut in the same one, so recovery finds its blocks under the checksums they were
+//!   written with ([`crate::tail`]).
+//! - Each write is all or nothing as far as one transaction holds it, and is refused for itself when
+//!   there is no space. A device error fails all that went with the command; an error of the index
+//!   only the writes it concerns.
+//! - A write is answered when it is as safe as it asked for ([`Until`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use super::DataPath;
+use super::map::BlockRange;
+use super::write::{Checksums, Placed, Replacement, block_checksums};
+use crate::api::Data;
+use crate::engine::Reservation;
+use crate::error::Result;
+use crate::limits::INSERTS_PER_TRANSACTION_MAX;
+
+/// Blocks of one batch, unless it is a single write: what the transaction replaces must fit it.
+const BATCH_BLOCKS_MAX: u64 = 128;
+/// Writes of one batch: each may cut two extents and add one.
+const BATCH_WRITES_MAX: usize = 64;
+
+/// How safe a write is when it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Until {
+    /// Committed: whoever asked waits for more.
+    Committed,
+    /// It outlives the process.
+    Written,
+    /// It outlives a loss of power.
+    Flushed,
+}
+
+/// Writes that wait for their batch.
+#[derive(Default)]
+pub(super) struct Batches {
+    waiting: RefCell<VecDeque<Piece>>,
+}
+
+/// A write that waits for its batch.
+struct Piece {
+    range: BlockRange,
+    data: Data,
+    checksums: Checksums,
+    reservation: Reservation,
+    until: Until,
+    slot: Rc<Slot>,
+}
+
+/// Writes side by side in one inode, as one.
+struct Run {
+    range: BlockRange,
+    checksums: Checksums,
+    members: Vec<(Until, Rc<Slot>)>,
+}
+
+/// Where a write waits for its turn to lead, or for its answer.
+#[derive(Default)]
+struct Slot {
+    turn: Cell<Option<Turn>>,
+    waker: Cell<Option<Waker>>,
+}
+
+enum Turn {
+    Lead,
+    Answer(Result<()>),
+}
+
+impl Slot {
+    fn give(&self, turn: Turn) {
+        self.turn.set(Some(turn));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn turn(&self) -> Turn {
+        poll_fn(|context| match self.turn.take() {
+            Some(turn) => Poll::Ready(turn),
+            None => {
+                self.waker.set(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+impl Batches {
+    /// The next batch, in the order of places. The first of those that are left leads theirs.
+    fn take(&self) -> Vec<Piece> {
+        let mut waiting = self.waiting.borrow_mut();
+        let (mut batch, mut blocks) = (Vec::with_capacity(waiting.len()), 0);
+        while let Some(piece) = waiting.front() {
+            blocks += piece.range.to - piece.range.from;
+            let full = batch.len() == BATCH_WRITES_MAX || blocks > BATCH_BLOCKS_MAX;
+            if full && !batch.is_empty() {
+                break;
+            }
+            batch.extend(waiting.pop_front());
+        }
+        // Stable: of two that overlap the later one waits.
+        batch.sort_by_key(|piece| place(&piece.range));
+        let mut taken: Vec<Piece> = Vec::with_capacity(batch.len());
+        let mut late = Vec::new();
+        for piece in batch {
+            match taken.last() {
+                Some(last) if overlaps(&last.range, &piece.range) => late.push(piece),
+                _ => taken.push(piece),
+            }
+        }
+        for piece in late.into_iter().rev() {
+            waiting.push_front(piece);
+        }
+        if let Some(first) = waiting.front() {
+            first.slot.give(Turn::Lead);
+        }
+        taken
+    }
+}
+
+fn place(range: &BlockRange) -> (u64, u32, u64) {
+    (range.inode.0, range.snapshot.0, range.from)
+}
+
+/// Whether `later`, which does not begin before `first`, shares a block with it.
+fn overlaps(first: &BlockRange, later: &BlockRange) -> bool {
+    (first.inode, first.snapshot) == (later.inode, later.snapshot) && later.from < first.to
+}
+
+fn follows(first: &BlockRange, later: &BlockRange) -> bool {
+    (first.inode, first.snapshot) == (later.inode, later.snapshot) && later.from == first.to
+}
+
+impl DataPath {
+    /// Writes the range and waits until that is as safe as `until` says.
+    ///
+    /// # Errors
+    /// `NoSpace`, at once; those of devices and of the index.
+    pub(crate) async fn write(&self, range: BlockRange, data: Data, until: Until) -> Result<()> {
+        let blocks = range.to - range.from;
+        let len = crate::api::data_len(&data);
+        assert!(len == blocks * engine_base::BLOCK_SIZE, "data does not fit its range");
+        let reservation = self.engine.reserve(blocks).await?;
+        let checksums = block_checksums(&data);
+        let slot = Rc::new(Slot::default());
+        let piece = Piece { range, data, checksums, reservation, until, slot: Rc::clone(&slot) };
+        let leads = {
+            let mut waiting = self.batches.waiting.borrow_mut();
+            waiting.push_back(piece);
+            waiting.len() == 1
+        };
+        if leads {
+            after_others().await;
+            self.lead().await;
+        }
+        loop {
+            match slot.turn().await {
+                Turn::Lead => self.lead().await,
+                Turn::Answer(result) => return result,
+            }
+        }
+    }
+
+    /// Carries out the next batch.
+    async fn lead(&self) {
+        let batch = self.batches.take();
+        let (runs, data, reservation) = join(batch);
+        let Some(reservation) = reservation else { return };
+        let blocks = runs.iter().map(|run| run.range.to - run.range.from).sum();
+        let placed = match self.place(blocks, &data, reservation).await {
+            Ok(placed) => placed,
+            Err(error) => return answer(runs, &Err(error)),
+        };
+        drop(data);
+        let runs = self.commit_runs(runs, &placed).await;
+        drop(placed);
+        let (committed, rest) = split(runs, Until::Committed);
+        answer(committed, &Ok(()));
+        if rest.is_empty() {
+            return;
+        }
+        let flushes = rest.iter().any(|run| run.until() == Until::Flushed);
+        let result =
+            if flushes { self.engine.flush().await } else { self.engine.written().await };
+        answer(rest, &result);
+    }
+
+    /// Names what was placed in the index: all in one transaction, or, when that fails, each run for
+    /// itself. Answers those that fail and gives back the others.
+    async fn commit_runs(&self, runs: Vec<Run>, placed: &Placed) -> Vec<Run> {
+        let mut replacements = Vec::with_capacity(runs.len());
+        let mut done = 0;
+        for run in &runs {
+            replacements.push(placed.replacement(run.range, done, &run.checksums));
+            done += run.range.to - run.range.from;
+        }
+        let inserts: usize = replacements.iter().map(Replacement::inserts).sum();
+        if inserts <= INSERTS_PER_TRANSACTION_MAX {
+            let together = self
+                .engine
+                .transact(async |transaction| {
+                    for replacement in &replacements {
+                        replacement.insert_last(transaction).await?;
+                    }
+                    Ok(())
+                })
+                .await;
+            match together {
+                Ok(()) => return runs,
+                Err(error) if runs.len() == 1 || self.engine.stopped().is_some() => {
+                    answer(runs, &Err(error));
+                    return Vec::new();
+                }
+                Err(_) => {}
+            }
+        }
+        let mut committed = Vec::with_capacity(runs.len());
+        for (run, replacement) in runs.into_iter().zip(&replacements) {
+            match self.commit_alone(replacement).await {
+                Ok(()) => committed.push(run),
+                Err(error) => answer(vec![run], &Err(error)),
+            }
+        }
+        committed
+    }
+}
+
+impl Run {
+    /// What the most demanding of its writes waits for.
+    fn until(&self) -> Until {
+        self.members.iter().map(|(until, _)| *until).max().unwrap_or(Until::Committed)
+    }
+}
+
+/// Runs of a sorted batch, their data in order, and what was reserved for all.
+fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
+    let (mut runs, mut data) = (Vec::<Run>::with_capacity(batch.len()), Data::new());
+    let mut all: Option<Reservation> = None;
+    for piece in batch {
+        data.extend(piece.data);
+        match &mut all {
+            Some(all) => all.absorb(piece.reservation),
+            None => all = Some(piece.reservation),
+        }
+        let member = (piece.until, piece.slot);
+        match runs.last_mut() {
+            Some(run) if follows(&run.range, &piece.range) => {
+                run.range.to = piece.range.to;
+                run.checksums.extend(piece.checksums);
+                run.members.push(member);
+            }
+            _ => {
+                let (range, checksums) = (piece.range, piece.checksums);
+                runs.push(Run { range, checksums, members: vec![member] });
+            }
+        }
+    }
+    (runs, data, all)
+}
+
+/// Those that wait for no more than `until`, and the others.
+fn split(runs: Vec<Run>, until: Until) -> (Vec<Run>, Vec<Run>) {
+    runs.into_iter().partition(|run| run.until() <= until)
+}
+
+fn answer(runs: Vec<Run>, result: &Result<()>) {
+    for (_, slot) in runs.into_iter().flat_map(|run| run.members) {
+        slot.give(Turn::Answer(result.clone()));
+    }
+}
+
+/// Lets the tasks run that are ready now.
+async fn after_others() {
+    let mut polled = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -259,6 +259,7 @@ impl Shard {
         let engine = &self.context.engine;
         let mut status = engine.status().await?;
         status.inodes = engine.counter(Counter::INODES);
+        self.context.data.counters(&mut status.counters);
         status.counters.push(("background_tasks", self.context.background.running() as u64));
         status.counters.push(("background_retries", self.context.background.retries()));
         Ok(status)

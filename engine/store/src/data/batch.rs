@@ -49,6 +49,9 @@ pub(crate) enum Until {
 #[derive(Default)]
 pub(super) struct Batches {
     waiting: RefCell<VecDeque<Piece>>,
+    /// Writes and batches so far.
+    writes: Cell<u64>,
+    batches: Cell<u64>,
 }
 
 /// A write that waits for its batch.
@@ -101,6 +104,12 @@ impl Slot {
 }
 
 impl Batches {
+    /// Named counters for metrics.
+    pub(super) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
+        out.push(("data_writes", self.writes.get()));
+        out.push(("data_write_batches", self.batches.get()));
+    }
+
     /// The next batch, in the order of places. The first of those that are left leads theirs.
     fn take(&self) -> Vec<Piece> {
         let mut waiting = self.waiting.borrow_mut();
@@ -129,6 +138,8 @@ impl Batches {
         if let Some(first) = waiting.front() {
             first.slot.give(Turn::Lead);
         }
+        self.writes.set(self.writes.get() + taken.len() as u64);
+        self.batches.set(self.batches.get() + 1);
         taken
     }
 }
@@ -195,8 +206,7 @@ impl DataPath {
             return;
         }
         let flushes = rest.iter().any(|run| run.until() == Until::Flushed);
-        let result =
-            if flushes { self.engine.flush().await } else { self.engine.written().await };
+        let result = if flushes { self.engine.flush().await } else { self.engine.written().await };
         answer(rest, &result);
     }
 

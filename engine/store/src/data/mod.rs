@@ -44,6 +44,11 @@ impl DataPath {
         Ok(Self { engine, zeroes, batches: batch::Batches::default() })
     }
 
+    /// Named counters for metrics.
+    pub(crate) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
+        self.batches.counters(out);
+    }
+
     /// Appends `len` zero bytes to `data`, without memory of their own.
     pub(crate) fn push_zeroes(&self, data: &mut Data, mut len: u64) {
         while len > 0 {

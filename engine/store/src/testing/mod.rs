@@ -6,6 +6,7 @@
 mod executor;
 mod pool;
 
+mod batches;
 mod concurrency;
 mod damage;
 mod engine;

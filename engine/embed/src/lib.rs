@@ -6,8 +6,10 @@
 
 pub mod format;
 pub mod local;
+pub mod look;
 pub mod members;
 pub mod poller;
 
 pub use format::{FormatError, FormatRequest, format};
 pub use local::{LocalLink, LocalPool};
+pub use look::look;

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod client;
+pub mod dump;
 pub mod engine;
 pub mod error;
 pub mod extent;

@@ -291,7 +291,7 @@ impl Engine {
 }
 
 /// A record of a delta, free of the entry's bytes.
-fn detach(record: &Record<'_>) -> Record<'static> {
+pub(crate) fn detach(record: &Record<'_>) -> Record<'static> {
     match *record {
         Record::BucketOpen { member, bucket, generation, kind } => {
             Record::BucketOpen { member, bucket, generation, kind }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::dump::DumpArguments;
 use crate::failure::EXIT_CODES;
 use crate::size;
 use crate::target::Target;
@@ -155,6 +156,8 @@ pub(crate) enum Command {
     Export(ExportCommand),
     /// Checks every invariant of a pool
     Fsck(FsckArguments),
+    /// Shows structures as they are on devices, which may be damaged or in use; writes nothing
+    Dump(DumpArguments),
     /// Space and counters of every shard
     Stats,
     /// Prints the completion script of a shell

@@ -7,6 +7,7 @@
 mod admin;
 mod args;
 mod connect;
+mod dump;
 mod failure;
 mod files;
 mod format;
@@ -48,6 +49,7 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8> {
             Ok(failure::exit::OK)
         }
         Command::Pool(PoolCommand::Format(format)) => offline::format(&format, output),
+        Command::Dump(dump) => dump::run(&dump, output),
         Command::Fsck(FsckArguments { online: false, devices, verify_data }) => {
             offline::check(&devices, verify_data, output)
         }

@@ -66,10 +66,12 @@ impl Recovered {
     }
 }
 
-struct Found {
-    info: EntryInfo,
-    start: u32,
-    records: Vec<u8>,
+/// A valid entry of the ring.
+pub(crate) struct Found {
+    pub(crate) info: EntryInfo,
+    /// First block in the ring.
+    pub(crate) start: u32,
+    pub(crate) records: Vec<u8>,
 }
 
 /// Reads the whole ring and decides what to replay.
@@ -198,7 +200,11 @@ async fn read_by_blocks(
     if any { Ok(()) } else { Err(error.into()) }
 }
 
-async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
+/// Every valid entry of the ring, by number.
+///
+/// # Errors
+/// When the device reads nothing at all.
+pub(crate) async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
     let ring_bytes = ring_blocks as usize * JOURNAL_BLOCK;
     let mut ring = Vec::new();
     ring.try_reserve_exact(ring_bytes)

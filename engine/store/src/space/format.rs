@@ -172,9 +172,14 @@ pub(crate) fn decode_summary(
     generation: u32,
     offset: u64,
 ) -> Option<Vec<SummaryEntry>> {
+    decode_any_summary(bytes, offset).filter(|found| found.0 == generation).map(|found| found.1)
+}
+
+/// Parses a summary of whichever generation: (generation, entries). `None`: it is not a valid one.
+pub(crate) fn decode_any_summary(bytes: &[u8], offset: u64) -> Option<(u32, Vec<SummaryEntry>)> {
     let (header, rest) = SummaryHeader::read_from_prefix(bytes).ok()?;
     let len = (header.entries.get() as usize).checked_mul(size_of::<DiskSummaryEntry>())?;
-    if header.magic != SUMMARY_MAGIC || header.generation.get() != generation || len > rest.len() {
+    if header.magic != SUMMARY_MAGIC || len > rest.len() {
         return None;
     }
     if summary_checksum(&bytes[..size_of::<SummaryHeader>() + len], offset) != header.crc.get() {
@@ -190,7 +195,7 @@ pub(crate) fn decode_summary(
             start_block: disk.start_block.get(),
             blocks: disk.blocks.get(),
         });
-    Some(entries.collect())
+    Some((header.generation.get(), entries.collect()))
 }
 
 fn summary_checksum(bytes: &[u8], offset: u64) -> u32 {

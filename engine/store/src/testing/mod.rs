@@ -9,6 +9,7 @@ mod pool;
 mod batches;
 mod concurrency;
 mod damage;
+mod dump;
 mod engine;
 mod logged;
 mod tail;

@@ -1,0 +1,86 @@
+//! Commands on devices that no daemon uses, on files: what they print and how they end.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str], devices: &[PathBuf]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cairn")).args(arguments).args(devices).output().unwrap()
+}
+
+#[track_caller]
+fn json(arguments: &[&str], devices: &[PathBuf]) -> serde_json::Value {
+    let output = run(&[&["--json"], arguments].concat(), devices);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn fails(code: i32, arguments: &[&str], devices: &[PathBuf]) -> String {
+    let output = run(arguments, devices);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A pool on two files.
+fn pool(folder: &Path) -> Vec<PathBuf> {
+    let devices = vec![folder.join("a"), folder.join("b")];
+    let made = run(&["pool", "format", "--file-size", "64MiB", "--shards", "2"], &devices);
+    assert!(made.status.success(), "{made:?}");
+    devices
+}
+
+#[test]
+fn dumps_show_structures_of_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let superblocks = json(&["dump", "superblock"], &devices);
+    assert_eq!(superblocks[1]["shards"], 2);
+    assert_eq!(superblocks[0]["copies"][2]["state"], "good");
+    let journal = json(&["dump", "journal", "--shard", "1", "--records"], &devices);
+    assert_eq!(journal[0]["flush"], true);
+    assert_eq!(journal[0]["contents"].as_array().unwrap().len(), 10);
+    assert_eq!(json(&["dump", "tree", "inodes"], &devices), serde_json::json!([]));
+    assert_eq!(json(&["dump", "roots", "--shard", "1"], &devices).as_array().unwrap().len(), 10);
+    let text = run(&["dump", "superblock"], &devices[..1]).stdout;
+    assert!(String::from_utf8(text).unwrap().contains("    device_byte=65536 state=good\n"));
+    assert!(fails(2, &["dump", "tree", "things"], &devices).contains("extents, inodes"));
+    assert!(fails(1, &["dump", "roots", "--shard", "2"], &devices).contains("the pool has 2"));
+    assert!(fails(1, &["dump", "path", "t:/"], &devices).contains("not found"));
+    // One member is enough for what lies on it.
+    let alone = json(&["dump", "roots"], &devices[..1]);
+    assert!(alone[0]["note"].as_str().unwrap().contains("member 1 is not given"));
+    assert!(fails(1, &["dump", "roots", "--shard", "1"], &devices[..1]).contains("absent"));
+}
+
+#[test]
+fn a_damaged_superblock_copy_is_shown_mended_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let file = std::fs::OpenOptions::new().write(true).open(&devices[0]).unwrap();
+    file.write_all_at(&[0xff; 16], 65536 + 300).unwrap();
+    let shown = json(&["dump", "superblock"], &devices);
+    let state = shown[0]["copies"][0]["state"].as_str().unwrap();
+    assert!(state.starts_with("bad: checksum"), "{state}");
+    let report = json(&["fsck"], &devices);
+    let note = report["notes"][0].as_str().unwrap();
+    assert!(note.contains("written anew") && note.contains("65536"), "{note}");
+    let shown = json(&["dump", "superblock"], &devices);
+    assert_eq!(shown[0]["copies"][0]["state"], "good");
+    assert_eq!(json(&["fsck"], &devices)["notes"], serde_json::json!([]));
+}
+
+#[test]
+fn swapped_and_copied_files_are_sorted_out_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let swapped = vec![devices[1].clone(), devices[0].clone()];
+    assert_eq!(json(&["fsck"], &swapped)["problem_count"], 0);
+    let copy = folder.path().join("copy");
+    std::fs::copy(&devices[0], &copy).unwrap();
+    let both = [devices.clone(), vec![copy.clone()]].concat();
+    assert!(fails(1, &["fsck"], &both).contains("one is a copy of the other"));
+    assert!(fails(1, &["fsck"], &[devices[0].clone(), copy]).contains("member 1"));
+}

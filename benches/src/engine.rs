@@ -61,8 +61,7 @@ async fn open_volume(client: &Client<LocalLink>, data: &Slice) -> Result<VolumeR
         Err(error) => return Err(error.into()),
     }
     let status = client.status().await?;
-    let bytes: u64 =
-        status.iter().map(|shard| shard.available_bytes + shard.unassigned_bytes).sum();
+    let bytes: u64 = status.iter().map(|shard| shard.available_bytes).sum();
     let size = bytes / 10 * 7 / (4 * MIB) * (4 * MIB);
     if size == 0 {
         bail!("the file is too small for a volume");

@@ -33,7 +33,7 @@ where
             sum.index_bytes += shard.index_bytes;
             sum.journal_bytes += shard.journal_bytes;
             sum.fragmented_bytes += shard.fragmented_bytes;
-            sum.available_bytes += shard.available_bytes + shard.unassigned_bytes;
+            sum.available_bytes += shard.available_bytes;
             sum.inodes += shard.inodes;
         }
         Ok(sum)

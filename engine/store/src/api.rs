@@ -189,9 +189,10 @@ pub struct ShardStatus {
     pub journal_bytes: u64,
     /// Dead bytes in buckets that also hold live ones; copygc gives them back.
     pub fragmented_bytes: u64,
-    /// Bytes that can still be written by clients into this shard's regions.
+    /// Bytes that clients can still write into this shard's regions, with the index for them, in blocks
+    /// as small as they like. Shard 0 adds what can be written into regions that no shard has.
     pub available_bytes: u64,
-    /// Bytes in regions that no shard has yet (shard 0 only).
+    /// Bytes in regions that no shard has (shard 0 only), reserves included.
     pub unassigned_bytes: u64,
     /// Files, directories and symlinks (volumes not counted).
     pub inodes: u64,

@@ -258,6 +258,7 @@ impl Engine {
         let state = tables.bucket(id);
         state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
         self.dirty_bucket(&mut tables, id, seq);
+        tables.list_bucket(id);
         tables.drain_if_empty(id, seq);
     }
 

@@ -242,12 +242,17 @@ impl Engine {
 
     fn replay_bucket(&self, id: (u8, u32), seq: u64, record: &Record<'_>) -> Result<()> {
         let mut tables = self.space.tables.borrow_mut();
+        if matches!(record, Record::BucketOpen { .. }) {
+            tables.written_blocks += u64::from(self.space.data_blocks());
+        }
+        let filled_at = tables.written_blocks;
         let state = tables.bucket(id);
         match *record {
             Record::BucketOpen { generation, kind, .. } => {
                 let dirty_seq = state.dirty_seq;
                 *state = Bucket::new(BucketKind::from_disk(kind)?, generation);
                 state.dirty_seq = dirty_seq;
+                state.filled_at = filled_at;
             }
             Record::BucketLive { delta, .. } => {
                 state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
@@ -280,7 +285,10 @@ impl Engine {
                 state.kind = BucketKind::Free;
             }
             let (kind, live) = (state.kind, u64::from(state.live_blocks));
+            let slots = u64::from(state.slots.count_ones());
             tables.live_blocks += live;
+            tables.used_slots += slots;
+            tables.list_bucket(id);
             if kind == BucketKind::Index {
                 tables.index_buckets += 1;
                 tables.note_slots(id, all);

@@ -20,6 +20,9 @@ pub enum WritePoint {
     Moved = 1,
 }
 
+/// Longest wait for buckets that all are being written to: if nothing has come of it by then, those
+/// who write to them wait as well.
+const HELD_WAIT_NS: u64 = 5_000_000_000;
 /// Free buckets that only copygc and the index may take: one to fill and one to follow.
 const KEEP_FOR_MOVED: usize = 2;
 /// Bytes of the records that opening a bucket journals, with room to spare.
@@ -34,7 +37,7 @@ pub struct Allocation {
     pub blocks: u32,
     space: Rc<Space>,
     journal: Rc<Journal>,
-    id: BucketId,
+    pub(super) id: BucketId,
 }
 
 impl Drop for Allocation {
@@ -138,12 +141,18 @@ impl Engine {
         open.next_block += got;
         let full = open.next_block == self.space.data_blocks();
         tables.pending_blocks += u64::from(got);
+        tables.written_blocks += u64::from(got);
+        let now = tables.written_blocks;
         let bucket = tables.bucket(id);
         bucket.pins += 1;
         let generation = bucket.generation;
         if full {
             bucket.open = false;
+            if point == WritePoint::Data {
+                bucket.filled_at = now;
+            }
             tables.open[point as usize] = None;
+            tables.list_bucket(id);
         }
         drop(tables);
         let block = self.space.first_block(id) + u64::from(start);
@@ -179,7 +188,8 @@ impl Engine {
         let seq = self.journal.seq();
         let all = self.space.all_slots();
         let mut tables = self.space.tables.borrow_mut();
-        let Some(id) = tables.free.pop_front() else { return };
+        let Some(id) = tables.free.pop_first() else { return };
+        let now = tables.written_blocks;
         let generation = {
             let bucket = tables.bucket(id);
             assert!(bucket.kind == BucketKind::Free && bucket.is_empty());
@@ -197,6 +207,9 @@ impl Engine {
             _ => {
                 let bucket = tables.bucket(id);
                 bucket.open = true;
+                if point == WritePoint::Data {
+                    bucket.filled_at = now;
+                }
                 bucket.summary = Some(Vec::new());
                 tables.open[point as usize] = Some(OpenBucket { id, next_block: 0 });
             }
@@ -224,16 +237,27 @@ impl Engine {
         if let Some(error) = self.stopped() {
             return Err(error);
         }
-        let client = kind == BucketKind::Data && point == WritePoint::Data;
-        if client && !self.gc_active.get() && self.gc_victim().is_none() {
-            return Err(StoreError::NoSpace {
-                needed_bytes: u64::from(self.superblock().bucket_bytes),
-                available_bytes: 0,
-            });
-        }
         self.space.gc_wanted.notify_all();
-        changed.await;
-        self.stopped().map_or(Ok(()), Err)
+        let client = kind == BucketKind::Data && point == WritePoint::Data;
+        if !client || self.gc_active.get() || self.gc_victim().is_some() {
+            changed.await;
+            return self.stopped().map_or(Ok(()), Err);
+        }
+        // What is admitted fits, so this is for what nobody could foresee: buckets that became stuck
+        // since, or so many that are being written to that nothing else is left.
+        let held = self.space.tables.borrow().victims.len() > 0;
+        if held {
+            let changed = std::pin::pin!(changed);
+            let late = self.config.runtime.sleep(HELD_WAIT_NS);
+            let first = futures::future::select(changed, late).await;
+            if matches!(first, futures::future::Either::Left(_)) {
+                return self.stopped().map_or(Ok(()), Err);
+            }
+        }
+        Err(StoreError::NoSpace {
+            needed_bytes: u64::from(self.superblock().bucket_bytes),
+            available_bytes: 0,
+        })
     }
 
     /// Makes free what was emptied by entries that are durable by now.
@@ -286,6 +310,7 @@ impl Engine {
         self.journal.append(&[Record::BucketSlot { member, bucket, slot: slot.slot, used: true }]);
         let mut tables = self.space.tables.borrow_mut();
         tables.bucket(slot.id).slots |= 1 << slot.slot;
+        tables.used_slots += 1;
         self.dirty_bucket(&mut tables, slot.id, seq);
         slot.committed = true;
         slot.location
@@ -303,6 +328,7 @@ impl Engine {
         let state = tables.bucket(id);
         state.slots &= !(1 << slot);
         state.slots_draining |= 1 << slot;
+        tables.used_slots -= 1;
         tables.slots_draining.push_back((seq, id, slot));
         self.dirty_bucket(&mut tables, id, seq);
     }

@@ -9,7 +9,7 @@ use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Counter, Position, Tree};
 
 /// Bytes of a checkpoint's journal record.
-const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(32);
+const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(40);
 
 impl Engine {
     /// Notes that a bucket differs from its checkpoint since entry `seq`.
@@ -35,6 +35,7 @@ impl Engine {
             live_blocks: bucket.live_blocks,
             slots: bucket.slots,
             kind: bucket.kind,
+            filled_at: bucket.filled_at,
         };
         drop(tables);
         self.apply_at(&node, position, Some(state.encode()));
@@ -88,7 +89,11 @@ impl Engine {
             let mut bucket = Bucket::new(state.kind, state.generation);
             bucket.live_blocks = state.live_blocks;
             bucket.slots = state.slots;
-            self.space.tables.borrow_mut().buckets.insert(id, bucket);
+            bucket.filled_at = state.filled_at;
+            let mut tables = self.space.tables.borrow_mut();
+            tables.written_blocks = tables.written_blocks.max(state.filled_at);
+            tables.buckets.insert(id, bucket);
+            drop(tables);
             self.stamps.borrow_mut().buckets.insert(id, state.stamp);
             from = position.successor();
         }

@@ -22,6 +22,8 @@ struct DiskBucket {
     slots: U64,
     kind: u8,
     reserved: [u8; 3],
+    /// Blocks the shard had written when it was filled: its age, for copygc.
+    filled_at: U64,
 }
 
 /// A counter, the value of a key in the counters tree.
@@ -58,7 +60,7 @@ struct DiskSummaryEntry {
     blocks: U16,
 }
 
-const _: () = assert!(size_of::<DiskBucket>() == 32);
+const _: () = assert!(size_of::<DiskBucket>() == 40);
 const _: () = assert!(size_of::<DiskCounter>() == 24);
 const _: () = assert!(size_of::<SummaryHeader>() == 24);
 const _: () = assert!(size_of::<DiskSummaryEntry>() == 24);
@@ -75,6 +77,7 @@ pub(crate) struct BucketCheckpoint {
     pub(crate) live_blocks: u32,
     pub(crate) slots: u64,
     pub(crate) kind: BucketKind,
+    pub(crate) filled_at: u64,
 }
 
 impl BucketCheckpoint {
@@ -87,6 +90,7 @@ impl BucketCheckpoint {
             slots: U64::new(self.slots),
             kind: self.kind as u8,
             reserved: [0; 3],
+            filled_at: U64::new(self.filled_at),
         };
         Value::from_slice(disk.as_bytes())
     }
@@ -100,6 +104,7 @@ impl BucketCheckpoint {
             live_blocks: disk.live_blocks.get(),
             slots: disk.slots.get(),
             kind: BucketKind::from_disk(disk.kind)?,
+            filled_at: disk.filled_at.get(),
         })
     }
 }
@@ -214,9 +219,10 @@ mod tests {
             live_blocks: 8,
             slots: 9,
             kind: BucketKind::Index,
+            filled_at: 10,
         };
         assert_eq!(BucketCheckpoint::decode(&bucket.encode()), Ok(bucket));
-        assert!(BucketCheckpoint::decode(&[9; 32]).is_err());
+        assert!(BucketCheckpoint::decode(&[9; 40]).is_err());
         assert_eq!(decode_counter(&encode_counter((1, 2), 3)), Ok(((1, 2), 3)));
         assert!(decode_counter(&[0; 23]).is_err());
     }

@@ -17,6 +17,7 @@ mod regions;
 mod reserve;
 mod summary;
 mod table;
+mod victims;
 
 pub(crate) use alloc::SlotAllocation;
 pub use alloc::{Allocation, WritePoint};

@@ -87,7 +87,7 @@ impl Engine {
             tables.owned += 1;
             let state = tables.buckets.get(&id);
             if state.is_none_or(|state| state.kind == BucketKind::Free) {
-                tables.free.push_back(id);
+                tables.free.insert(id);
             }
         }
         Ok(())

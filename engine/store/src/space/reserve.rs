@@ -1,4 +1,9 @@
 //! Admission: who may write how much. What is granted here is there when it is allocated.
+//!
+//! What the status of a shard says is free can be written: it is what admission would grant in the
+//! smallest pieces, each with its share for the index. So a client is refused here, before anything is
+//! written, or not at all. Deletion, truncation and discard are never refused: the keys they may add go
+//! into free buckets that data must leave alone.
 
 use std::rc::Rc;
 
@@ -7,11 +12,15 @@ use engine_base::BLOCK_SIZE;
 use super::table::Space;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::key::Tree;
 
 /// Index blocks that an operation is charged beyond its data: its share of keys.
 const INDEX_SHARE: u64 = 16;
 /// Blocks that must be left for an operation that only adds keys.
 const KEYS_ONLY_BLOCKS: u64 = 4;
+
+/// Nodes that the next rewrite may need beyond those there are: a leaf is split, and its parent.
+const NODES_AHEAD: u64 = 4;
 
 /// Space set aside for an operation before it starts. Dropping it gives back what is left.
 pub struct Reservation {
@@ -54,22 +63,42 @@ impl Space {
     pub(crate) fn capacity_blocks(&self) -> u64 {
         let keep = self.keep_for_others() as u64;
         let tables = self.tables.borrow();
-        // Copygc frees a bucket by filling another: it needs dead blocks to exist. An eighth of a
-        // bucket in each of eight is what one more bucket gives, so a thirty-second is kept.
+        // Copygc frees a bucket by filling another: it needs dead blocks to exist. Two buckets' worth
+        // are enough to always find one more (one may lie idle in the bucket that is being filled with
+        // what is moved); what is above makes it cheap.
         let slack = 2 + tables.owned / 32;
-        let usable = tables.owned.saturating_sub(tables.index_buckets + keep + slack);
+        // Every tree will have a node of its own sooner or later.
+        let slots = u64::from(self.superblock.bucket_bytes / self.superblock.node_bytes);
+        let index = tables.index_buckets.max((Tree::ALL.len() as u64).div_ceil(slots));
+        let usable = tables.owned.saturating_sub(index + keep + slack);
         usable * u64::from(self.data_blocks())
     }
 
     /// Data blocks that can be granted now. `unwritten_bytes`: what keys in memory will need in nodes
-    /// beyond what is written; twice, since a split leaves nodes half full.
+    /// beyond what is written; twice, since a split leaves nodes half full. Free slots hold a part of it.
     pub(crate) fn available_blocks(&self, unwritten_bytes: u64) -> u64 {
-        let kept = self.keep_for_index() as u64 * u64::from(self.bucket_blocks());
-        let growth = (2 * unwritten_bytes).div_ceil(BLOCK_SIZE).saturating_sub(kept);
         let capacity = self.capacity_blocks();
         let tables = self.tables.borrow();
-        let used = tables.live_blocks + tables.pending_blocks + tables.reserved_blocks;
+        let slots = u64::from(self.superblock.bucket_bytes / self.superblock.node_bytes);
+        let spare = (tables.index_buckets * slots).saturating_sub(tables.used_slots);
+        let growth = (2 * unwritten_bytes + NODES_AHEAD * u64::from(self.superblock.node_bytes))
+            .saturating_sub(spare * u64::from(self.superblock.node_bytes))
+            .div_ceil(BLOCK_SIZE);
+        // Dead blocks that cannot be had back are as good as alive.
+        let used =
+            tables.live_blocks + tables.stuck_dead + tables.pending_blocks + tables.reserved_blocks;
         capacity.saturating_sub(used + growth)
+    }
+
+    /// Blocks that clients can write in any pieces until they are refused: what can be granted, without
+    /// what each grant takes for the index. `unassigned`: buckets in regions that may yet be had.
+    pub(crate) fn writable_blocks(&self, unwritten_bytes: u64, unassigned: u64) -> u64 {
+        // Of a region that is yet to come the reserves go off: see `capacity_blocks`.
+        let more = unassigned.saturating_sub((unassigned * 3).div_ceil(32));
+        let data_blocks = u64::from(self.data_blocks());
+        let granted = self.available_blocks(unwritten_bytes) + more * data_blocks;
+        // One bucket is kept back, for the index: it grows by whole buckets.
+        granted.saturating_sub(data_blocks) * INDEX_SHARE / (INDEX_SHARE + 1)
     }
 }
 

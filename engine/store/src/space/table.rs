@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::format::{SummaryEntry, summary_blocks};
 use super::regions::RegionSource;
+use super::victims::{Standing, Victims};
 use crate::error::{Result, StoreError};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
@@ -51,10 +52,25 @@ pub(crate) struct Bucket {
     pub(crate) slots_draining: u64,
     /// Emptied, and waiting for that to be durable.
     pub(crate) draining: bool,
-    /// Copygc could not move all of it; not tried again while the shard runs.
+    /// Copygc could not move all of it; tried again when nothing else is left to empty.
     pub(crate) stuck: bool,
+    /// What the shard had written when it was filled; see [`super::victims`].
+    pub(crate) filled_at: u64,
+    /// How [`Tables`] knows it.
+    pub(super) known_as: KnownAs,
     /// What was placed in it since it was opened; `None` when the summary is on disk, or lost.
     pub(crate) summary: Option<Vec<SummaryEntry>>,
+}
+
+/// Where a bucket is listed for copygc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KnownAs {
+    /// Nowhere: nothing is to be gained from it now.
+    Nothing,
+    /// As one to empty.
+    Victim(Standing),
+    /// As one that could not be emptied, with so many dead blocks.
+    Stuck(u32),
 }
 
 impl Bucket {
@@ -71,7 +87,21 @@ impl Bucket {
             slots_draining: 0,
             draining: false,
             stuck: false,
+            filled_at: 0,
+            known_as: KnownAs::Nothing,
             summary: None,
+        }
+    }
+
+    /// Where it belongs, when a bucket holds `blocks` of data.
+    fn belongs(&self, blocks: u32) -> KnownAs {
+        if self.kind != BucketKind::Data || self.open || self.draining || self.live_blocks >= blocks
+        {
+            KnownAs::Nothing
+        } else if self.stuck {
+            KnownAs::Stuck(blocks - self.live_blocks)
+        } else {
+            KnownAs::Victim(Standing::of(self.live_blocks, blocks, self.filled_at))
         }
     }
 
@@ -95,7 +125,8 @@ pub(crate) struct OpenBucket {
 pub(crate) struct Tables {
     /// Every bucket that was ever used; a free one remembers its generation.
     pub(crate) buckets: BTreeMap<BucketId, Bucket>,
-    pub(crate) free: VecDeque<BucketId>,
+    /// The lowest is taken first, so that what is used stays together and whole regions stay empty.
+    pub(crate) free: BTreeSet<BucketId>,
     /// Buckets emptied, and slots freed, by the entry of that number.
     pub(crate) draining: VecDeque<(u64, BucketId)>,
     pub(crate) slots_draining: VecDeque<(u64, BucketId, u8)>,
@@ -105,7 +136,18 @@ pub(crate) struct Tables {
     /// Buckets handed to this shard that can be used at all.
     pub(crate) owned: u64,
     pub(crate) index_buckets: u64,
+    /// Slots that hold nodes of the index.
+    pub(crate) used_slots: u64,
     pub(crate) live_blocks: u64,
+    /// Blocks given out for data since the pool was made, roughly: the clock of [`super::victims`].
+    pub(crate) written_blocks: u64,
+    /// Data blocks of a bucket.
+    pub(super) data_blocks: u32,
+    /// Data buckets with dead blocks: those to empty, and those that could not be, with the dead
+    /// blocks of the latter.
+    pub(super) victims: Victims,
+    pub(super) stuck: BTreeSet<BucketId>,
+    pub(super) stuck_dead: u64,
     /// Blocks set aside by reservations.
     pub(crate) reserved_blocks: u64,
     /// Blocks allocated and not yet named by the index.
@@ -135,16 +177,23 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(superblock: Rc<Superblock>) -> Self {
+        let bucket_blocks = superblock.bucket_bytes / 4096;
         let tables = Tables {
             buckets: BTreeMap::new(),
-            free: VecDeque::new(),
+            free: BTreeSet::new(),
             draining: VecDeque::new(),
             slots_draining: VecDeque::new(),
             partial: BTreeSet::new(),
             open: [None; 2],
             owned: 0,
             index_buckets: 0,
+            used_slots: 0,
             live_blocks: 0,
+            written_blocks: 0,
+            data_blocks: bucket_blocks - summary_blocks(bucket_blocks),
+            victims: Victims::default(),
+            stuck: BTreeSet::new(),
+            stuck_dead: 0,
             reserved_blocks: 0,
             pending_blocks: 0,
             to_seal: VecDeque::new(),
@@ -175,6 +224,8 @@ impl Space {
         out.push(("space_live_blocks", tables.live_blocks));
         out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
         out.push(("space_allocation_waits", self.allocation_waits.get()));
+        out.push(("copygc_buckets_to_empty", tables.victims.len() as u64));
+        out.push(("copygc_buckets_stuck", tables.stuck.len() as u64));
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
         out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
         out.push(("copygc_summary_misses", self.summary_misses.get()));
@@ -244,6 +295,33 @@ impl Tables {
         self.buckets.entry(id).or_insert_with(|| Bucket::new(BucketKind::Free, 0))
     }
 
+    /// Keeps the lists for copygc in step with a data bucket that was changed.
+    pub(crate) fn list_bucket(&mut self, id: BucketId) {
+        let blocks = self.data_blocks;
+        let bucket = self.bucket(id);
+        let belongs = bucket.belongs(blocks);
+        let was = std::mem::replace(&mut bucket.known_as, belongs);
+        if was == belongs {
+            return;
+        }
+        match was {
+            KnownAs::Nothing => {}
+            KnownAs::Victim(at) => self.victims.remove(id, at),
+            KnownAs::Stuck(dead) => {
+                self.stuck.remove(&id);
+                self.stuck_dead -= u64::from(dead);
+            }
+        }
+        match belongs {
+            KnownAs::Nothing => {}
+            KnownAs::Victim(at) => self.victims.insert(id, at),
+            KnownAs::Stuck(dead) => {
+                self.stuck.insert(id);
+                self.stuck_dead += u64::from(dead);
+            }
+        }
+    }
+
     /// Puts a bucket that holds nothing any more on the way to be free, once `seq` is durable.
     pub(crate) fn drain_if_empty(&mut self, id: BucketId, seq: u64) {
         let bucket = self.bucket(id);
@@ -251,6 +329,8 @@ impl Tables {
             return;
         }
         bucket.draining = true;
+        self.list_bucket(id);
+        let bucket = self.bucket(id);
         if bucket.kind == BucketKind::Index {
             self.index_buckets -= 1;
             self.partial.remove(&id);
@@ -286,7 +366,7 @@ impl Tables {
             bucket.summary = None;
             // Before the regions are known it counts as free by its kind: see add_region.
             if self.regions_known {
-                self.free.push_back(id);
+                self.free.insert(id);
             }
             any = true;
         }

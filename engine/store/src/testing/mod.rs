@@ -12,6 +12,7 @@ mod damage;
 mod dump;
 mod engine;
 mod logged;
+mod space;
 mod tail;
 mod tree_model;
 mod tree_random;

@@ -1,11 +1,12 @@
 //! Shards on devices in memory, and the links between them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_device::{BlockDevice, DeviceQueue, MemoryDevice};
+use engine_device::{BlockDevice, Completion, DeviceInfo, DeviceQueue, MemoryDevice, Operation};
 use futures::channel::oneshot;
 
 use super::TestRuntime;
@@ -18,6 +19,56 @@ use crate::pool::FormatOptions;
 use crate::shard::{PeerLink, Shard, ShardConfig};
 
 const DEVICE_BYTES: u64 = 256 << 20;
+
+/// What the devices of a pool were asked to do.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) written_bytes: Cell<u64>,
+    /// (offset, length) of discards.
+    pub(crate) discards: RefCell<Vec<(u64, u64)>>,
+}
+
+/// A queue that remembers what it was asked.
+struct Recorder {
+    inner: Rc<dyn DeviceQueue>,
+    asked: Rc<Asked>,
+}
+
+impl DeviceQueue for Recorder {
+    fn info(&self) -> &DeviceInfo {
+        self.inner.info()
+    }
+
+    fn submit(&self, operation: Operation, done: Completion) {
+        match &operation {
+            Operation::Write { data, .. } => {
+                let bytes = data.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                self.asked.written_bytes.set(self.asked.written_bytes.get() + bytes);
+            }
+            Operation::Discard { offset, len } => {
+                self.asked.discards.borrow_mut().push((*offset, *len));
+            }
+            _ => {}
+        }
+        self.inner.submit(operation, done);
+    }
+
+    fn poll(&self) -> usize {
+        self.inner.poll()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        self.inner.wake_fd()
+    }
+
+    fn prepare_to_sleep(&self) -> bool {
+        self.inner.prepare_to_sleep()
+    }
+}
 
 /// The way to the shards, for clients and for the shards themselves.
 #[derive(Clone)]
@@ -68,6 +119,7 @@ pub(crate) struct Pool {
     /// Which device is given as which member.
     order: Rc<RefCell<Vec<usize>>>,
     limits: Limits,
+    asked: Rc<Asked>,
 }
 
 impl Pool {
@@ -89,7 +141,8 @@ impl Pool {
             .map(|(index, size)| MemoryDevice::new(&format!("memory{index}"), *size, 4096))
             .collect();
         let order = Rc::new(RefCell::new((0..devices.len()).collect()));
-        let pool = Self { runtime, link, devices, order, limits: Limits::default() };
+        let (limits, asked) = (Limits::default(), Rc::default());
+        let pool = Self { runtime, link, devices, order, limits, asked };
         let opening = pool.clone();
         pool.runtime.block_on(async move {
             crate::pool::format(&opening.queues(), &options).await.unwrap();
@@ -104,7 +157,9 @@ impl Pool {
     pub(crate) fn queues(&self) -> Vec<Rc<dyn DeviceQueue>> {
         let order = self.order.borrow();
         let queues = order.iter().map(|index| {
-            let queue = self.devices[*index].open_queue(32).unwrap();
+            let inner = self.devices[*index].open_queue(32).unwrap();
+            let queue = Rc::new(Recorder { inner, asked: Rc::clone(&self.asked) });
+            let queue = queue as Rc<dyn DeviceQueue>;
             self.runtime.add_queue(Rc::clone(&queue));
             queue
         });
@@ -158,8 +213,22 @@ impl Pool {
         Client::new(self.link.clone())
     }
 
+    pub(crate) fn shard_count(&self) -> u16 {
+        Link::shard_count(&self.link)
+    }
+
+    /// The shard, if the pool has so many.
+    pub(crate) fn open_shard(&self, shard: u16) -> Option<Rc<Shard>> {
+        self.link.shards.borrow().get(usize::from(shard)).cloned().flatten()
+    }
+
     pub(crate) fn shard(&self, shard: u16) -> Rc<Shard> {
         self.link.shards.borrow()[usize::from(shard)].clone().unwrap()
+    }
+
+    /// What the device was asked to do by the shards.
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     pub(crate) fn device(&self) -> &MemoryDevice {

@@ -330,5 +330,6 @@ fn bucket(state: &BucketCheckpoint) -> Item {
         ("slots", Item::Text(format!("{:#x}", state.slots))),
         ("stamp_seq", state.stamp.0.into()),
         ("stamp_record", state.stamp.1.into()),
+        ("filled_at", state.filled_at.into()),
     ])
 }

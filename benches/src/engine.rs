@@ -7,11 +7,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow, bail};
 use engine_base::MIB;
 use engine_base::random::Random;
+use engine_device::MemoryDevice;
 use engine_embed::{FormatError, FormatRequest, LocalLink, LocalPool};
 use engine_memory::{Buffer, Slice};
 use engine_store::StoreError;
 use engine_store::api::Data;
 use engine_store::client::{Client, VolumeRef};
+use engine_store::pool::FormatOptions;
 
 use crate::load::{Running, Subject};
 
@@ -30,9 +32,6 @@ pub(crate) struct EngineSubject {
 impl EngineSubject {
     /// Opens the pool on the file, or makes one there with a volume that is written once in sequence.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut data = Buffer::try_new(DATA_BYTES)?;
-        Random::new(1).fill(&mut data);
-        let data = data.freeze();
         let request = FormatRequest { devices: vec![path.to_owned()], ..FormatRequest::default() };
         match engine_embed::format(&request) {
             Ok(_) => {}
@@ -43,8 +42,25 @@ impl EngineSubject {
             }
             Err(error) => return Err(error.into()),
         }
-        let mut pool =
+        let pool =
             LocalPool::open(&[path.to_owned()]).map_err(|problems| anyhow!(problems.join("; ")))?;
+        Self::new(pool)
+    }
+
+    /// A pool of one shard in memory: a device that costs a copy, so that what is counted is the
+    /// engine's.
+    pub(crate) fn in_memory(size_bytes: u64) -> Result<Self> {
+        let device = MemoryDevice::new("memory", size_bytes, 4096);
+        let options = FormatOptions { shards: Some(1), ..FormatOptions::default() };
+        let pool = LocalPool::in_memory(&[device], options)
+            .map_err(|problems| anyhow!(problems.join("; ")))?;
+        Self::new(pool)
+    }
+
+    fn new(mut pool: LocalPool) -> Result<Self> {
+        let mut data = Buffer::try_new(DATA_BYTES)?;
+        Random::new(1).fill(&mut data);
+        let data = data.freeze();
         let fill = data.clone();
         let volume = pool
             .run(async move |client, _| open_volume(&client, &fill).await)

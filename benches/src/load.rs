@@ -43,6 +43,8 @@ pub(crate) struct Load {
     pub(crate) block_bytes: u32,
     pub(crate) depth: u32,
     pub(crate) duration: Duration,
+    /// Operations to start, instead of a duration.
+    pub(crate) operations: Option<u64>,
     pub(crate) seed: u64,
 }
 
@@ -103,14 +105,19 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
         running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
     }
     let mut context = Context::from_waker(Waker::noop());
-    let mut operations = 0;
+    let (mut operations, mut begun) = (0, u64::from(load.depth));
     // Operations still under way at the end are waited for and counted, with their time.
     while !running.is_empty() {
         subject.turn()?;
         while let Poll::Ready(Some(ended)) = Pin::new(&mut running).poll_next(&mut context) {
             latency.record(ended?);
             operations += 1;
-            if started.elapsed() < load.duration {
+            let goes_on = match load.operations {
+                Some(most) => begun < most,
+                None => started.elapsed() < load.duration,
+            };
+            if goes_on {
+                begun += 1;
                 running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
             }
         }
@@ -152,7 +159,8 @@ mod tests {
     fn offsets(pattern: Pattern) -> Vec<u64> {
         let subject = Instantly(RefCell::new(Vec::new()));
         let duration = Duration::ZERO;
-        let load = Load { pattern, block_bytes: 4096, depth: 4, duration, seed: 1 };
+        let load =
+            Load { pattern, block_bytes: 4096, depth: 4, duration, operations: None, seed: 1 };
         let measured = measure(&subject, &load).unwrap();
         assert_eq!(measured.operations, 4);
         subject.0.into_inner()

@@ -14,7 +14,7 @@ mod load;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::load::{Load, Pattern, Subject, measure};
@@ -26,8 +26,11 @@ struct Args {
     #[arg(long, value_enum)]
     subject: SubjectName,
     /// The file it works on, of full size; writes destroy its content
-    #[arg(long)]
-    file: PathBuf,
+    #[arg(long, required_unless_present = "memory_mib")]
+    file: Option<PathBuf>,
+    /// Size of the device in memory, instead of a file
+    #[arg(long, conflicts_with = "file")]
+    memory_mib: Option<u64>,
     /// As fio's rw
     #[arg(long, value_enum)]
     pattern: Pattern,
@@ -40,6 +43,9 @@ struct Args {
     /// How long
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// How many operations, instead of how long
+    #[arg(long)]
+    operations: Option<u64>,
     /// Seed of the random offsets
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -64,11 +70,19 @@ fn main() -> Result<()> {
         block_bytes: args.block_kib * 1024,
         depth: args.depth,
         duration: Duration::from_secs(args.seconds),
+        operations: args.operations,
         seed: args.seed,
     };
-    let subject: Box<dyn Subject> = match args.subject {
-        SubjectName::Device => Box::new(device::DeviceSubject::open(&args.file, args.depth)?),
-        SubjectName::Engine => Box::new(engine::EngineSubject::open(&args.file)?),
+    let subject: Box<dyn Subject> = match (args.subject, &args.file, args.memory_mib) {
+        (SubjectName::Device, Some(file), _) => {
+            Box::new(device::DeviceSubject::open(file, args.depth)?)
+        }
+        (SubjectName::Engine, Some(file), _) => Box::new(engine::EngineSubject::open(file)?),
+        (SubjectName::Engine, None, Some(mib)) => {
+            ensure!((64..=65_536).contains(&mib), "64 to 65536 MiB of memory");
+            Box::new(engine::EngineSubject::in_memory(mib << 20)?)
+        }
+        _ => bail!("the device needs a file: give --file"),
     };
     let measured = measure(subject.as_ref(), &load)?;
     println!("{}", measured.to_json());

@@ -10,13 +10,14 @@ use std::task::{Context, Poll};
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_device::BlockDevice as _;
+use engine_device::{BlockDevice, DeviceQueue, MemoryDevice};
 use engine_shard::doorbell::Doorbell;
 use engine_shard::{Handle, Reactor, ReactorConfig};
 use engine_store::api::{Link, Reply, Request};
 use engine_store::client::Client;
 use engine_store::engine::EngineConfig;
 use engine_store::limits::Limits;
+use engine_store::pool::FormatOptions;
 use engine_store::shard::{PeerLink, Shard, ShardConfig};
 use engine_store::{Result, StoreError};
 use futures::channel::oneshot;
@@ -97,8 +98,8 @@ impl Link for LocalLink {
 pub struct LocalPool {
     reactor: Reactor,
     link: LocalLink,
-    /// Keeps the devices locked against others.
-    _pool: Pool,
+    /// Keeps the devices locked against others; a pool in memory has nothing to lock.
+    _pool: Option<Pool>,
 }
 
 impl LocalPool {
@@ -108,42 +109,31 @@ impl LocalPool {
     /// What is wrong, in words for people.
     pub fn open(paths: &[PathBuf]) -> std::result::Result<Self, Vec<String>> {
         let pool = members::open(paths)?;
-        let one = |text: String| vec![text];
-        let doorbell = Doorbell::new().map_err(|error| one(format!("no descriptor: {error}")))?;
-        let seed =
-            members::random_seed().map_err(|error| one(format!("no randomness: {error}")))?;
-        let config = ReactorConfig { seed, ..ReactorConfig::default() };
-        let mut reactor = Reactor::new(&config, Arc::new(doorbell));
-        let handle = reactor.handle();
-        let mut queues = Vec::new();
-        for member in &pool.members {
-            let queue =
-                member.device.open_queue(QUEUE_DEPTH).map_err(|error| one(error.to_string()))?;
-            let poller = Rc::new(QueuePoller(Rc::clone(&queue)));
-            handle.register_poller("device", poller).map_err(|error| one(error.to_string()))?;
-            queues.push(queue);
-        }
-        let shards: Shards = Rc::new(RefCell::new(vec![None; usize::from(pool.shard_count)]));
-        let link = LocalLink { handle: Rc::clone(&handle), shards };
-        let opening = link.clone();
-        let shard_count = pool.shard_count;
-        let opened = reactor.block_on(async move {
-            for shard in (0..shard_count).map(ShardId) {
-                let runtime = Rc::clone(&opening.handle) as Rc<dyn Runtime>;
-                let engine = EngineConfig { shard, shard_count, runtime, members: queues.clone() };
-                let peers = Rc::new(opening.clone());
-                let config = ShardConfig { engine, peers, limits: Limits::default() };
-                let open =
-                    Shard::open(config).await.map_err(|error| format!("shard {shard}: {error}"))?;
-                opening.shards.borrow_mut()[usize::from(shard.0)] = Some(open);
-            }
-            Ok::<(), String>(())
-        });
-        match opened {
-            Ok(Ok(())) => Ok(Self { reactor, link, _pool: pool }),
-            Ok(Err(problem)) => Err(one(problem)),
-            Err(fault) => Err(one(fault.to_string())),
-        }
+        let devices: Vec<&dyn BlockDevice> =
+            pool.members.iter().map(|member| &member.device as &dyn BlockDevice).collect();
+        let (mut reactor, queues) = assemble(&devices)?;
+        let link = open_shards(&mut reactor, queues, pool.shard_count)?;
+        Ok(Self { reactor, link, _pool: Some(pool) })
+    }
+
+    /// A new pool on devices in memory: what the engine costs without what devices cost.
+    ///
+    /// # Errors
+    /// What is wrong with `options` or the devices, in words for people.
+    pub fn in_memory(
+        devices: &[MemoryDevice],
+        options: FormatOptions,
+    ) -> std::result::Result<Self, Vec<String>> {
+        let devices: Vec<&dyn BlockDevice> =
+            devices.iter().map(|device| device as &dyn BlockDevice).collect();
+        let (mut reactor, queues) = assemble(&devices)?;
+        let members = queues.clone();
+        let superblock = reactor
+            .block_on(async move { engine_store::pool::format(&members, &options).await })
+            .map_err(|fault| vec![fault.to_string()])?
+            .map_err(|error| vec![error.to_string()])?;
+        let link = open_shards(&mut reactor, queues, superblock.shard_count())?;
+        Ok(Self { reactor, link, _pool: None })
     }
 
     /// Runs `work` on the pool's thread, which is this one.
@@ -193,5 +183,53 @@ impl LocalPool {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(fault) => Err(fault.to_string()),
         }
+    }
+}
+
+type Queues = Vec<Rc<dyn DeviceQueue>>;
+
+/// A reactor that polls a queue to each device.
+fn assemble(devices: &[&dyn BlockDevice]) -> std::result::Result<(Reactor, Queues), Vec<String>> {
+    let one = |text: String| vec![text];
+    let doorbell = Doorbell::new().map_err(|error| one(format!("no descriptor: {error}")))?;
+    let seed = members::random_seed().map_err(|error| one(format!("no randomness: {error}")))?;
+    let config = ReactorConfig { seed, ..ReactorConfig::default() };
+    let reactor = Reactor::new(&config, Arc::new(doorbell));
+    let handle = reactor.handle();
+    let mut queues = Queues::new();
+    for device in devices {
+        let queue = device.open_queue(QUEUE_DEPTH).map_err(|error| one(error.to_string()))?;
+        let poller = Rc::new(QueuePoller(Rc::clone(&queue)));
+        handle.register_poller("device", poller).map_err(|error| one(error.to_string()))?;
+        queues.push(queue);
+    }
+    Ok((reactor, queues))
+}
+
+/// Opens all shards, one after the other.
+fn open_shards(
+    reactor: &mut Reactor,
+    queues: Queues,
+    shard_count: u16,
+) -> std::result::Result<LocalLink, Vec<String>> {
+    let shards: Shards = Rc::new(RefCell::new(vec![None; usize::from(shard_count)]));
+    let link = LocalLink { handle: reactor.handle(), shards };
+    let opening = link.clone();
+    let opened = reactor.block_on(async move {
+        for shard in (0..shard_count).map(ShardId) {
+            let runtime = Rc::clone(&opening.handle) as Rc<dyn Runtime>;
+            let engine = EngineConfig { shard, shard_count, runtime, members: queues.clone() };
+            let peers = Rc::new(opening.clone());
+            let config = ShardConfig { engine, peers, limits: Limits::default() };
+            let open =
+                Shard::open(config).await.map_err(|error| format!("shard {shard}: {error}"))?;
+            opening.shards.borrow_mut()[usize::from(shard.0)] = Some(open);
+        }
+        Ok::<(), String>(())
+    });
+    match opened {
+        Ok(Ok(())) => Ok(link),
+        Ok(Err(problem)) => Err(vec![problem]),
+        Err(fault) => Err(vec![fault.to_string()]),
     }
 }

@@ -141,7 +141,7 @@ impl Engine {
             return;
         }
         let mut next = node.min;
-        for (position, value) in &body.keys {
+        for (position, value) in body.keys.iter() {
             match NodePointer::decode(value) {
                 Ok(pointer) if pointer.min != next => {
                     walk.problem(format!("{who}: child at {position:?} leaves a gap or overlaps"));
@@ -151,13 +151,13 @@ impl Engine {
             }
             next = position.successor();
         }
-        if body.keys.keys().next_back() != Some(&node.max) {
+        if body.keys.last() != Some(&node.max) {
             walk.problem(format!("{who}: its last child ends before it does"));
         }
     }
 
     fn walk_extents(&self, node: &Rc<Node>, last: &mut Option<Position>, walk: &mut Walk) {
-        for (position, value) in &node.body.borrow().keys {
+        for (position, value) in node.body.borrow().keys.iter() {
             walk.extents += 1;
             let extent = match Extent::decode(value) {
                 Ok(extent) => extent,

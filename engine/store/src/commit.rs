@@ -189,8 +189,9 @@ impl Engine {
         let seq = self.journal.seq();
         for (update, node) in transaction.updates.into_iter().zip(nodes) {
             let node = node.node();
-            let there = node.body.borrow().keys.contains_key(&update.position);
-            if update.value.is_some() || there {
+            let changes =
+                update.value.is_some() || node.body.borrow().keys.get(&update.position).is_some();
+            if changes {
                 self.apply_key(node, update.position, update.value, update.fresh);
             }
         }

@@ -279,7 +279,7 @@ impl Engine {
             let node = self.node_for(tree, 0, from).await?;
             mark_read(reads, &node)?;
             let body = node.body.borrow();
-            if let Some((position, value)) = body.keys.range(from..=to.min(node.max)).next() {
+            if let Some((position, value)) = body.keys.next(from, to.min(node.max)) {
                 return Ok(Some((*position, value.clone())));
             }
             if node.max >= to {
@@ -302,7 +302,7 @@ impl Engine {
             let node = self.node_for(tree, 0, to).await?;
             mark_read(reads, &node)?;
             let body = node.body.borrow();
-            if let Some((position, value)) = body.keys.range(from.max(node.min)..=to).next_back() {
+            if let Some((position, value)) = body.keys.previous(from.max(node.min), to) {
                 return Ok(Some((*position, value.clone())));
             }
             if node.min <= from {

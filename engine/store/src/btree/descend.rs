@@ -7,7 +7,8 @@ use engine_device::QueueExt;
 use engine_memory::Buffer;
 
 use super::format::NodePointer;
-use super::node::{Keys, Node};
+use super::keys::Keys;
+use super::node::Node;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree};
@@ -164,7 +165,7 @@ impl Drop for ReadDone<'_> {
 /// The child of an interior node whose range holds `position`: (its last position, pointer).
 fn child_for(node: &Node, position: Position) -> Result<(Position, NodePointer)> {
     let body = node.body.borrow();
-    let Some((max, value)) = body.keys.range(position..).next() else {
+    let Some((max, value)) = body.keys.next(position, Position::MAX) else {
         return Err(StoreError::corrupt(
             format!("node {} of tree {:?}", node.id, node.tree),
             format!("no child covers {position:?}"),

@@ -15,6 +15,7 @@
 mod cache;
 mod descend;
 pub(crate) mod format;
+mod keys;
 mod node;
 mod rewrite;
 mod writeout;
@@ -22,4 +23,5 @@ mod writeout;
 pub(crate) use cache::Cache;
 pub(crate) use descend::Found;
 pub(crate) use format::NodePointer;
+pub(crate) use keys::Keys;
 pub(crate) use node::{Node, NodePin};

@@ -1,16 +1,13 @@
 //! A node in memory.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
+use super::keys::{Keys, Positions};
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree, Value};
 use crate::six::SixLock;
-
-/// Live keys of a node.
-pub(crate) type Keys = BTreeMap<Position, Value>;
 
 /// A node in the cache. Identity and range are fixed; a rewrite makes new nodes.
 pub(crate) struct Node {
@@ -38,7 +35,7 @@ pub(crate) struct Body {
     /// Bytes by which the keys have grown since the last write-out began.
     pub(crate) grown_bytes: u64,
     /// Keys changed since the last write-out began.
-    pub(crate) dirty: BTreeSet<Position>,
+    pub(crate) dirty: Positions,
     /// Journal entry that the dirty keys pin.
     pub(crate) dirty_seq: Option<u64>,
     /// Journal entry that a write-out in progress still pins.
@@ -76,12 +73,12 @@ impl Node {
         keys: Keys,
         lock_sequence: u64,
     ) -> Self {
-        let live_bytes = keys.values().map(|value| format::key_bytes(value.len())).sum();
+        let live_bytes = keys.iter().map(|(_, value)| format::key_bytes(value.len())).sum();
         let body = Body {
             keys,
             live_bytes,
             grown_bytes: 0,
-            dirty: BTreeSet::new(),
+            dirty: Positions::new(),
             dirty_seq: None,
             writing_seq: None,
             location: None,
@@ -181,7 +178,7 @@ impl Node {
         body.live_bytes = body.live_bytes + new_bytes - old_bytes;
         let grown = new_bytes.saturating_sub(old_bytes) as u64;
         body.grown_bytes += grown;
-        body.dirty.insert(position);
+        body.dirty.insert(position, ());
         grown
     }
 }
@@ -189,7 +186,7 @@ impl Node {
 impl Body {
     /// Bytes that a bset of the dirty keys would take.
     pub(crate) fn dirty_bytes(&self) -> usize {
-        let keys = self.dirty.iter().map(|position| {
+        let keys = self.dirty.iter().map(|(position, ())| {
             format::key_bytes(self.keys.get(position).map_or(0, |value| value.len()))
         });
         BSET_HEADER_BYTES + keys.sum::<usize>()

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use engine_base::BLOCK_SIZE;
 
 use super::format::{BSET_HEADER_BYTES, BsetInfo, BsetWriter, Location, POINTER_BYTES, key_bytes};
-use super::node::{Keys, Node};
+use super::keys::{Keys, Positions};
+use super::node::Node;
 use super::writeout::Taken;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -79,8 +80,8 @@ impl Engine {
             return None;
         }
         let body = parent.body.borrow();
-        let right = body.keys.range(node.max.successor()..).next();
-        let left = body.keys.range(..node.max).next_back();
+        let right = body.keys.next(node.max.successor(), Position::MAX);
+        let left = body.keys.previous(Position::MIN, node.max.predecessor());
         let candidates = [right, left];
         let fits = |other: &Rc<Node>| {
             let body = other.body.borrow();
@@ -109,7 +110,7 @@ impl Engine {
         let mut keys = Vec::new();
         let (mut bytes, mut start) = (0, min);
         for old in olds {
-            for (position, value) in &old.node.body.borrow().keys {
+            for (position, value) in old.node.body.borrow().keys.iter() {
                 let more = key_bytes(value.len());
                 // A piece ends at a key, so that in interior nodes no child's range is cut.
                 if let Some(end) = keys.last().map(|(position, _): &(Position, Value)| *position)
@@ -199,7 +200,7 @@ impl Engine {
         let (tree, level) = (olds[0].node.tree, olds[0].node.level);
         // Current keys and what became dirty since the rewrite began go on in the new nodes.
         let mut keys = Keys::new();
-        let mut dirty = std::collections::BTreeSet::new();
+        let mut dirty = Positions::new();
         let mut dirty_seq: Option<u64> = None;
         let mut grown_bytes = 0;
         for old in &olds {

@@ -1,6 +1,5 @@
 //! Writing dirty nodes: by one more bset where there is room, else by a rewrite.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
@@ -9,16 +8,16 @@ use engine_memory::Buffer;
 
 use super::descend::Found;
 use super::format::{BsetInfo, BsetWriter, NODE_BLOCK, POINTER_BYTES};
+use super::keys::Positions;
 use super::node::Node;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, RecordWriter};
-use crate::key::Position;
 use crate::planted::{self, Bug};
 
 /// What a write-out took from a node: given back to it when the write fails.
 pub(crate) struct Taken {
-    pub(crate) positions: BTreeSet<Position>,
+    pub(crate) positions: Positions,
     pub(crate) seq: u64,
     pub(crate) grown_bytes: u64,
 }
@@ -78,7 +77,9 @@ impl Engine {
     /// Puts back what [`Engine::take_dirty`] took: the write-out failed.
     pub(crate) fn restore_dirty(&self, node: &Node, taken: Taken) {
         let mut body = node.body.borrow_mut();
-        body.dirty.extend(taken.positions);
+        for (position, ()) in taken.positions.iter() {
+            body.dirty.insert(*position, ());
+        }
         body.grown_bytes += taken.grown_bytes;
         body.writing_seq = None;
         self.journal.unpin(taken.seq, Holder::NodeWriting(node.id));
@@ -98,7 +99,7 @@ impl Engine {
             };
             let offset = (location.block + u64::from(body.written_blocks)) * BLOCK_SIZE;
             let mut writer = BsetWriter::new();
-            for position in &taken.positions {
+            for (position, ()) in taken.positions.iter() {
                 writer.push(*position, body.keys.get(position).map(|value| &value[..]));
             }
             let info = BsetInfo {

@@ -9,7 +9,7 @@ use engine_device::QueueExt as _;
 use engine_memory::Buffer;
 
 use super::view::View;
-use crate::btree::{Node, NodePointer};
+use crate::btree::{Keys, Node, NodePointer};
 use crate::error::{Result, StoreError};
 use crate::journal::Record;
 use crate::journal::format::records;
@@ -42,7 +42,7 @@ pub(super) struct Seen {
     pub(super) pointer: NodePointer,
     pub(super) level: u8,
     pub(super) max: Position,
-    pub(super) keys: BTreeMap<Position, Value>,
+    pub(super) keys: Keys,
 }
 
 /// What lies at a place of a tree.
@@ -138,7 +138,7 @@ impl<'v> ShardView<'v> {
             if at == level {
                 return Ok(Place::Node(node));
             }
-            let child = node.keys.range(position..).next();
+            let child = node.keys.next(position, Position::MAX);
             let Some((child_max, value)) = child else {
                 let why = StoreError::corrupt(
                     format!("node {} of tree {tree:?}", node.pointer.node),
@@ -172,7 +172,7 @@ impl<'v> ShardView<'v> {
         if let Some(node) = self.cache.borrow().get(&pointer.node) {
             return Ok(Rc::clone(node));
         }
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::new();
         if let Some(location) = pointer.location {
             let superblock = &self.view.superblock;
             let len = u64::from(pointer.written_blocks) * BLOCK_SIZE;
@@ -221,7 +221,7 @@ impl<'v> ShardView<'v> {
                 Place::Node(node) => node,
                 Place::Lost { why, .. } => return Err(why),
             };
-            if let Some((position, value)) = node.keys.range(from..=to.min(node.max)).next() {
+            if let Some((position, value)) = node.keys.next(from, to.min(node.max)) {
                 return Ok(Some((*position, value.clone())));
             }
             if node.max >= to {
@@ -249,7 +249,7 @@ impl<'v> ShardView<'v> {
                 Place::Node(node) => {
                     let end = range.to.min(node.max);
                     if from <= end {
-                        for (position, value) in node.keys.range(from..=end) {
+                        for (position, value) in node.keys.range(from, end) {
                             if !look(Ok((*position, value))) {
                                 return Ok(());
                             }

@@ -49,7 +49,7 @@ impl ShardView<'_> {
         loop {
             let last = match self.node_at(tree, level, from).await? {
                 Place::Node(node) => {
-                    for (at, value) in node.keys.range(from..) {
+                    for (at, value) in node.keys.range(from, Position::MAX) {
                         // A child covers the positions up to its key: the last one may end behind.
                         let past = *at > range.to;
                         if (past && level == 0) || !items.push(key(tree, level, *at, value)) {

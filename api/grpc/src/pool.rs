@@ -1,13 +1,15 @@
 //! PoolService.
 
+use engine_base::InodeNumber;
 use engine_store::api::{FsckReport, Link};
+use engine_store::damage::DamageLine;
 use proto::v1;
 use proto::v1::pool_service_server::PoolService;
 use tonic::{Request, Response, Status};
 
 use crate::core::{Shared, page_size};
 use crate::export::ExportControl;
-use crate::limits::PROBLEMS_MAX;
+use crate::limits::{PAGE_SIZE_MAX, PROBLEMS_MAX};
 use crate::status::{OnResource, bad_field, cut};
 use crate::{convert, token};
 
@@ -84,6 +86,21 @@ fn report(from: FsckReport) -> v1::CheckPoolResponse {
     }
 }
 
+fn damage(line: DamageLine) -> v1::DamageEntry {
+    let entry = line.entry;
+    v1::DamageEntry {
+        subvolume: line.subvolume.map(|(name, _)| name).unwrap_or_default(),
+        path: line.path.unwrap_or_default(),
+        offset_bytes: entry.offset,
+        length_bytes: entry.len,
+        inode: entry.inode.0,
+        version: entry.snapshot.0,
+        found_ns: entry.found_ns,
+        what: cut(&entry.what),
+        shard: u32::from(line.shard.0),
+    }
+}
+
 #[tonic::async_trait]
 impl<L, E> PoolService for Shared<L, E>
 where
@@ -118,6 +135,36 @@ where
         let call = self.admit("CheckPool", &request)?;
         let verify_data = request.into_inner().verify_data;
         let work = async { self.client.fsck(verify_data).await.plain().map(report) };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn list_damage(
+        &self,
+        request: Request<v1::ListDamageRequest>,
+    ) -> Result<Response<v1::ListDamageResponse>, Status> {
+        let call = self.admit("ListDamage", &request)?;
+        let limit = match request.into_inner().limit {
+            0 => PAGE_SIZE_MAX,
+            limit => limit.min(PAGE_SIZE_MAX),
+        };
+        let work = async {
+            let lines = self.client.damage_list(limit).await.plain()?;
+            let entries = lines.into_iter().map(damage).collect();
+            Ok(v1::ListDamageResponse { entries })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn clear_damage(
+        &self,
+        request: Request<v1::ClearDamageRequest>,
+    ) -> Result<Response<v1::ClearDamageResponse>, Status> {
+        let call = self.admit("ClearDamage", &request)?;
+        let inode = Some(request.into_inner().inode).filter(|inode| *inode != 0);
+        let work = async {
+            let cleared = self.client.damage_clear(inode.map(InodeNumber)).await.plain()?;
+            Ok(v1::ClearDamageResponse { cleared })
+        };
         call.run(work).await.map(Response::new)
     }
 }

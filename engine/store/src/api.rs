@@ -7,6 +7,7 @@ use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Slice;
 use smallvec::SmallVec;
 
+use crate::damage::DamageEntry;
 use crate::error::{Result, StoreError};
 
 /// Pieces of data, in order.
@@ -223,6 +224,22 @@ pub enum Request {
     Fsck {
         /// Also reads every data block and verifies its checksum.
         verify_data: bool,
+    },
+
+    /// What is on this shard's damage list. -> `Damage`
+    DamageList {
+        /// Entries at most.
+        limit: u32,
+    },
+    /// Takes entries off the damage list. -> `Count`
+    DamageClear {
+        /// Those of this inode only.
+        inode: Option<InodeNumber>,
+    },
+    /// Paths of inodes whose home this shard is. -> `Paths`
+    InodePaths {
+        /// Inodes, each in a version.
+        inodes: Vec<(InodeNumber, SnapshotId)>,
     },
 
     // ---- data, asked of the shard that `InodeNumber::data_shard` names; one chunk at most ----
@@ -659,6 +676,10 @@ pub enum Reply {
     Status(Box<ShardStatus>),
     /// Result of a check.
     Fsck(Box<FsckReport>),
+    /// What is lost.
+    Damage(Vec<DamageEntry>),
+    /// Paths, in the order of the question; `None`: no name leads there.
+    Paths(Vec<Option<Vec<u8>>>),
     /// Inodes, in the order of the question.
     Owners(Vec<Owner>),
     /// Versions, in the order of the question.
@@ -700,6 +721,7 @@ impl Request {
                 | Self::FileSync { .. }
                 | Self::XattrGet { .. }
                 | Self::XattrList { .. }
+                | Self::InodePaths { .. }
                 | Self::FsckOwners { .. }
                 | Self::FsckVersions { .. }
         )

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::api::FsckReport;
-use crate::btree::{Node, NodePointer};
+use crate::btree::{Found, Node, NodePointer};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::extent::Extent;
@@ -35,6 +35,8 @@ struct Walk {
     /// Used ranges of members: start block -> (blocks, who).
     ranges: BTreeMap<(u8, u64), (u64, String)>,
     problems: Vec<String>,
+    /// Nodes that cannot be read.
+    lost: u64,
     nodes: u64,
     keys: u64,
     extents: u64,
@@ -52,9 +54,11 @@ impl Engine {
     /// Checks the structure of all trees, that extents and nodes do not overlap, and that the space
     /// tables equal a recount.
     ///
+    /// Gives whether every node could be read.
+    ///
     /// # Errors
     /// When a device fails; damage is reported, not an error.
-    pub async fn check(&self, report: &mut FsckReport) -> Result<()> {
+    pub async fn check(&self, report: &mut FsckReport) -> Result<bool> {
         let mut tries = 0;
         loop {
             let before = (self.commits.get(), self.cache.rewrites.get());
@@ -81,7 +85,7 @@ impl Engine {
                     ],
                     notes: Vec::new(),
                 });
-                return Ok(());
+                return Ok(walk.lost == 0);
             }
         }
     }
@@ -97,7 +101,12 @@ impl Engine {
                     Ok(node) => node,
                     Err(error @ crate::StoreError::Corrupt { .. }) => {
                         walk.problem(format!("tree {tree:?} level {level} at {from:?}: {error}"));
-                        break;
+                        walk.lost += 1;
+                        match self.lost_range(tree, level, from) {
+                            Some(max) if max < Position::MAX => from = max.successor(),
+                            _ => break,
+                        }
+                        continue;
                     }
                     Err(error) => return Err(error),
                 };
@@ -118,6 +127,18 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Puts the range of a node that cannot be read on the damage list, and gives its end.
+    fn lost_range(&self, tree: Tree, level: u8, at: Position) -> Option<Position> {
+        match self.descend(tree, level, at) {
+            Ok(Found::Missing(missing)) => {
+                let (min, max) = missing.range();
+                self.note_lost_keys(tree, min, max);
+                Some(max)
+            }
+            Ok(Found::Node(_)) | Err(_) => None,
+        }
     }
 
     fn walk_node(&self, node: &Rc<Node>, walk: &mut Walk) {

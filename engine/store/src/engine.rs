@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::btree::{Cache, Node, NodePin};
+use crate::damage::DamageList;
 use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
@@ -81,6 +82,7 @@ pub struct Engine {
     pub(crate) replayed_keys: std::cell::Cell<u64>,
     pub(crate) replay_dropped: std::cell::Cell<u64>,
     pub(crate) recovery_notes: Vec<String>,
+    pub(crate) damage: DamageList,
     /// Copygc is emptying a bucket.
     pub(crate) gc_active: std::cell::Cell<bool>,
     /// Something was committed: the flush timer should run.
@@ -101,6 +103,7 @@ impl Engine {
         runtime.spawn("journal flush timer", Box::pin(Rc::clone(&engine).flush_timer_loop()));
         runtime.spawn("journal reclaim", Box::pin(Rc::clone(&engine).reclaim_loop()));
         runtime.spawn("copygc", Box::pin(Rc::clone(&engine).copygc_loop()));
+        runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
         Ok(engine)
     }
 
@@ -245,6 +248,7 @@ impl Engine {
         self.space.changed.notify_all();
         self.reclaim_wanted.notify_all();
         self.committed.notify_all();
+        self.damage.noted.notify_all();
     }
 
     /// Current value of a counter.
@@ -453,6 +457,7 @@ impl Engine {
         out.push(("btree_rewrites", cache.rewrites.get()));
         out.push(("btree_splits", cache.splits.get()));
         out.push(("btree_merges", cache.merges.get()));
+        out.push(("damage_not_listed", self.damage.more.get()));
         self.space.counters(&mut out);
         out
     }

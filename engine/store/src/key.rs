@@ -34,11 +34,13 @@ pub enum Tree {
     Counters = 8,
     /// (member, region, 0) -> owning shard. Shard 0 only.
     Regions = 9,
+    /// (inode, block or kind of lost keys, snapshot) -> damage entry.
+    Damage = 10,
 }
 
 impl Tree {
     /// Every tree, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Extents,
         Self::Inodes,
         Self::Dirents,
@@ -49,6 +51,7 @@ impl Tree {
         Self::Buckets,
         Self::Counters,
         Self::Regions,
+        Self::Damage,
     ];
 
     /// The tree of a number read from disk.

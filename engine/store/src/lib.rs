@@ -20,6 +20,7 @@ mod check;
 mod check_index;
 mod commit;
 mod context;
+pub mod damage;
 mod data;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

@@ -22,6 +22,7 @@ use engine_base::BLOCK_SIZE;
 use engine_device::QueueExt as _;
 
 use crate::btree::{Cache, Node, NodePointer};
+use crate::damage::DamageList;
 use crate::engine::{Engine, EngineConfig, Stamps};
 use crate::error::{Result, StoreError};
 use crate::journal::format::records;
@@ -69,6 +70,7 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         replayed_keys: Cell::new(0),
         replay_dropped: Cell::new(recovered.dropped),
         recovery_notes: notes,
+        damage: DamageList::default(),
         gc_active: Cell::new(false),
         committed: Notify::default(),
         reclaim_wanted: Notify::default(),
@@ -147,6 +149,7 @@ impl Engine {
         self.read_roots(recovered).await?;
         self.replay_keys(overlay).await?;
         self.load_checkpoints().await?;
+        self.load_damage().await?;
         for (seq, ordinal, record) in &deltas {
             self.replay_delta(*seq, *ordinal, record)?;
         }

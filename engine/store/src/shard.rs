@@ -222,11 +222,33 @@ impl Shard {
                 self.tables()?;
                 self.context.engine.region_list(shard).await.map(Reply::Regions)
             }
+            request @ (Request::Fsck { .. }
+            | Request::FsckOwners { .. }
+            | Request::FsckVersions { .. }
+            | Request::DamageList { .. }
+            | Request::DamageClear { .. }
+            | Request::InodePaths { .. }) => self.handle_check(request).await,
+            other => self.namespace.handle(other).await,
+        }
+    }
+
+    /// What has to do with damage: checks, and the list of what is lost.
+    async fn handle_check(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        match request {
             Request::Fsck { verify_data } => {
                 let tables = self.tables.as_ref();
                 let report =
                     crate::check::fsck(&self.context, &self.namespace, tables, verify_data).await?;
                 Ok(Reply::Fsck(Box::new(report)))
+            }
+            Request::DamageList { limit } => {
+                self.context.engine.damage(limit as usize).await.map(Reply::Damage)
+            }
+            Request::DamageClear { inode } => {
+                self.context.engine.clear_damage(inode).await.map(Reply::Count)
+            }
+            Request::InodePaths { inodes } => {
+                crate::check::paths(&self.context, &inodes).await.map(Reply::Paths)
             }
             Request::FsckOwners { inodes } => {
                 crate::check::owners(&self.context, &inodes).await.map(Reply::Owners)
@@ -237,7 +259,7 @@ impl Shard {
                     crate::check::version_states(&self.context, tables, &snapshots).await?;
                 Ok(Reply::Versions(states))
             }
-            other => self.namespace.handle(other).await,
+            other => Err(StoreError::invalid(format!("not a check: {other:.40?}"))),
         }
     }
 

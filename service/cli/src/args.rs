@@ -158,6 +158,9 @@ pub(crate) enum Command {
     Fsck(FsckArguments),
     /// Shows structures as they are on devices, which may be damaged or in use; writes nothing
     Dump(DumpArguments),
+    /// What reads and checks have found to be lost
+    #[command(subcommand)]
+    Damage(DamageCommand),
     /// Space and counters of every shard
     Stats,
     /// Prints the completion script of a shell
@@ -176,6 +179,26 @@ pub(crate) enum PoolCommand {
     Status,
     /// Devices of the pool
     List,
+}
+
+/// The damage list.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DamageCommand {
+    /// Lists files and volumes with data that is lost; what was written again is left out
+    List {
+        /// Most entries
+        #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Forgets what is listed, until it is found again
+    Clear {
+        /// Of this inode only
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        inode: Option<u64>,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 /// `pool format`.

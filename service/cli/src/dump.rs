@@ -52,8 +52,8 @@ enum What {
     },
     /// Keys of a tree, as they are after recovery
     Tree {
-        /// extents, inodes, dirents, xattrs, subvolumes, names, operations, buckets, counters or
-        /// regions
+        /// extents, inodes, dirents, xattrs, subvolumes, names, operations, buckets, counters,
+        /// regions or damage
         #[arg(value_parser = tree)]
         tree: Tree,
         #[command(flatten)]

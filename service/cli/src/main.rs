@@ -7,6 +7,7 @@
 mod admin;
 mod args;
 mod connect;
+mod damage;
 mod dump;
 mod failure;
 mod files;
@@ -77,6 +78,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,
         Command::Fsck(arguments) => admin::check(session, arguments.verify_data, output).await,
+        Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
         Command::Put(arguments) => put::run(session, &arguments, output).await,
         Command::Get(arguments) => get::run(session, &arguments, output).await,

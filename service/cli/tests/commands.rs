@@ -145,6 +145,12 @@ fn the_pool_is_shown_and_checked() {
     assert!(stand.ok(&["pool", "list"]).contains("3 GiB"));
     assert!(stand.ok(&["fsck", "--online"]).contains("no problems found"));
     assert_eq!(stand.json(&["fsck", "--online", "--verify-data"])["checked"]["blocks"], 14);
+    let damage = stand.json(&["damage", "list"]);
+    assert_eq!((&damage[0]["path"], &damage[0]["length_bytes"]), (&"/a".into(), &8192.into()));
+    assert!(stand.ok(&["damage", "list"]).contains("8 KiB at 4096"));
+    stand.fails(5, &["damage", "clear"]);
+    assert_eq!(stand.json(&["damage", "clear", "--yes"])["cleared"], 2);
+    assert_eq!(stand.json(&["damage", "clear", "--inode", "8", "--yes"])["cleared"], 0);
     let stats = stand.json(&["stats"]);
     assert_eq!(stats["shards"][1]["counters"]["journal_entries"], 11);
     assert!(stand.ok(&["stats"]).contains("journal_entries"));

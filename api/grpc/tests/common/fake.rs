@@ -11,6 +11,7 @@ use engine_store::api::{
     Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
     RenameMode, Reply, Request, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
 };
+use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -424,6 +425,23 @@ impl Fake {
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Usage { .. } => Ok(Reply::Count(4096)),
+            Request::DamageList { .. } => Ok(Reply::Damage(match shard {
+                ShardId(0) => vec![DamageEntry {
+                    inode: InodeNumber(9),
+                    snapshot: SnapshotId(77),
+                    offset: 4096,
+                    len: 8192,
+                    found_ns: 5,
+                    what: "data at byte 12288 of /dev/one".to_owned(),
+                }],
+                _ => Vec::new(),
+            })),
+            Request::DamageClear { inode } => {
+                Ok(Reply::Count(u64::from(inode.is_none_or(|inode| inode.0 == 9))))
+            }
+            Request::InodePaths { inodes } => {
+                Ok(Reply::Paths(inodes.iter().map(|_| Some(b"/a".to_vec())).collect()))
+            }
             Request::SubvolumeCreate { .. }
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }

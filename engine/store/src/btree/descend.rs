@@ -29,6 +29,13 @@ pub(crate) struct Missing {
     max: Position,
 }
 
+impl Missing {
+    /// First and last position of the node's range.
+    pub(crate) fn range(&self) -> (Position, Position) {
+        (self.pointer.min, self.max)
+    }
+}
+
 /// Times a node is read again before its content is believed to be bad.
 const READ_RETRIES: u32 = 2;
 

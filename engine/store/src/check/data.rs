@@ -7,7 +7,7 @@ use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 use super::{Problems, ask_owners, ask_versions};
 use crate::api::{Owner, SIZE_BYTES_MAX, VersionState};
 use crate::context::Context;
-use crate::data::BlockRange;
+use crate::data::{BlockRange, lookup};
 use crate::error::{Result, StoreError};
 use crate::extent::Extent;
 use crate::key::{Position, Tree};
@@ -63,8 +63,18 @@ pub(super) async fn check(
 async fn verify(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
     match context.data.read(range).await {
         Ok(_) => (range.from..range.to).for_each(|_| problems.count("blocks verified")),
+        // Which of them: each is told, and goes on the damage list.
+        Err(StoreError::DataLoss { .. } | StoreError::Device(_)) if range.from + 1 < range.to => {
+            for from in range.from..range.to {
+                Box::pin(verify(context, BlockRange { from, to: from + 1, ..range }, problems))
+                    .await?;
+            }
+        }
         Err(StoreError::DataLoss { what }) => problems.add(format!("data lost: {what}")),
         Err(StoreError::Device(error)) => {
+            if let Some(span) = lookup(&context.engine, &range).await?.first() {
+                context.engine.note_lost_block(&range, range.from, span.pointer);
+            }
             problems.add(format!("inode {} block {}: {error}", range.inode, range.from));
         }
         Err(error) => return Err(error),

@@ -7,6 +7,7 @@
 
 mod data;
 mod names;
+mod paths;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use crate::logged::{self, Intent};
 use crate::namespace::{Inode, Namespace, inode_position};
 use crate::subvolume::Tables;
 
+pub(crate) use paths::paths;
 pub(crate) use tables::version_states;
 
 /// Problems found so far, bounded.
@@ -70,15 +72,21 @@ pub(crate) async fn fsck(
         more: 0,
         checked: BTreeMap::new(),
     };
-    names::check(context, namespace, &mut problems).await?;
-    tables::check_roots(context, &mut problems).await?;
-    if let Some(pool_tables) = pool_tables {
-        tables::check_pool(context, pool_tables, &mut problems).await?;
+    let mut report = FsckReport::default();
+    let whole = context.engine.check(&mut report).await?;
+    if whole {
+        names::check(context, namespace, &mut problems).await?;
+        tables::check_roots(context, &mut problems).await?;
+        if let Some(pool_tables) = pool_tables {
+            tables::check_pool(context, pool_tables, &mut problems).await?;
+        }
+        data::check(context, &mut problems, verify_data).await?;
+    } else {
+        problems.add("nodes cannot be read: names, owners and data are not checked");
     }
-    data::check(context, &mut problems, verify_data).await?;
-    let mut report = problems.into_report();
+    report.merge(problems.into_report());
     report.notes = context.engine.recovery_notes().to_vec();
-    context.engine.check(&mut report).await?;
+    context.engine.save_damage().await?;
     Ok(report)
 }
 

@@ -56,6 +56,11 @@ impl Span {
     pub(crate) fn end(&self) -> u64 {
         self.block + self.blocks()
     }
+
+    /// Where logical block `block`, one of this span, lies.
+    pub(crate) fn at(&self, block: u64) -> Pointer {
+        Pointer { block: self.pointer.block + (block - self.block), ..self.pointer }
+    }
 }
 
 /// The next extent of the range's inode and version with a key at or past `from`.

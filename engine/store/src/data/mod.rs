@@ -25,7 +25,7 @@ use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 
 pub(crate) use batch::Until;
-pub(crate) use map::{BlockRange, clear_range};
+pub(crate) use map::{BlockRange, clear_range, lookup};
 pub(crate) use write::Prepared;
 
 /// Bytes of zeroes kept for holes.

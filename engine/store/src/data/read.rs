@@ -103,6 +103,10 @@ impl DataPath {
                 Verdict::Good => return Ok(Some(buffer.freeze())),
                 Verdict::Stale => return Ok(None),
                 Verdict::Bad(block) if last => {
+                    if let Some(span) = run.iter().find(|it| (it.block..it.end()).contains(&block))
+                    {
+                        self.engine.note_lost_block(range, block, span.at(block));
+                    }
                     let offset = block * BLOCK_SIZE;
                     let what = format!(
                         "inode {} version {} offset {offset}: checksum mismatch on member {}",

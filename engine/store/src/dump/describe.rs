@@ -3,6 +3,7 @@
 use super::Item;
 use crate::api::{FileKind, SubvolumeKind};
 use crate::btree::NodePointer;
+use crate::damage::{Damage, Lost};
 use crate::error::{Result, StoreError};
 use crate::extent::Extent;
 use crate::journal::Record;
@@ -16,7 +17,7 @@ use crate::subvolume::format::{PoolName, Root, decode_subvolume};
 type Fields = Vec<(&'static str, Item)>;
 
 /// The names of the trees, by number.
-pub(super) const TREE_NAMES: [(&str, Tree); 10] = [
+pub(super) const TREE_NAMES: [(&str, Tree); 11] = [
     ("extents", Tree::Extents),
     ("inodes", Tree::Inodes),
     ("dirents", Tree::Dirents),
@@ -27,6 +28,7 @@ pub(super) const TREE_NAMES: [(&str, Tree); 10] = [
     ("buckets", Tree::Buckets),
     ("counters", Tree::Counters),
     ("regions", Tree::Regions),
+    ("damage", Tree::Damage),
 ];
 
 pub(super) fn tree_name(tree: Tree) -> &'static str {
@@ -136,6 +138,7 @@ pub(super) fn value(tree: Tree, level: u8, at: Position, bytes: &[u8]) -> Item {
             [low, high] => Ok(Item::Map(vec![("shard", u16::from_le_bytes([*low, *high]).into())])),
             _ => Err(StoreError::corrupt("region", format!("{} bytes", bytes.len()))),
         },
+        Tree::Damage => Damage::decode(bytes).map(|found| damage(&found)),
     };
     decoded(item, bytes)
 }
@@ -176,6 +179,25 @@ fn extent(at: Position, extent: &Extent) -> Item {
         ("pointers", Item::List(pointers.collect())),
         ("checksums", Item::Text(sums.join(" "))),
     ])
+}
+
+fn damage(damage: &Damage) -> Item {
+    let mut fields: Fields = match &damage.lost {
+        Lost::Block(pointer) => vec![
+            ("lost", "block".into()),
+            ("member", pointer.member.into()),
+            ("block", pointer.block.into()),
+            ("generation", pointer.generation.into()),
+        ],
+        Lost::Keys { tree, from, to } => vec![
+            ("lost", "keys".into()),
+            ("tree", tree_name(*tree).into()),
+            ("from", position(*from)),
+            ("to", position(*to)),
+        ],
+    };
+    fields.push(("found_ns", damage.found_ns.into()));
+    Item::Map(fields)
 }
 
 fn file_kind(kind: FileKind) -> Item {

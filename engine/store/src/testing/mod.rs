@@ -5,10 +5,12 @@
 
 mod executor;
 mod pool;
+mod repair;
 
 mod batches;
 mod concurrency;
 mod damage;
+mod damage_list;
 mod dump;
 mod engine;
 mod logged;

@@ -24,6 +24,19 @@ else
 fi
 
 say ""
+say "-- a crash at every write of short scripts, and a day of virtual time"
+for mode in "--exhaustive --seeds 1..3 --ops 40" "--long 24 --ops 6000 --seeds 1..3"; do
+    # shellcheck disable=SC2086 # The words are options.
+    if cargo run --profile sim -p engine-sim -- $mode; then
+        count 1 0
+    else
+        count 0 1
+        status=1
+        say "failed: $mode"
+    fi
+done
+
+say ""
 say "-- planted bugs"
 if cargo run --profile sim -p engine-sim --features planted-bugs -- --canary --seeds 1..200 --ops "$ops"; then
     count 1 0

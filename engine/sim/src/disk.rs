@@ -21,6 +21,7 @@
 //! Overlapping operations in flight at the same time are done one after the other, never mixed within
 //! a unit.
 
+mod cut;
 mod damage;
 mod image;
 
@@ -35,6 +36,7 @@ use engine_device::{Completion, DeviceError, DeviceInfo, DeviceQueue, IoVec, Ope
 use engine_memory::Buffer;
 
 use crate::executor::Executor;
+pub use cut::{CutPoint, CutStyle};
 use image::{Image, PAGE_BYTES, Page, Piece, keep_some, page_parts};
 
 /// Geometry of a simulated disk.
@@ -180,6 +182,10 @@ struct State {
     damaged: Vec<u64>,
     statistics: DiskStatistics,
     presence: Presence,
+    /// Counts writes and other changes as they are submitted.
+    cut: Option<Rc<CutPoint>>,
+    /// The change that reached the cut.
+    cut_at: Option<u64>,
 }
 
 /// Whether the device is there.
@@ -241,6 +247,8 @@ impl SimDisk {
             damaged: Vec::new(),
             statistics: DiskStatistics::default(),
             presence: Presence::Here,
+            cut: None,
+            cut_at: None,
         };
         let inner = Inner { info, executor: executor.clone(), state: RefCell::new(state) };
         Self { inner: Rc::new(inner) }
@@ -594,6 +602,11 @@ impl Inner {
         let id = state.next_id;
         state.next_id += 1;
         queue.set(queue.get() + 1);
+        if let Work::Change { .. } = work
+            && state.cut.as_ref().is_some_and(|cut| cut.count())
+        {
+            state.cut_at = Some(id);
+        }
         let since_ns = self.executor.now_ns();
         state.in_flight.insert(id, InFlight { since_ns, work, done, queue: Rc::clone(queue) });
         let at_ns = since_ns + state.latency_ns();

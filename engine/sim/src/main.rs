@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout)] // This program's output is its purpose.
 
+mod modes;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -10,8 +12,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
+use engine_memory::profile::Profiler;
 use engine_sim::options::{FaultMode, Options, Plant};
 use engine_sim::simulation::{self, SeedReport};
+
+/// Counts the heap, to see whether it grows.
+#[global_allocator]
+static ALLOCATOR: Profiler = Profiler;
 
 /// Deterministic simulator of whole Cairn pools: finds broken promises and names the seed that
 /// replays them.
@@ -36,6 +43,17 @@ struct Arguments {
     /// Plants a bug, to see that it is found: the exit status is 0 if a seed finds it.
     #[arg(long, value_name = "NAME", value_parser = parse_plant)]
     plant: Option<PlantName>,
+    /// Repeats a short script of --ops operations of each seed with a crash at each of its writes, in
+    /// each way in which writes may be left.
+    #[arg(long, conflicts_with_all = ["plant", "canary"])]
+    exhaustive: bool,
+    /// With --exhaustive: one in so many of these crashes.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Runs a little load of --ops operations over so many virtual hours and demands that memory stays flat.
+    #[arg(long, value_name = "HOURS", conflicts_with_all = ["plant", "canary", "exhaustive"],
+          value_parser = clap::value_parser!(u64).range(1..=1000))]
+    long: Option<u64>,
     /// Plants every bug, one after the other, until each is found; the exit status is 0 if all are.
     #[arg(long, conflicts_with_all = ["plant", "seed"])]
     canary: bool,
@@ -99,7 +117,7 @@ impl Arguments {
             Faults::Crash => FaultMode::Crash,
             Faults::Eio => FaultMode::Eio,
             Faults::Damage => FaultMode::Damage,
-            Faults::All => FaultMode::All,
+            Faults::All => plant.and_then(Plant::needs).unwrap_or(FaultMode::All),
         };
         let mut options = Options::of_seed(seed, self.ops, faults, plant);
         options.events_kept = self.events as usize;
@@ -126,6 +144,7 @@ struct Summary {
     crashes: u64,
     virtual_ns: u64,
     marks: BTreeMap<&'static str, u64>,
+    branches: Vec<(&'static str, u64)>,
 }
 
 impl Summary {
@@ -137,6 +156,7 @@ impl Summary {
         if report.failure.is_some() {
             self.failed.push(report.seed);
         }
+        modes::add_branches(&mut self.branches, &report.branches);
         for (name, count) in &report.marks {
             let total = self.marks.entry(name).or_default();
             // The longest of all; the rest are numbers of events.
@@ -159,6 +179,7 @@ impl Summary {
         for (name, count) in &self.marks {
             println!("  {count:>10}  {name}");
         }
+        modes::print_branches(&self.branches);
     }
 }
 
@@ -177,6 +198,8 @@ fn print_report(arguments: &Arguments, report: &SeedReport) {
         let plant = arguments.plant.map(|plant| plant.1);
         println!("  {:?}", arguments.options(report.seed, plant));
         println!("  {:?}", report.marks);
+        let branches = report.branches.iter().filter(|(_, count)| *count > 0);
+        println!("  {:?}", branches.collect::<Vec<_>>());
     }
     if let Some(failure) = &report.failure {
         println!("  {}", failure.what);
@@ -268,7 +291,11 @@ fn main() -> ExitCode {
     #[allow(clippy::disallowed_methods)]
     let started = Instant::now();
     simulation::capture_panics();
-    let passed = if arguments.canary {
+    let passed = if let Some(hours) = arguments.long {
+        modes::long(arguments.seeds(), arguments.ops, hours, started)
+    } else if arguments.exhaustive {
+        modes::exhaustive(arguments.seeds(), arguments.ops, arguments.every, started)
+    } else if arguments.canary {
         canary(&arguments, &Plant::all(), started)
     } else if let Some(PlantName(name, plant)) = arguments.plant {
         canary(&arguments, &[(name, plant)], started)

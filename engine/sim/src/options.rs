@@ -70,6 +70,19 @@ impl Plant {
         );
         all
     }
+
+    /// The faults that a run needs in which this bug can show, where ordinary runs have them rarely.
+    #[must_use]
+    pub fn needs(self) -> Option<FaultMode> {
+        #[cfg(feature = "planted-bugs")]
+        {
+            use engine_store::planted::Bug;
+            if matches!(self, Self::Engine(Bug::StaleNodeAccepted | Bug::ChecksumNotVerified)) {
+                return Some(FaultMode::Damage);
+            }
+        }
+        None
+    }
 }
 
 /// Chances of the operations of a volume's client, relative to each other.
@@ -173,6 +186,8 @@ pub struct Options {
     pub power_loss_eighths: u64,
     /// Chance in 8 of another crash while the pool opens again.
     pub crash_in_recovery_eighths: u64,
+    /// Longest pause of a client before an operation in nanoseconds.
+    pub pause_ns_max: u64,
     /// Errors per million device operations, in runs that have errors.
     pub error_ppm: u32,
     /// In runs that have errors: whether members vanish, too, and come back.
@@ -234,11 +249,69 @@ impl Options {
             operations_per_crash,
             power_loss_eighths: *random.pick(&[4, 6, 8]),
             crash_in_recovery_eighths: *random.pick(&[0, 1, 4]),
+            pause_ns_max: 0,
             error_ppm: *random.pick(&[100, 1_000, 20_000]),
             vanishing: switches.chance(1, 3),
             damage,
             events_kept: 60,
         }
+    }
+
+    /// A small pool with all kinds of clients, one of each, for a run that is repeated with a crash at
+    /// each of its writes. Small buckets and nodes: as much as possible happens in few operations.
+    #[must_use]
+    pub fn short(seed: u64, operations: u64) -> Self {
+        let mut options = Self::of_seed(seed, operations, FaultMode::Crash, None);
+        let random = &mut Random::new(seed ^ 0x7368_6f72);
+        options.shard_count = *random.pick(&[1, 2]);
+        options.members.truncate(2);
+        options.members.iter_mut().for_each(|member| member.size_bytes = 64 * MIB);
+        options.format = FormatSizes {
+            bucket_bytes: 64 * KIB as u32,
+            node_bytes: 16 * KIB as u32,
+            journal_bytes: MIB,
+        };
+        options.cache_bytes = 1 << 18;
+        options.latency.stalls_ppm = 0;
+        options.volumes = vec![(*random.pick(&[64, 1500]), 1)];
+        (options.trees, options.administration) = (1, true);
+        options.volume_mix = VolumeMix {
+            write: 6,
+            read: 1,
+            discard: 2,
+            flush: 1,
+            fua: 2,
+            resize: 1,
+            blocks_max: *random.pick(&[4, 64]),
+            hot_eighths: 4,
+        };
+        options.tree_mix = TreeMix {
+            create: 6,
+            remove: 2,
+            rename: 3,
+            write: 6,
+            cut: 3,
+            attributes: 2,
+            look: 1,
+            sync: 1,
+            nodes_max: 20,
+            bytes_max: *random.pick(&[5_000, 130_000]),
+            size_max: *random.pick(&[64 * KIB, 10 * MIB]),
+        };
+        options
+    }
+
+    /// A pool that is used a little, for long: `operations` with pauses, so that they take about
+    /// `virtual_ns`, without faults.
+    #[must_use]
+    pub fn long(seed: u64, operations: u64, virtual_ns: u64) -> Self {
+        let mut options = Self::short(seed, operations);
+        options.faults = FaultMode::None;
+        options.volumes = vec![(1500, 2)];
+        (options.volume_mix.resize, options.tree_mix.size_max) = (1, 256 * KIB);
+        // Four clients; a pause is half of the longest on average.
+        options.pause_ns_max = (virtual_ns / operations.max(1)).saturating_mul(2 * 4);
+        options
     }
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use engine_base::random::Random;
 use engine_store::api::TreeRef;
 use engine_store::client::{Client, VolumeRef};
+use engine_store::reached;
 
 use self::damage::journal_pages;
 use crate::clients;
@@ -38,6 +39,8 @@ pub struct SeedReport {
     pub state_digest: u64,
     /// How often each named thing happened.
     pub marks: BTreeMap<&'static str, u64>,
+    /// How often recovery came through each of its branches.
+    pub branches: Vec<(&'static str, u64)>,
     /// The broken promise, with the last events.
     pub failure: Option<Failure>,
 }
@@ -68,6 +71,15 @@ pub fn capture_panics() {
 /// Runs one seed. Never panics: a panic of the engine is a failure in the report.
 #[must_use]
 pub fn run(options: &Options) -> SeedReport {
+    run_with(options, |simulation| simulation.run())
+}
+
+/// Runs what `script` makes of a simulation.
+fn run_with(
+    options: &Options,
+    script: impl FnOnce(&mut Simulation<'_>) -> Result<(), String>,
+) -> SeedReport {
+    drop(reached::take());
     PANIC.with(|slot| slot.borrow_mut().take());
     plant_engine(options.plant);
     let world = World::new(options.shard_count, options.faults, options.events_kept);
@@ -75,7 +87,7 @@ pub fn run(options: &Options) -> SeedReport {
     let executor = Executor::new(options.seed, options.schedule);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut simulation = Simulation::new(options, &executor, &world);
-        let result = simulation.run();
+        let result = script(&mut simulation);
         let digest =
             simulation.disks.iter().fold(0, |hash: u64, disk| hash.rotate_left(7) ^ disk.digest());
         executor.crash(|| simulation.process = None);
@@ -107,6 +119,7 @@ pub fn run(options: &Options) -> SeedReport {
         event_digest: world.digest(),
         state_digest,
         marks: world.marks.clone(),
+        branches: reached::take(),
         failure,
     }
 }
@@ -280,6 +293,7 @@ impl<'a> Simulation<'a> {
             executor: self.executor.clone(),
             random: self.random.fork(),
             shard_count: self.options.shard_count,
+            pause_ns_max: self.options.pause_ns_max,
         })
     }
 
@@ -374,8 +388,8 @@ impl<'a> Simulation<'a> {
         self.executor.spawn(0, "client", task);
     }
 
-    /// Ends the process here and now; `true`: the power went, too.
-    fn crash(&mut self) -> bool {
+    /// Ends the process here and now. What happens to the disks is to follow.
+    fn end_process(&mut self) {
         let process = self.process.take();
         self.note_slowest(process.as_ref());
         self.executor.crash(|| {
@@ -383,6 +397,11 @@ impl<'a> Simulation<'a> {
                 process.mesh.close();
             }
         });
+    }
+
+    /// Ends the process here and now; `true`: the power went, too.
+    fn crash(&mut self) -> bool {
+        self.end_process();
         let power_loss = self.random.chance(self.options.power_loss_eighths, 8);
         for disk in &self.disks {
             disk.set_faults(FaultRates::default());
@@ -394,6 +413,12 @@ impl<'a> Simulation<'a> {
         }
         self.rot_at_rest();
         self.note_damage(power_loss);
+        self.note_crash(power_loss);
+        power_loss
+    }
+
+    /// Tells the model what a crash took.
+    fn note_crash(&mut self, power_loss: bool) {
         let world = &mut *self.world.borrow_mut();
         // A device that fails may lose what it was given and not asked to keep.
         let instant = world.promises.crash(!power_loss && !world.may_fail());
@@ -402,7 +427,6 @@ impl<'a> Simulation<'a> {
         let now_ns = self.executor.now_ns();
         world.event(now_ns, 0, "crash", [instant, u64::from(power_loss), crashes]);
         world.mark(if power_loss { "power_loss" } else { "process_crash" });
-        power_loss
     }
 
     /// Crashes, opens again (perhaps crashing on the way), reads everything back and checks it.
@@ -445,15 +469,8 @@ impl<'a> Simulation<'a> {
         if !self.goes_on() {
             return Ok(());
         }
-        let finished = Rc::new(Cell::new(false));
-        if let Some(process) = &self.process {
-            process.shut_down(self.executor, self.world, &finished);
-        }
-        self.drive(u64::MAX, || finished.get())?;
-        if let Some(process) = self.process.take() {
-            self.note_slowest(Some(&process));
-            self.executor.crash(|| process.mesh.close());
-        }
+        self.stop_in_order(|| false)?;
+        self.end_process();
         for disk in &self.disks {
             disk.power_loss();
         }
@@ -463,6 +480,15 @@ impl<'a> Simulation<'a> {
         // A disk that destroys what it holds may have lost what the stop had flushed.
         let crash = self.options.damage.map(|_| true);
         self.verify(crash, u64::MAX).map(drop)
+    }
+
+    /// An orderly stop, to its end or until `cut`.
+    fn stop_in_order(&mut self, cut: impl Fn() -> bool) -> Result<(), String> {
+        let finished = Rc::new(Cell::new(false));
+        if let Some(process) = &self.process {
+            process.shut_down(self.executor, self.world, &finished);
+        }
+        self.drive(u64::MAX, || finished.get() || cut()).map(drop)
     }
 
     fn count_disks(&self) {
@@ -510,7 +536,11 @@ async fn create_subjects(
     Ok(())
 }
 
+#[cfg(test)]
+mod branch_tests;
 mod damage;
+pub mod exhaustive;
 mod liveness;
+pub mod long;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use engine_base::random::Random;
+use engine_base::runtime::Runtime;
 use engine_base::{BLOCK_SIZE, ShardId};
 use engine_store::api::TreeRef;
 use engine_store::client::{Client, VolumeRef};
@@ -245,13 +246,20 @@ pub struct ClientContext {
     pub random: Random,
     /// Shards of the pool.
     pub shard_count: u16,
+    /// Longest pause before an operation in virtual nanoseconds.
+    pub pause_ns_max: u64,
 }
 
 impl ClientContext {
-    /// Takes one operation of the session's budget; `false` when it is time to stop.
-    pub fn take_operation(&self) -> bool {
+    /// Takes one operation of the session's budget, after a pause where clients make any; `false` when
+    /// it is time to stop.
+    pub async fn next_operation(&mut self) -> bool {
+        self.world.borrow_mut().operations_since.remove(&self.number);
+        if self.pause_ns_max > 0 {
+            let pause_ns = self.random.below(self.pause_ns_max);
+            self.executor.core(0).sleep(pause_ns).await;
+        }
         let mut world = self.world.borrow_mut();
-        world.operations_since.remove(&self.number);
         if world.failure.is_some() || world.operations_left == 0 {
             return false;
         }

@@ -11,6 +11,7 @@ pub mod key;
 pub mod limits;
 pub mod planted;
 pub mod pool;
+pub mod reached;
 pub mod shard;
 pub mod transaction;
 

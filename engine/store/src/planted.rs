@@ -22,11 +22,33 @@ pub enum Bug {
     ReplayPastFlush,
     /// Requests are answered before the journal has been written.
     EarlyAcknowledge,
+    /// A file is cut off on several shards without an intent: a crash between leaves a part.
+    UnloggedTruncate,
+    /// A node that is shorter than its parent says is taken as it is.
+    StaleNodeAccepted,
+    /// Blocks are given to clients whatever their checksums say.
+    ChecksumNotVerified,
+    /// A node's slot is given again before the transaction that freed it is durable.
+    EarlySlotReuse,
+    /// Freeing a node's slot frees its neighbour too.
+    SlotFreedTwice,
+    /// A rename puts the new name and leaves the old one.
+    LostRenameHalf,
+    /// Entries after the newest flush entry are taken without a look at the data they name.
+    TailDataUnverified,
+    /// A node being written no longer holds the journal entries that its changes are in.
+    PinDroppedEarly,
+    /// What recovery took of the tail is not decided for good by a flush entry.
+    NoFlushAfterRecovery,
+    /// The numbers of entries that recovery gave up are not noted.
+    BlacklistForgotten,
+    /// Of several tasks that wait for the same thing, the last is not woken.
+    LostWakeup,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 19] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -35,6 +57,17 @@ impl Bug {
         ("accounting-drift", Self::AccountingDrift),
         ("replay-past-flush", Self::ReplayPastFlush),
         ("early-acknowledge", Self::EarlyAcknowledge),
+        ("unlogged-truncate", Self::UnloggedTruncate),
+        ("stale-node-accepted", Self::StaleNodeAccepted),
+        ("checksum-not-verified", Self::ChecksumNotVerified),
+        ("early-slot-reuse", Self::EarlySlotReuse),
+        ("slot-freed-twice", Self::SlotFreedTwice),
+        ("lost-rename-half", Self::LostRenameHalf),
+        ("tail-data-unverified", Self::TailDataUnverified),
+        ("pin-dropped-early", Self::PinDroppedEarly),
+        ("no-flush-after-recovery", Self::NoFlushAfterRecovery),
+        ("blacklist-forgotten", Self::BlacklistForgotten),
+        ("lost-wakeup", Self::LostWakeup),
     ];
 }
 

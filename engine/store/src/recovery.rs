@@ -29,6 +29,8 @@ use crate::journal::format::records;
 use crate::journal::read::{Recovered, recover as read_journal};
 use crate::journal::{Holder, Journal, Place, Record};
 use crate::key::{Counter, Position, Tree, Value};
+use crate::planted::{self, Bug};
+use crate::reached::{Branch, mark};
 use crate::space::{Bucket, BucketKind, Space};
 use crate::sync::Notify;
 use crate::tail;
@@ -55,6 +57,9 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     let (kept, ended_by) = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
     notes.extend(tail_note(&place, &recovered, kept, ended_by));
     let newest = newest::verify(&space, &config.members, &recovered.entries).await?;
+    if !newest.is_empty() {
+        mark(Branch::FlushedLost);
+    }
     notes.extend(newest);
     recovered.keep(kept);
     let engine = Engine {
@@ -80,10 +85,14 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     if !recovered.unflushed {
         // After the end of a process, not of power, what was replayed may still be in a device's cache:
         // from here on it counts as durable.
+        mark(Branch::FlushedAgain);
         for member in &engine.config.members {
             member.flush().await?;
         }
+    } else if planted::is(Bug::NoFlushAfterRecovery) {
+        return Ok(engine);
     } else if engine.journal.has_room_for_flush() {
+        mark(Branch::FlushEntryWritten);
         engine.write_entry(true).await?;
     } else {
         let shard = engine.shard();
@@ -135,10 +144,12 @@ impl Engine {
             for (ordinal, record) in records(&entry.records).enumerate() {
                 match record? {
                     Record::Put { tree, level, position, value, .. } => {
+                        mark(if level == 0 { Branch::ReplayLeaf } else { Branch::ReplayInterior });
                         let value = Some(Value::from_slice(value));
                         overlay.entry((tree, level)).or_default().insert(position, (seq, value));
                     }
                     Record::Delete { tree, level, position } => {
+                        mark(Branch::ReplayDelete);
                         overlay.entry((tree, level)).or_default().insert(position, (seq, None));
                     }
                     Record::Root { .. } | Record::Blacklist { .. } => {}
@@ -165,6 +176,8 @@ impl Engine {
         for record in records(&newest.records) {
             if let Record::Root { tree, level, pointer } = record? {
                 let pointer = NodePointer::decode(pointer)?;
+                let placed = pointer.location.is_some();
+                mark(if placed { Branch::RootRead } else { Branch::RootEmpty });
                 let root = self.read_root(tree, level, pointer).await?;
                 roots[tree as usize] = Some(Rc::new(root));
             }
@@ -224,8 +237,10 @@ impl Engine {
             | Record::BucketSlot { member, bucket, .. } => {
                 let id = (member, bucket);
                 if self.stamps.borrow().buckets.get(&id).is_some_and(|stamp| at < *stamp) {
+                    mark(Branch::DeltaOfBucketStamped);
                     return Ok(());
                 }
+                mark(Branch::DeltaOfBucket);
                 if usize::from(member) >= self.superblock().members.len() {
                     return Err(StoreError::corrupt("journal", "a member that is not known"));
                 }
@@ -235,7 +250,10 @@ impl Engine {
             Record::CounterAdd { counter, .. } | Record::CounterAtLeast { counter, .. } => {
                 let counter = Counter(counter);
                 if self.stamps.borrow().counters.get(&counter).is_none_or(|stamp| at >= *stamp) {
+                    mark(Branch::DeltaOfCounter);
                     self.change_counter(counter, record, seq);
+                } else {
+                    mark(Branch::DeltaOfCounterStamped);
                 }
                 Ok(())
             }
@@ -279,6 +297,7 @@ impl Engine {
         for id in ids {
             let state = tables.bucket(id);
             if state.live_blocks > most || state.slots & !all != 0 {
+                mark(Branch::BucketsContradict);
                 return Err(StoreError::corrupt(
                     format!("bucket {} of member {}", id.1, id.0),
                     format!("{} live blocks, slots {:#x}", state.live_blocks, state.slots),

@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
+use crate::planted::{self, Bug};
+
 /// Wakes every task that waits. A task must re-check its condition after it was woken.
 #[derive(Default)]
 pub(crate) struct Notify {
@@ -15,7 +17,10 @@ impl Notify {
     /// Wakes all who wait now.
     pub(crate) fn notify_all(&self) {
         self.generation.set(self.generation.get() + 1);
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        let mut waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        if planted::is(Bug::LostWakeup) && waiting.len() > 1 {
+            waiting.pop();
+        }
         for waker in waiting {
             waker.wake();
         }

@@ -28,6 +28,7 @@ use crate::journal::format::records;
 use crate::journal::read::ReplayEntry;
 use crate::key::{Position, Tree};
 use crate::planted::{self, Bug};
+use crate::reached::{Branch, mark};
 use crate::space::Space;
 
 /// Extents of one entry that are read side by side.
@@ -70,9 +71,13 @@ pub(crate) async fn whole_entries(
         match look.entry(&entry.records).await {
             Ok(()) => {}
             Err(error @ StoreError::OutOfMemory { .. }) => return Err(error),
-            Err(error) => return Ok((count, Some(error))),
+            Err(error) => {
+                mark(Branch::TailCut);
+                return Ok((count, Some(error)));
+            }
         }
     }
+    mark(if tail.is_empty() { Branch::TailNone } else { Branch::TailWhole });
     Ok((tail.len(), None))
 }
 
@@ -106,12 +111,16 @@ impl<'a> Tail<'a> {
 
     /// The blocks of an extent are what its checksums say.
     pub(crate) async fn extent(&self, extent: &Extent) -> Result<()> {
+        if planted::is(Bug::TailDataUnverified) {
+            return Ok(());
+        }
         for pointer in &extent.pointers {
             self.space.check_pointer(pointer.member, pointer.block, extent.blocks)?;
             let len = u64::from(extent.blocks) * BLOCK_SIZE;
             let data = self.read(pointer.member, pointer.block, len).await?;
             let mut blocks = data.chunks_exact(BLOCK_SIZE as usize).zip(&extent.checksums);
             if blocks.any(|(block, checksum)| crc32c(block) != *checksum) {
+                mark(Branch::TailExtentMissing);
                 return Err(missing("the blocks of an extent"));
             }
         }
@@ -128,7 +137,10 @@ impl<'a> Tail<'a> {
     ) -> Result<()> {
         let pointer = NodePointer::decode(pointer)?;
         // All its keys are in the journal.
-        let Some(location) = pointer.location else { return Ok(()) };
+        let Some(location) = pointer.location else {
+            mark(Branch::TailNodeUnwritten);
+            return Ok(());
+        };
         let (member, block) = (location.member, location.block);
         let (node, min) = (pointer.node, pointer.min);
         let image = NodeImage { tree, level, node, member, block, min, max };
@@ -138,7 +150,11 @@ impl<'a> Tail<'a> {
         }
         let whole =
             self.nodes.get(&image).is_some_and(|ends| ends.contains(&pointer.written_blocks));
-        if whole { Ok(()) } else { Err(missing("a node")) }
+        if whole {
+            return Ok(());
+        }
+        mark(Branch::TailNodeMissing);
+        Err(missing("a node"))
     }
 
     /// After how many blocks each of the valid bsets ends with which a node begins.

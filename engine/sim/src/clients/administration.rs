@@ -14,7 +14,7 @@ pub const PASSING: &str = "passing-";
 
 /// Works on the tables until the session's operations are used up.
 pub async fn run(mut context: ClientContext) {
-    while context.take_operation() {
+    while context.next_operation().await {
         let goes_on = match context.random.below(8) {
             0 | 1 => create(&mut context).await,
             2 => delete(&mut context).await,

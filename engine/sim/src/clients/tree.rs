@@ -31,7 +31,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
         mix.sync,
     ];
     let client = TreeClient { name, reference, mix };
-    while context.take_operation() {
+    while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
             6 => client.look(&mut context).await,
             7 => client.sync(&mut context).await,

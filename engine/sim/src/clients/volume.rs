@@ -20,7 +20,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
     let resize = if clients == 1 { mix.resize } else { 0 };
     let weights = [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize];
     let mut client = VolumeClient { name, reference, mix };
-    while context.take_operation() {
+    while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
             0 => client.write(&mut context, false).await,
             1 => client.read(&mut context).await,

@@ -449,3 +449,33 @@ fn stalled_operations_take_long_and_end_well() {
     assert!((stall_ns_max / 2..stall_ns_max + 1_000_000).contains(&executor.now_ns()));
     assert_eq!(disk.statistics().stalls, 1);
 }
+
+#[test]
+fn a_cut_leaves_exactly_what_its_style_says() {
+    for (style, kept) in [
+        (CutStyle::OnlyDurable, [1, 0, 0, 0]),
+        (CutStyle::AllBefore, [1, 2, 0, 0]),
+        (CutStyle::AllWith, [1, 2, 3, 3]),
+        (CutStyle::AllTorn, [1, 2, 3, 0]),
+        (CutStyle::OnlyThis, [1, 0, 3, 3]),
+        (CutStyle::ProcessBefore, [1, 2, 0, 0]),
+        (CutStyle::ProcessAfter, [1, 2, 3, 3]),
+    ] {
+        let (executor, disk) = disk(1, 4096, 4096);
+        let cut = CutPoint::new(3);
+        disk.set_cut(Some(Rc::clone(&cut)));
+        write(&executor, &disk, 0, 1, 4096, true);
+        write(&executor, &disk, 4096, 2, 4096, false);
+        assert!(!cut.is_reached());
+        let queue = disk.queue();
+        let task = async move { drop(queue.write(8192, block(3, 8192), false).await) };
+        executor.spawn(0, "write", Box::pin(task));
+        executor.run(1, || false);
+        assert!(cut.is_reached());
+        executor.crash(|| {});
+        disk.settle_cut(style);
+        let bytes = read(&executor, &disk, 0, 16384);
+        let found: Vec<u8> = bytes.chunks(4096).map(|page| page[0]).collect();
+        assert_eq!(found, kept, "{style:?}");
+    }
+}

@@ -13,6 +13,7 @@ use super::map::{BlockRange, Span, lookup};
 use crate::api::Data;
 use crate::error::{Result, StoreError};
 use crate::limits::READ_LOOKUPS_MAX;
+use crate::planted::{self, Bug};
 
 type Spans = SmallVec<[Span; 2]>;
 
@@ -128,7 +129,7 @@ impl DataPath {
             span.checksums.iter().enumerate().map(|(index, sum)| (span.block + index as u64, *sum))
         });
         for (block, (logical, expected)) in bytes.chunks_exact(BLOCK_SIZE as usize).zip(checksums) {
-            if crc32c(block) != expected {
+            if crc32c(block) != expected && !planted::is(Bug::ChecksumNotVerified) {
                 return Verdict::Bad(logical);
             }
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::planted::{self, Bug};
+
 /// Something in memory that is newer than its image on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Holder {
@@ -33,7 +35,9 @@ impl Pins {
 
     /// The oldest entry that is pinned.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        self.by_age.first().map(|(seq, _)| *seq)
+        let writing = |holder: &Holder| matches!(holder, Holder::NodeWriting(_));
+        let early = planted::is(Bug::PinDroppedEarly);
+        self.by_age.iter().find(|(_, holder)| !early || !writing(holder)).map(|(seq, _)| *seq)
     }
 
     /// Up to `most` holders that pin entries older than `before`, oldest first.

@@ -11,6 +11,8 @@ use super::format::{
 use super::ring::Placed;
 use super::writer::Place;
 use crate::error::{Result, StoreError};
+use crate::planted::{self, Bug};
+use crate::reached::{Branch, mark};
 
 /// How far sequence numbers jump at a recovery, past the newest one seen: at least this, and up to
 /// [`SEQ_JUMP_RANDOM`] more, so that numbers of entries and nodes which the device lost unseen are not
@@ -60,9 +62,12 @@ impl Recovered {
         let newest = self.newest_seq();
         let given_up = self.blacklist.pop().map_or(self.next_seq - 1, |(_, last)| last);
         if first > self.flush_seq + 1 {
+            mark(Branch::GivenUpBefore);
             self.blacklist.push((self.flush_seq + 1, first - 1));
         }
-        self.blacklist.push((newest + 1, given_up));
+        if !planted::is(Bug::BlacklistForgotten) {
+            self.blacklist.push((newest + 1, given_up));
+        }
     }
 }
 
@@ -83,6 +88,7 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
     let found = scan(place, ring_blocks).await?;
     let shard = place.shard;
     let newest = found.values().rev().find(|found| found.info.flush).ok_or_else(|| {
+        mark(Branch::JournalWithoutFlush);
         let (device, first) = (&place.queue.info().name, place.base_bytes);
         let last = first + u64::from(ring_blocks) * JOURNAL_BLOCK as u64;
         let why = format!(
@@ -103,10 +109,12 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
     let mut seq = last_seq;
     while seq <= flush_seq {
         if let Some((_, last)) = listed(seq) {
+            mark(Branch::JournalSkipsGivenUp);
             seq = last + 1;
             continue;
         }
         let Some(entry) = found.get(&seq) else {
+            mark(Branch::JournalEntryLost);
             return Err(lost(place, &found, seq, flush_seq));
         };
         entries.push(take(entry));
@@ -118,7 +126,9 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
     };
     let next_seq = max_seen + SEQ_JUMP + random % SEQ_JUMP_RANDOM;
     blacklist.retain(|(_, last)| *last >= last_seq);
-    blacklist.push((flush_seq + 1, next_seq - 1));
+    if !planted::is(Bug::BlacklistForgotten) {
+        blacklist.push((flush_seq + 1, next_seq - 1));
+    }
     let dropped = found.keys().filter(|seq| **seq > flush_seq).count() as u64;
     Ok(Recovered {
         entries,
@@ -172,7 +182,11 @@ fn blacklist_of(entry: &Found) -> Result<Vec<(u64, u64)>> {
 fn tail_start(found: &BTreeMap<u64, Found>, flush_seq: u64) -> Option<u64> {
     let (_, newest) = found.last_key_value()?;
     match blacklist_of(newest).ok()?.last() {
-        Some((first, last)) if *last > flush_seq => (*first == flush_seq + 1).then_some(last + 1),
+        Some((first, last)) if *last > flush_seq => {
+            let follows = *first == flush_seq + 1;
+            mark(if follows { Branch::TailAfterJump } else { Branch::TailUnconnected });
+            follows.then_some(last + 1)
+        }
         _ => Some(flush_seq + 1),
     }
 }
@@ -186,6 +200,7 @@ async fn read_by_blocks(
     ring: &mut Vec<u8>,
     error: DeviceError,
 ) -> Result<()> {
+    mark(Branch::JournalReadByBlocks);
     let mut any = false;
     for at in (0..len as u64).step_by(JOURNAL_BLOCK) {
         match place.queue.read(offset + at, Buffer::try_new(JOURNAL_BLOCK)?).await {

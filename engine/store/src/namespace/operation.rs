@@ -14,6 +14,7 @@ use crate::error::{Result, StoreError};
 use crate::key::Tree;
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent, OperationId};
+use crate::reached::{Branch, mark};
 
 /// A file that is to be cut off.
 #[derive(Clone, Copy)]
@@ -30,11 +31,13 @@ impl Namespace {
         for (operation, intent) in logged::pending(&self.context.engine).await? {
             match intent {
                 Intent::Truncate { inode, snapshot, size } => {
+                    mark(Branch::ResumeTruncate);
                     let cut = Cut { operation, inode, snapshot, size };
                     let lock = self.locks.lock(inode.0, Access::Exclusive).await;
                     self.start_cut(cut, lock);
                 }
                 Intent::Remove { inode, snapshot } => {
+                    mark(Branch::ResumeRemove);
                     self.start_removal(operation, inode, snapshot);
                 }
                 // Of subvolumes; the tables take these up.

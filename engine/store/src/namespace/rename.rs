@@ -12,6 +12,7 @@ use crate::error::{Result, StoreError};
 use crate::key::Tree;
 use crate::limits::{DIRECTORY_DEPTH_MAX, NAME_RETRIES_MAX};
 use crate::lock::Access;
+use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 
 /// What was found by the two names before their inodes were locked.
@@ -175,7 +176,9 @@ impl Rename {
         }
         let from = self.from.load_directory(transaction).await?;
         let from_table = self.from.table(Tree::Dirents, &from);
-        from_table.remove::<Entry>(transaction, source_place).await?;
+        if !planted::is(Bug::LostRenameHalf) {
+            from_table.remove::<Entry>(transaction, source_place).await?;
+        }
         // Searched again: taking the source away may have freed places.
         let to = self.to.load_directory(transaction).await?;
         let to_table = self.to.table(Tree::Dirents, &to);

@@ -6,6 +6,7 @@ use engine_device::DeviceQueue;
 
 use crate::engine::EngineConfig;
 use crate::error::{Result, StoreError};
+use crate::reached::{Branch, mark};
 use crate::superblock::{CopyState, Inspection, Superblock, inspect, repair};
 
 /// Reads the superblock; gives also what was found wrong and mended, a line each.
@@ -50,7 +51,11 @@ pub(super) async fn superblock(config: &EngineConfig) -> Result<(Superblock, Vec
                     }
                 }
             }
-            notes.extend(repair(&**member, &newest, index as u8, &inspection.copies).await);
+            let mended = repair(&**member, &newest, index as u8, &inspection.copies).await;
+            if !mended.is_empty() {
+                mark(Branch::SuperblockMended);
+            }
+            notes.extend(mended);
         }
     }
     Ok((newest, notes))

@@ -327,9 +327,15 @@ impl Engine {
         let mut tables = self.space.tables.borrow_mut();
         let state = tables.bucket(id);
         state.slots &= !(1 << slot);
+        if planted::is(Bug::SlotFreedTwice) {
+            // The lowest that is in use, if there is one.
+            state.slots &= state.slots.wrapping_sub(1);
+        }
         state.slots_draining |= 1 << slot;
         tables.used_slots -= 1;
-        tables.slots_draining.push_back((seq, id, slot));
+        // Entry 0 is durable.
+        let durable_with = if planted::is(Bug::EarlySlotReuse) { 0 } else { seq };
+        tables.slots_draining.push_back((durable_with, id, slot));
         self.dirty_bucket(&mut tables, id, seq);
     }
 

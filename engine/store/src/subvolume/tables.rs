@@ -18,6 +18,7 @@ use crate::key::{Counter, Position, Tree};
 use crate::limits::LIST_ENTRIES_MAX;
 use crate::lock::{Access, LockGuard, LockTable};
 use crate::logged::{self, Intent, NewSubvolume, OperationId};
+use crate::reached::{Branch, mark};
 
 /// (collection, name); the collection of subvolumes has no name.
 pub(super) type NameKey = (String, String);
@@ -99,13 +100,18 @@ impl Tables {
     /// work goes on in the background.
     pub(crate) async fn resume(self: &Rc<Self>) -> Result<()> {
         for (operation, intent) in logged::pending(&self.context.engine).await? {
+            mark(match &intent {
+                Intent::Create(_) => Branch::ResumeCreate,
+                Intent::Resize { .. } => Branch::ResumeResize,
+                Intent::Delete { .. } => Branch::ResumeDelete,
+                // Of files; the namespace takes these up.
+                Intent::Truncate { .. } | Intent::Remove { .. } => continue,
+            });
             let lock = match &intent {
                 Intent::Create(NewSubvolume { name, .. }) | Intent::Resize { name, .. } => {
                     Some(self.names.lock(key_of(name), Access::Exclusive).await)
                 }
-                Intent::Delete { .. } => None,
-                // Of files; the namespace takes these up.
-                Intent::Truncate { .. } | Intent::Remove { .. } => continue,
+                _ => None,
             };
             self.carry_out(operation, intent, lock);
         }

@@ -21,6 +21,7 @@
 //! Overlapping operations in flight at the same time are done one after the other, never mixed within
 //! a unit.
 
+mod content;
 mod cut;
 mod damage;
 mod image;
@@ -36,6 +37,7 @@ use engine_device::{Completion, DeviceError, DeviceInfo, DeviceQueue, IoVec, Ope
 use engine_memory::Buffer;
 
 use crate::executor::Executor;
+pub use content::DiskContent;
 pub use cut::{CutPoint, CutStyle};
 use image::{Image, PAGE_BYTES, Page, Piece, keep_some, page_parts};
 

@@ -54,6 +54,10 @@ struct Arguments {
     #[arg(long, value_name = "HOURS", conflicts_with_all = ["plant", "canary", "exhaustive"],
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     long: Option<u64>,
+    /// Changes what lies on the disks of a pool, a case for each seed, then opens and uses it: errors
+    /// are right, panics, hangs and memory without bound are not.
+    #[arg(long, conflicts_with_all = ["plant", "canary", "exhaustive", "long"])]
+    mutate: bool,
     /// Plants every bug, one after the other, until each is found; the exit status is 0 if all are.
     #[arg(long, conflicts_with_all = ["plant", "seed"])]
     canary: bool,
@@ -293,6 +297,8 @@ fn main() -> ExitCode {
     simulation::capture_panics();
     let passed = if let Some(hours) = arguments.long {
         modes::long(arguments.seeds(), arguments.ops, hours, started)
+    } else if arguments.mutate {
+        modes::mutate(&arguments.seeds(), arguments.jobs, arguments.time_limit, started)
     } else if arguments.exhaustive {
         modes::exhaustive(arguments.seeds(), arguments.ops, arguments.every, started)
     } else if arguments.canary {

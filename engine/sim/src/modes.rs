@@ -1,11 +1,13 @@
 //! The ways to run that are not seed after seed: crashes at every write, and a long day.
 
 use std::ops::RangeInclusive;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use engine_memory::profile;
 use engine_sim::options::Options;
-use engine_sim::simulation::{exhaustive, long};
+use engine_sim::simulation::{SeedReport, exhaustive, long, mutated};
 
 /// Adds the counts of a run to those of all.
 pub(crate) fn add_branches(sum: &mut Vec<(&'static str, u64)>, more: &[(&'static str, u64)]) {
@@ -83,4 +85,93 @@ pub(crate) fn long(seeds: RangeInclusive<u64>, ops: u64, hours: u64, started: In
     }
     println!("{:.1} s", started.elapsed().as_secs_f64());
     passed
+}
+
+/// Real time after which a case counts as hanging: usual ones take milliseconds.
+const CASE_SECONDS_MAX: u64 = 60;
+/// Most memory that cases may have taken together at their peaks: a pool of this size needs 50 MB.
+const PEAK_BYTES_MAX: u64 = 1 << 30;
+
+/// Cases of changed pools; whether none panicked, hung or took memory without bound.
+pub(crate) fn mutate(
+    seeds: &RangeInclusive<u64>,
+    jobs: u16,
+    limit_seconds: Option<u64>,
+    started: Instant,
+) -> bool {
+    let next = AtomicU64::new(*seeds.start());
+    let limit = limit_seconds.map(Duration::from_secs);
+    let (done, ended) = mpsc::channel::<()>();
+    let results = Mutex::new((0_u64, Vec::new(), Vec::new()));
+    // The case of each thread, and when it began: seconds since the start, and 1.
+    let running: Vec<[AtomicU64; 2]> = (0..jobs).map(|_| Default::default()).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| watch(&running, ended, started));
+        let threads: Vec<_> = running
+            .iter()
+            .map(|slot| {
+                scope.spawn(|| {
+                    let bases = bases();
+                    while limit.is_none_or(|limit| started.elapsed() < limit) {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if !seeds.contains(&seed) {
+                            return;
+                        }
+                        slot[0].store(seed, Ordering::Relaxed);
+                        slot[1].store(started.elapsed().as_secs() + 1, Ordering::Relaxed);
+                        let report = mutated::run(&bases[(seed % mutated::BASES) as usize], seed);
+                        slot[1].store(0, Ordering::Relaxed);
+                        let mut results = results.lock().expect("no case panics with it");
+                        tell(&report, &mut results.1);
+                        results.0 += 1;
+                        add_branches(&mut results.2, &report.branches);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("cases catch their panics");
+        }
+        drop(done);
+    });
+    let (cases, failed, branches) = results.into_inner().expect("no case panics with it");
+    print_branches(&branches);
+    let peak: u64 = profile::report().holdings.iter().map(|holding| holding.peak_bytes).sum();
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{cases} cases, {} failed; peak of memory {} MB; {seconds:.1} s",
+        failed.len(),
+        peak >> 20
+    );
+    if peak > PEAK_BYTES_MAX {
+        println!("FAILED: some case took memory without bound");
+    }
+    failed.is_empty() && peak <= PEAK_BYTES_MAX
+}
+
+fn bases() -> Vec<mutated::Base> {
+    let made = (1..=mutated::BASES).map(mutated::base);
+    made.collect::<Result<_, _>>().expect("the pools to start from are made without faults")
+}
+
+fn tell(report: &SeedReport, failed: &mut Vec<u64>) {
+    let Some(failure) = &report.failure else { return };
+    failed.push(report.seed);
+    println!("case {} FAILED: {}", report.seed, failure.what);
+    println!("  replay: cargo run --profile sim -p engine-sim -- --mutate --seed {}", report.seed);
+    failure.events.iter().take(8).for_each(|event| println!("    {event}"));
+}
+
+/// Ends the program when a case does not end: a loop without a wait cannot be stopped otherwise.
+fn watch(running: &[[AtomicU64; 2]], ended: mpsc::Receiver<()>, started: Instant) {
+    let pause = Duration::from_millis(200);
+    while ended.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+        for [seed, since] in running {
+            let since = since.load(Ordering::Relaxed);
+            if since > 0 && started.elapsed().as_secs() + 1 > since + CASE_SECONDS_MAX {
+                println!("case {} FAILED: hangs", seed.load(Ordering::Relaxed));
+                std::process::exit(2);
+            }
+        }
+    }
 }

@@ -542,5 +542,7 @@ mod damage;
 pub mod exhaustive;
 mod liveness;
 pub mod long;
+pub mod mutated;
+mod mutation;
 #[cfg(test)]
 mod tests;

@@ -81,6 +81,8 @@ pub struct World {
     pub crashes: u64,
     /// Something could not be read back because a device failed: the run ends here.
     pub unreadable: bool,
+    /// The disks hold what nobody wrote: no answer is wrong.
+    pub anything_goes: bool,
     /// The disks, to know whether they have destroyed anything.
     pub disks: Vec<SimDisk>,
     /// Client tasks that have not ended.
@@ -90,6 +92,8 @@ pub struct World {
     /// How often each named thing happened.
     pub marks: BTreeMap<&'static str, u64>,
     events: VecDeque<Event>,
+    /// What the report of a failure says before the events.
+    notes: Vec<String>,
     events_kept: usize,
     digest: u64,
     faults: FaultMode,
@@ -117,7 +121,9 @@ impl World {
             operations: 0,
             crashes: 0,
             unreadable: false,
+            anything_goes: false,
             disks: Vec::new(),
+            notes: Vec::new(),
             clients_running: 0,
             operations_since: BTreeMap::new(),
             marks: BTreeMap::new(),
@@ -154,6 +160,11 @@ impl World {
         self.events.push_back(Event { at_ns, who, what, numbers });
     }
 
+    /// Adds a line to the report of a failure.
+    pub fn note(&mut self, words: String) {
+        self.notes.push(words);
+    }
+
     /// Hash of all events so far.
     #[must_use]
     pub fn digest(&self) -> u64 {
@@ -168,7 +179,7 @@ impl World {
             let (at_us, who, what) = (event.at_ns / 1000, event.who, event.what);
             format!("{at_us:>12} us  client {who:<3} {what} {a} {b} {c}")
         };
-        self.events.iter().map(line).collect()
+        self.notes.iter().cloned().chain(self.events.iter().map(line)).collect()
     }
 
     /// Records a broken promise; the first one counts.
@@ -199,6 +210,9 @@ impl World {
     pub fn judge(&self, error: &StoreError) -> Refusal {
         match error {
             StoreError::NoSpace { .. } | StoreError::Overloaded { .. } => Refusal::NoRoom,
+            // It never leaves the engine.
+            StoreError::Restart => Refusal::Wrong,
+            _ if self.anything_goes => Refusal::Device,
             StoreError::Device(_)
             | StoreError::ShuttingDown { .. }
             | StoreError::ReadOnly { .. }

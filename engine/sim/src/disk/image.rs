@@ -76,13 +76,19 @@ impl Image {
         }
     }
 
+    /// Pages that hold something, in order.
+    pub(super) fn written(&self) -> Vec<u64> {
+        let mut written: Vec<u64> = self.pages.keys().copied().collect();
+        written.sort_unstable();
+        written
+    }
+
     /// A bit of a page that holds something: its byte, and its number there.
     pub(super) fn some_bit(&self, random: &mut Random) -> Option<(u64, u8)> {
-        let mut written: Vec<u64> = self.pages.keys().copied().collect();
+        let written = self.written();
         if written.is_empty() {
             return None;
         }
-        written.sort_unstable();
         let page = *random.pick(&written);
         Some((page * PAGE_BYTES + random.below(PAGE_BYTES), random.below(8) as u8))
     }

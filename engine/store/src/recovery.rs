@@ -82,23 +82,7 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         config,
     };
     engine.replay(&recovered).await?;
-    if !recovered.unflushed {
-        // After the end of a process, not of power, what was replayed may still be in a device's cache:
-        // from here on it counts as durable.
-        mark(Branch::FlushedAgain);
-        for member in &engine.config.members {
-            member.flush().await?;
-        }
-    } else if planted::is(Bug::NoFlushAfterRecovery) {
-        return Ok(engine);
-    } else if engine.journal.has_room_for_flush() {
-        mark(Branch::FlushEntryWritten);
-        engine.write_entry(true).await?;
-    } else {
-        let shard = engine.shard();
-        let what = format!("journal of shard {shard}");
-        return Err(StoreError::corrupt(what, "has no room for a flush entry"));
-    }
+    engine.settle_for_good(recovered.unflushed).await?;
     Ok(engine)
 }
 
@@ -134,6 +118,29 @@ impl Engine {
     #[must_use]
     pub fn recovery_notes(&self) -> &[String] {
         &self.recovery_notes
+    }
+
+    /// Makes durable what recovery took, and decides for good what of the tail counts. `unflushed`: whether
+    /// there was any entry after the newest flush entry.
+    async fn settle_for_good(&self, unflushed: bool) -> Result<()> {
+        if !unflushed {
+            // After the end of a process, not of power, what was replayed may still be in a device's
+            // cache: from here on it counts as durable.
+            mark(Branch::FlushedAgain);
+            for member in &self.config.members {
+                member.flush().await?;
+            }
+            return Ok(());
+        }
+        if planted::is(Bug::NoFlushAfterRecovery) {
+            return Ok(());
+        }
+        if !self.journal.has_room_for_flush() {
+            let what = format!("journal of shard {}", self.shard());
+            return Err(StoreError::corrupt(what, "has no room for a flush entry"));
+        }
+        mark(Branch::FlushEntryWritten);
+        self.write_entry(true).await
     }
 
     async fn replay(&self, recovered: &Recovered) -> Result<()> {

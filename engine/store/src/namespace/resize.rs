@@ -12,7 +12,7 @@ use crate::context::block_range;
 use crate::data::{BlockRange, Prepared, clear_range};
 use crate::error::{Result, StoreError};
 use crate::lock::{Access, LockGuard};
-use crate::logged::{self, Intent, OperationId};
+use crate::logged::{self, Intent};
 use crate::planted::{self, Bug};
 
 impl Namespace {
@@ -94,16 +94,11 @@ impl Namespace {
                     }
                     done = clear_range(transaction, &rest).await?.is_none();
                 }
-                let mut operation = None;
-                if planted::is(Bug::UnloggedTruncate) && !done {
+                if done || planted::is(Bug::UnloggedTruncate) {
                     inode.data_limit = inode.data_limit.min(from);
-                    operation = Some(OperationId(0));
-                } else if done {
-                    inode.data_limit = inode.data_limit.min(from);
-                } else {
-                    let intent = Intent::Truncate { inode: number, snapshot, size };
-                    operation = Some(logged::put(transaction, &intent));
                 }
+                let intent = Intent::Truncate { inode: number, snapshot, size };
+                let operation = (!done).then(|| logged::put(transaction, &intent));
                 target.store(transaction, &inode);
                 Ok((inode.attributes(number), operation))
             })

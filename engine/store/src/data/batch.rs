@@ -23,9 +23,10 @@ use std::task::{Poll, Waker};
 
 use super::DataPath;
 use super::map::BlockRange;
-use super::write::{Checksums, Placed, Replacement, block_checksums};
+use super::place::Placed;
+use super::write::{Checksums, Replacement, block_checksums};
 use crate::api::Data;
-use crate::engine::Reservation;
+use crate::engine::{Reservation, WritePoint};
 use crate::error::Result;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 
@@ -192,8 +193,7 @@ impl DataPath {
         let batch = self.batches.take();
         let (runs, data, reservation) = join(batch);
         let Some(reservation) = reservation else { return };
-        let blocks = runs.iter().map(|run| run.range.to - run.range.from).sum();
-        let placed = match self.place(blocks, &data, reservation).await {
+        let placed = match self.engine.place(WritePoint::Data, &data, reservation).await {
             Ok(placed) => placed,
             Err(error) => return answer(runs, &Err(error)),
         };
@@ -216,7 +216,7 @@ impl DataPath {
         let mut replacements = Vec::with_capacity(runs.len());
         let mut done = 0;
         for run in &runs {
-            replacements.push(placed.replacement(run.range, done, &run.checksums));
+            replacements.push(Replacement::new(placed, run.range, done, &run.checksums));
             done += run.range.to - run.range.from;
         }
         let inserts: usize = replacements.iter().map(Replacement::inserts).sum();

@@ -12,6 +12,7 @@
 
 mod batch;
 mod map;
+mod place;
 mod read;
 mod write;
 

@@ -2,23 +2,19 @@
 //! [`DataPath::prepare`] does all but the last, so that a caller can commit more (a file's size) in
 //! the same transaction. Writes that need no more are gathered ([`super::batch`]).
 
-use std::rc::Rc;
-
 use engine_base::BLOCK_SIZE;
 use engine_base::checksum::{crc32c, crc32c_append};
-use engine_device::{IoVec, QueueExt};
 use smallvec::SmallVec;
 
 use super::DataPath;
 use super::map::{BlockRange, clear_range};
+use super::place::Placed;
 use crate::api::Data;
-use crate::client::cut;
-use crate::engine::{Allocation, Reservation, WritePoint};
+use crate::engine::WritePoint;
 use crate::error::Result;
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
 use crate::key::Value;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
-use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 
 /// An extent to be inserted.
@@ -41,12 +37,6 @@ pub(crate) struct Prepared {
     _placed: Placed,
 }
 
-/// Where data was put.
-pub(super) struct Placed {
-    allocations: SmallVec<[Allocation; 2]>,
-    _reservation: Reservation,
-}
-
 impl DataPath {
     /// Puts the data of the range on the device.
     pub(crate) async fn prepare(&self, range: BlockRange, data: &Data) -> Result<Prepared> {
@@ -54,82 +44,9 @@ impl DataPath {
         assert!(crate::api::data_len(data) == blocks * BLOCK_SIZE, "data does not fit its range");
         let reservation = self.engine.reserve(blocks).await?;
         let checksums = block_checksums(data);
-        let placed = self.place(blocks, data, reservation).await?;
-        let replacement = placed.replacement(range, 0, &checksums);
+        let placed = self.engine.place(WritePoint::Data, data, reservation).await?;
+        let replacement = Replacement::new(&placed, range, 0, &checksums);
         Ok(Prepared { replacement, _placed: placed })
-    }
-
-    /// Allocates `blocks` out of `reservation` and writes `data` there.
-    pub(super) async fn place(
-        &self,
-        blocks: u64,
-        data: &Data,
-        mut reservation: Reservation,
-    ) -> Result<Placed> {
-        let mut allocations: SmallVec<[Allocation; 2]> = SmallVec::new();
-        let mut allocated = 0;
-        while allocated < blocks {
-            let want = (blocks - allocated) as u32;
-            let allocation = self.engine.allocate(WritePoint::Data, want, &mut reservation).await?;
-            assert!(allocation.blocks >= 1 && allocation.blocks <= want);
-            allocated += u64::from(allocation.blocks);
-            allocations.push(allocation);
-        }
-        self.write_allocations(&allocations, data).await?;
-        Ok(Placed { allocations, _reservation: reservation })
-    }
-
-    /// One or more device commands per allocation, all at the same time. Waits for all of them, also
-    /// when one fails: the space must not be given back under a command in flight.
-    async fn write_allocations(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
-        if planted::is(Bug::IndexBeforeData) {
-            self.write_later(allocations, data)?;
-            return Ok(());
-        }
-        if let [only] = allocations {
-            let queue = self.engine.member(only.pointer.member)?;
-            if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {
-                let offset = only.pointer.block * BLOCK_SIZE;
-                return Ok(queue.write(offset, IoVec::from(data.as_slice()), false).await?);
-            }
-        }
-        let mut commands = Vec::new();
-        let mut done = 0_usize;
-        for allocation in allocations {
-            let queue = self.engine.member(allocation.pointer.member)?;
-            let transfer = u64::from(queue.info().max_transfer_bytes).max(BLOCK_SIZE);
-            let len = u64::from(allocation.blocks) * BLOCK_SIZE;
-            let mut at = 0;
-            while at < len {
-                let part = (len - at).min(transfer / BLOCK_SIZE * BLOCK_SIZE);
-                let pieces = cut(data, done, part as usize);
-                let offset = allocation.pointer.block * BLOCK_SIZE + at;
-                commands.push(queue.write(offset, pieces, false));
-                done += part as usize;
-                at += part;
-            }
-        }
-        for result in futures::future::join_all(commands).await {
-            result?;
-        }
-        Ok(())
-    }
-
-    /// The planted bug: the index names the blocks while they are on their way.
-    fn write_later(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
-        let mut done = 0;
-        for allocation in allocations {
-            let queue = Rc::clone(self.engine.member(allocation.pointer.member)?);
-            let len = allocation.blocks as usize * BLOCK_SIZE as usize;
-            let pieces = cut(data, done, len);
-            let offset = allocation.pointer.block * BLOCK_SIZE;
-            done += len;
-            let late = async move {
-                let _ = queue.write(offset, pieces, false).await;
-            };
-            self.engine.runtime().spawn("planted bug", Box::pin(late));
-        }
-        Ok(())
     }
 
     /// Commits what does not fit the last transaction. Only a write that was scattered over very
@@ -170,31 +87,16 @@ impl DataPath {
     }
 }
 
-impl Placed {
+impl Replacement {
     /// The extents of `range`, whose data is the part of what was placed from block `done` on.
-    pub(super) fn replacement(
-        &self,
-        range: BlockRange,
-        done: u64,
-        checksums: &[u32],
-    ) -> Replacement {
+    pub(super) fn new(placed: &Placed, range: BlockRange, done: u64, checksums: &[u32]) -> Self {
         let mut inserts = SmallVec::new();
-        let (mut start, mut from) = (0, range.from);
-        for allocation in &self.allocations {
-            let end = start + u64::from(allocation.blocks);
-            let skip = (done + (from - range.from)).saturating_sub(start);
-            start = end;
-            if skip >= u64::from(allocation.blocks) {
-                continue;
-            }
-            let blocks = (u64::from(allocation.blocks) - skip).min(range.to - from) as u32;
+        let mut from = range.from;
+        for (pointer, blocks) in placed.parts(done, range.to - range.from) {
             for (offset, blocks) in extent_cuts(from, blocks) {
                 let at = from + u64::from(offset);
                 let first = (at - range.from) as usize;
-                let pointer = Pointer {
-                    block: allocation.pointer.block + skip + u64::from(offset),
-                    ..allocation.pointer
-                };
+                let pointer = Pointer { block: pointer.block + u64::from(offset), ..pointer };
                 let extent = Extent {
                     blocks,
                     pointers: [pointer].into_iter().collect(),
@@ -204,12 +106,8 @@ impl Placed {
                 inserts.push(Insert { from: at, end: at + u64::from(blocks), value });
             }
             from += u64::from(blocks);
-            if from == range.to {
-                break;
-            }
         }
-        assert!(from == range.to, "less was placed than the range is long");
-        Replacement { range, inserts }
+        Self { range, inserts }
     }
 }
 

@@ -13,6 +13,7 @@ mod alloc;
 mod checkpoint;
 mod copygc;
 pub(crate) mod format;
+mod moves;
 mod regions;
 mod reserve;
 mod summary;

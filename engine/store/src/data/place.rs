@@ -1,0 +1,128 @@
+//! Putting data on the device: adjacent where there is room, by as few commands as it takes. The index is
+//! somebody else's business: clients' writes ([`super::write`]) and copygc.
+
+use std::rc::Rc;
+
+use engine_base::BLOCK_SIZE;
+use engine_device::{IoVec, QueueExt};
+use smallvec::SmallVec;
+
+use crate::api::Data;
+use crate::client::cut;
+use crate::engine::{Allocation, Engine, Reservation, WritePoint};
+use crate::error::Result;
+use crate::extent::Pointer;
+use crate::planted::{self, Bug};
+
+/// Where data was put. Hold it until the transaction that names it has committed.
+pub(crate) struct Placed {
+    allocations: SmallVec<[Allocation; 2]>,
+    _reservation: Reservation,
+}
+
+impl Placed {
+    /// Where `blocks` blocks of the data lie, from block `done` of it on: adjacent pieces, in order.
+    ///
+    /// # Panics
+    /// When less was placed.
+    pub(crate) fn parts(&self, done: u64, blocks: u64) -> SmallVec<[(Pointer, u32); 2]> {
+        let mut parts = SmallVec::new();
+        let (mut skip, mut left) = (done, blocks);
+        for allocation in &self.allocations {
+            let there = u64::from(allocation.blocks);
+            if skip >= there {
+                skip -= there;
+                continue;
+            }
+            let take = left.min(there - skip);
+            if take > 0 {
+                let block = allocation.pointer.block + skip;
+                parts.push((Pointer { block, ..allocation.pointer }, take as u32));
+            }
+            (skip, left) = (0, left - take);
+        }
+        assert!(left == 0, "less was placed than is asked for");
+        parts
+    }
+
+    /// The pieces as they were allocated.
+    pub(crate) fn allocations(&self) -> &[Allocation] {
+        &self.allocations
+    }
+}
+
+impl Engine {
+    /// Allocates blocks for `data`, whole ones, out of `reservation` and writes it there.
+    pub(crate) async fn place(
+        &self,
+        point: WritePoint,
+        data: &Data,
+        mut reservation: Reservation,
+    ) -> Result<Placed> {
+        let blocks = crate::api::data_len(data) / BLOCK_SIZE;
+        let mut allocations: SmallVec<[Allocation; 2]> = SmallVec::new();
+        let mut allocated = 0;
+        while allocated < blocks {
+            let want = (blocks - allocated) as u32;
+            let allocation = self.allocate(point, want, &mut reservation).await?;
+            assert!(allocation.blocks >= 1 && allocation.blocks <= want);
+            allocated += u64::from(allocation.blocks);
+            allocations.push(allocation);
+        }
+        self.write_allocations(&allocations, data).await?;
+        Ok(Placed { allocations, _reservation: reservation })
+    }
+
+    /// One or more device commands per allocation, all at the same time. Waits for all of them, also
+    /// when one fails: the space must not be given back under a command in flight.
+    async fn write_allocations(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
+        if planted::is(Bug::IndexBeforeData) {
+            self.write_later(allocations, data)?;
+            return Ok(());
+        }
+        if let [only] = allocations {
+            let queue = self.member(only.pointer.member)?;
+            if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {
+                let offset = only.pointer.block * BLOCK_SIZE;
+                return Ok(queue.write(offset, IoVec::from(data.as_slice()), false).await?);
+            }
+        }
+        let mut commands = Vec::new();
+        let mut done = 0_usize;
+        for allocation in allocations {
+            let queue = self.member(allocation.pointer.member)?;
+            let transfer = u64::from(queue.info().max_transfer_bytes).max(BLOCK_SIZE);
+            let len = u64::from(allocation.blocks) * BLOCK_SIZE;
+            let mut at = 0;
+            while at < len {
+                let part = (len - at).min(transfer / BLOCK_SIZE * BLOCK_SIZE);
+                let pieces = cut(data, done, part as usize);
+                let offset = allocation.pointer.block * BLOCK_SIZE + at;
+                commands.push(queue.write(offset, pieces, false));
+                done += part as usize;
+                at += part;
+            }
+        }
+        for result in futures::future::join_all(commands).await {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The planted bug: the index names the blocks while they are on their way.
+    fn write_later(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
+        let mut done = 0;
+        for allocation in allocations {
+            let queue = Rc::clone(self.member(allocation.pointer.member)?);
+            let len = allocation.blocks as usize * BLOCK_SIZE as usize;
+            let pieces = cut(data, done, len);
+            let offset = allocation.pointer.block * BLOCK_SIZE;
+            done += len;
+            let late = async move {
+                let _ = queue.write(offset, pieces, false).await;
+            };
+            self.runtime().spawn("planted bug", Box::pin(late));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! Moving extents out of a bucket.
+//!
+//! A move reads, verifies, writes elsewhere, and changes the index only if the extent is still the very same. So
+//! a crash at any point leaves the old place or the new one in the index, with its data written before: a
+//! move is an overwrite with the same bytes.
+//!
+//! Extents are moved many at a time: what lies close together is read by one command, with the dead
+//! blocks between; all of it is written side by side by one command, in the order of their inodes; one
+//! transaction changes the index. One that cannot be read does not keep the others.
+
+use engine_base::BLOCK_SIZE;
+use engine_base::checksum::crc32c;
+use engine_device::QueueExt;
+use engine_memory::{Buffer, Slice};
+use futures::future::join_all;
+use smallvec::SmallVec;
+
+use super::WritePoint;
+use super::copygc::Victim;
+use super::format::SummaryEntry;
+use crate::api::Data;
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
+use crate::journal::Class;
+use crate::key::{Position, Tree, Value};
+
+/// Extents that are moved at a time: each is one change of a transaction, or two at the end of a bucket.
+const EXTENTS_MAX: usize = 64;
+/// Blocks that are moved at a time, unless it is one extent: bounds what a move keeps in memory.
+const BLOCKS_MAX: u32 = 128;
+/// Dead blocks that are read along rather than cut a read in two.
+const GAP_BLOCKS_MAX: u64 = 8;
+
+/// An extent to be moved, as it was found.
+struct Found {
+    position: Position,
+    value: Value,
+    extent: Extent,
+    /// Its copy in the bucket.
+    pointer: Pointer,
+}
+
+/// What is to be moved together.
+#[derive(Default)]
+struct Batch {
+    found: Vec<Found>,
+    blocks: u32,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.found.len() == EXTENTS_MAX || self.blocks + EXTENT_BLOCKS_MAX > BLOCKS_MAX
+    }
+
+    fn push(&mut self, found: Found) {
+        if self.found.iter().all(|known| known.position != found.position) {
+            self.blocks += found.extent.blocks;
+            self.found.push(found);
+        }
+    }
+}
+
+impl Engine {
+    /// Moves what still lives of `entries`; one that cannot be moved does not keep the others.
+    pub(super) async fn move_entries(
+        &self,
+        victim: Victim,
+        entries: &[SummaryEntry],
+    ) -> Result<()> {
+        let mut batch = Batch::default();
+        let mut result = Ok(());
+        for entry in entries {
+            let start = entry.end.saturating_sub(u64::from(entry.blocks));
+            let last = Position::new(
+                entry.inode,
+                entry.end.saturating_add(u64::from(EXTENT_BLOCKS_MAX)),
+                u32::MAX,
+            );
+            let mut from = Position::new(entry.inode, start + 1, 0);
+            while self.still_lives(victim)
+                && let Some((position, value)) = self.read().next(Tree::Extents, from, last).await?
+            {
+                let extent = Extent::decode(&value)?;
+                if position.offset.saturating_sub(u64::from(extent.blocks)) >= entry.end {
+                    break;
+                }
+                let here = |pointer: &&Pointer| {
+                    pointer.generation == victim.generation
+                        && self.space.bucket_of(pointer.member, pointer.block) == victim.id
+                };
+                let pointer = extent.pointers.iter().find(here).copied();
+                if position.snapshot == entry.snapshot
+                    && let Some(pointer) = pointer
+                {
+                    batch.push(Found { position, value, extent, pointer });
+                }
+                if batch.is_full() {
+                    let full = std::mem::take(&mut batch);
+                    result = result.and(self.move_batch(victim, full).await);
+                }
+                from = position.successor();
+            }
+        }
+        result.and(self.move_batch(victim, batch).await)
+    }
+
+    /// Moves extents, those that still are what they were when they were found.
+    async fn move_batch(&self, victim: Victim, batch: Batch) -> Result<()> {
+        let (mut readable, result) = self.read_batch(batch).await;
+        if readable.is_empty() {
+            return result;
+        }
+        readable.sort_by_key(|(found, _)| found.position);
+        let blocks: u32 = readable.iter().map(|(found, _)| found.extent.blocks).sum();
+        let data: Data = readable.iter().map(|(_, slice)| slice.clone()).collect();
+        let reservation = self.reserve_for_move(blocks);
+        let placed = self.place(WritePoint::Moved, &data, reservation).await?;
+        drop(data);
+        for allocation in placed.allocations() {
+            self.note_age(allocation.id, victim.filled_at);
+        }
+        let mut done = 0;
+        let moved: Vec<(&Found, Vec<(Position, Value)>)> = readable
+            .iter()
+            .map(|(found, _)| {
+                let parts = placed.parts(done, u64::from(found.extent.blocks));
+                done += u64::from(found.extent.blocks);
+                (found, found.moved_to(&parts))
+            })
+            .collect();
+        self.transact_as(Class::Reclaim, async |transaction| {
+            for (found, parts) in &moved {
+                let now = transaction.get(Tree::Extents, found.position).await?;
+                if now.as_ref() == Some(&found.value) {
+                    for (position, value) in parts {
+                        transaction.put_fresh_extent(*position, value.clone());
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        let moved = self.space.gc_moved_blocks.get() + u64::from(blocks);
+        self.space.gc_moved_blocks.set(moved);
+        result
+    }
+
+    /// Reads what is to be moved and verifies it. An error is of one that could not be read, and is
+    /// still there.
+    async fn read_batch(&self, batch: Batch) -> (Vec<(Found, Slice)>, Result<()>) {
+        let mut found = batch.found;
+        found.sort_by_key(|found| found.pointer.block);
+        let runs = runs_of(&found, self.superblock().bucket_bytes);
+        let reads = runs.iter().map(|(pointer, blocks)| self.read_blocks(pointer, *blocks));
+        let read: Vec<_> = join_all(reads).await;
+        let (mut readable, mut result) = (Vec::with_capacity(found.len()), Ok(()));
+        for found in found {
+            let run =
+                runs.iter().zip(&read).rfind(|((first, _), _)| first.block <= found.pointer.block);
+            let slice = run.and_then(|((first, _), slice)| {
+                let slice = slice.as_ref().ok()?;
+                let start = (found.pointer.block - first.block) as usize * BLOCK_SIZE as usize;
+                let len = found.extent.blocks as usize * BLOCK_SIZE as usize;
+                Some(slice.slice(start..start + len))
+            });
+            match slice {
+                Some(slice) if found.verify(&slice).is_ok() => readable.push((found, slice)),
+                _ => match self.read_alone(&found).await {
+                    Ok(Some(slice)) => readable.push((found, slice)),
+                    Ok(None) => {}
+                    Err(error) => result = result.and(Err(error)),
+                },
+            }
+        }
+        (readable, result)
+    }
+
+    /// Reads one extent again. `None`: it is no longer there.
+    async fn read_alone(&self, found: &Found) -> Result<Option<Slice>> {
+        let read = self.read_blocks(&found.pointer, found.extent.blocks).await;
+        let error = match read.and_then(|slice| found.verify(&slice).map(|()| slice)) {
+            Ok(slice) => return Ok(Some(slice)),
+            Err(error) => error,
+        };
+        // Overwritten and its bucket reused while it was read? Then there is nothing to move.
+        let now = self.read().get(Tree::Extents, found.position).await?;
+        if now.as_ref() == Some(&found.value) { Err(error) } else { Ok(None) }
+    }
+
+    async fn read_blocks(&self, pointer: &Pointer, blocks: u32) -> Result<Slice> {
+        self.check_pointer(pointer, blocks)?;
+        let buffer = Buffer::try_new(blocks as usize * BLOCK_SIZE as usize)?;
+        let member = self.member(pointer.member)?;
+        Ok(member.read(pointer.block * BLOCK_SIZE, buffer).await?.freeze())
+    }
+}
+
+/// Reads that cover all of `found`, which are sorted by place: first block and length in blocks.
+fn runs_of(found: &[Found], bytes_max: u32) -> Vec<(Pointer, u32)> {
+    let most = u64::from(bytes_max.min(1 << 20)) / BLOCK_SIZE;
+    let mut runs: Vec<(Pointer, u32)> = Vec::new();
+    for found in found {
+        let end = found.pointer.block + u64::from(found.extent.blocks);
+        match runs.last_mut() {
+            Some((first, blocks))
+                if found.pointer.block <= first.block + u64::from(*blocks) + GAP_BLOCKS_MAX
+                    && end - first.block <= most =>
+            {
+                *blocks = (*blocks).max((end - first.block) as u32);
+            }
+            _ => runs.push((found.pointer, found.extent.blocks)),
+        }
+    }
+    runs
+}
+
+impl Found {
+    fn verify(&self, bytes: &[u8]) -> Result<()> {
+        let blocks = bytes.chunks(BLOCK_SIZE as usize);
+        if blocks.zip(&self.extent.checksums).any(|(block, checksum)| crc32c(block) != *checksum) {
+            let (block, member) = (self.pointer.block, self.pointer.member);
+            let what = format!("block {block} of member {member}");
+            return Err(StoreError::DataLoss { what });
+        }
+        Ok(())
+    }
+
+    /// The keys of this extent at another place, in as many pieces as that has.
+    fn moved_to(&self, parts: &[(Pointer, u32)]) -> Vec<(Position, Value)> {
+        let mut done = 0;
+        let keys = parts.iter().map(|(pointer, blocks)| {
+            let mut part = self.extent.cut(done, *blocks);
+            part.pointers = SmallVec::from_iter([*pointer]);
+            done += blocks;
+            let left = u64::from(self.extent.blocks - done);
+            let end = Position { offset: self.position.offset - left, ..self.position };
+            (end, part.encode())
+        });
+        keys.collect()
+    }
+}

@@ -11,6 +11,7 @@ use tonic::{Request, Status};
 use crate::gate::{Call, Gate};
 use crate::info::ServerInfo;
 use crate::limits::{PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX};
+use crate::observe::Shown;
 use crate::status::{OnResource, Resource, bad_field, precondition};
 
 /// Types of resources in `google.rpc.ResourceInfo`.
@@ -28,6 +29,7 @@ pub(crate) struct Core<L, E> {
     pub(crate) exports: E,
     pub(crate) info: ServerInfo,
     pub(crate) gate: Gate,
+    pub(crate) shown: Shown,
     /// How long a stream waits for its client.
     pub(crate) idle_timeout: Duration,
     /// Held while something looks whether a volume is exported and acts on it, and while an export

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Code, Request, Response, Status};
 
+use crate::observe::{MethodTimes, Timer};
 use crate::status;
 
 /// Longest that any call may take when its client sets no deadline: a check of a large pool takes
@@ -22,12 +23,17 @@ pub(crate) struct Gate {
     permits: Arc<Semaphore>,
     calls_max: usize,
     stopping: watch::Receiver<bool>,
+    times: MethodTimes,
 }
 
 impl Gate {
     /// Admits `calls_max` calls at a time, until `stopping` says true.
-    pub(crate) fn new(calls_max: usize, stopping: watch::Receiver<bool>) -> Self {
-        Self { permits: Arc::new(Semaphore::new(calls_max)), calls_max, stopping }
+    pub(crate) fn new(
+        calls_max: usize,
+        stopping: watch::Receiver<bool>,
+        times: MethodTimes,
+    ) -> Self {
+        Self { permits: Arc::new(Semaphore::new(calls_max)), calls_max, stopping, times }
     }
 
     /// Admits a call, or refuses it when too many are in progress.
@@ -51,6 +57,7 @@ impl Gate {
         let margin = (timeout / 8).min(Duration::from_millis(5));
         Ok(Call {
             permit,
+            _timer: self.times.begin(method),
             method,
             peer: peer(request),
             started,
@@ -64,6 +71,8 @@ impl Gate {
 #[derive(Debug)]
 pub(crate) struct Call {
     permit: OwnedSemaphorePermit,
+    /// Ends with the call.
+    _timer: Timer,
     method: &'static str,
     peer: String,
     started: Instant,

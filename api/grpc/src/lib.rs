@@ -17,6 +17,7 @@ mod gate;
 mod info;
 pub mod limits;
 mod listen;
+pub mod observe;
 mod path;
 mod pool;
 pub mod server;
@@ -28,4 +29,5 @@ mod volume;
 
 pub use export::{Export, ExportControl, ExportNamespace, ExportSpec};
 pub use info::{MemberInfo, ServerInfo};
+pub use observe::{CoreTime, MethodTimes, Observe, Scope, Timing, WaitingNow};
 pub use server::{Limits, Server, ServerConfig, StartError, TcpConfig, TlsConfig, UnixConfig};

@@ -26,6 +26,14 @@ pub const NQN_BYTES_MAX: usize = 223;
 /// Most namespaces of an export; with names of 255 bytes they must fit the engine's record limit
 /// as the daemon encodes them, so the daemon may refuse earlier.
 pub const EXPORT_NAMESPACES_MAX: usize = 128;
+/// Rows of time statistics in one answer: a row with its buckets takes about 500 bytes, a message 2 MiB.
+pub const TIME_STATS_MAX: usize = 3000;
+/// Waits listed when the client does not say.
+pub const WAITS_DEFAULT: u32 = 100;
+/// Most waits listed.
+pub const WAITS_MAX: u32 = 1000;
+/// Longest part of a name that is searched for, in bytes.
+pub const FILTER_BYTES_MAX: usize = 100;
 /// Largest namespace identifier.
 pub const NSID_MAX: u32 = 1024;
 /// Most hosts listed in an export.

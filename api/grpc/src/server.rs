@@ -32,6 +32,7 @@ use crate::export::ExportControl;
 use crate::gate::Gate;
 use crate::info::ServerInfo;
 use crate::listen::{self, Accept, SocketFile, UnixSocket};
+use crate::observe::{MethodTimes, Observe, Shown};
 
 /// How long calls that were given up have to tell their clients so.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -189,11 +190,20 @@ pub enum StartError {
 }
 
 /// Bound sockets, not yet serving.
-#[derive(Debug)]
 pub struct Server {
     unix: Option<UnixSocket>,
     tcp: Vec<BoundTcp>,
     limits: Limits,
+    shown: Shown,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("unix", &self.unix)
+            .field("tcp", &self.tcp)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -222,13 +232,28 @@ impl Server {
             let (listener, address) = listen::bind_tcp(socket).await?;
             tcp.push(BoundTcp { listener, address, tls });
         }
-        Ok(Self { unix, tcp, limits: config.limits.clone() })
+        let limits = config.limits.clone();
+        Ok(Self { unix, tcp, limits, shown: Shown::default() })
     }
 
     /// The bound TCP addresses, in the order of the configuration.
     #[must_use]
     pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().map(|socket| socket.address).collect()
+    }
+
+    /// Shows `observed` to clients: time statistics, what waits, cores. Without it they are told of the
+    /// server's own methods only.
+    #[must_use]
+    pub fn showing(mut self, observed: Arc<dyn Observe>) -> Self {
+        self.shown.daemon = Some(observed);
+        self
+    }
+
+    /// How long the calls of this server take, while it serves and after.
+    #[must_use]
+    pub fn method_times(&self) -> MethodTimes {
+        self.shown.methods.clone()
     }
 
     /// Answers calls until `shutdown` completes and calls have ended or were given up: at most the
@@ -254,7 +279,8 @@ impl Server {
             client,
             exports,
             info,
-            gate: Gate::new(self.limits.calls_max, giving_up),
+            gate: Gate::new(self.limits.calls_max, giving_up, self.shown.methods.clone()),
+            shown: self.shown,
             idle_timeout: self.limits.idle_timeout,
             exporting: Mutex::new(()),
         });
@@ -273,10 +299,9 @@ impl Server {
             ));
         }
         for BoundTcp { listener, address, tls } in self.tcp {
-            let tls = tls.map(|tls| (address, tls));
             serving.spawn(serve_on(
                 listener,
-                tls,
+                tls.map(|tls| (address, tls)),
                 routes.clone(),
                 limits.clone(),
                 draining.clone(),

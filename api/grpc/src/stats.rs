@@ -1,5 +1,9 @@
 //! StatsService.
 
+use std::collections::BTreeMap;
+
+use engine_base::histogram;
+use engine_base::time_stats::TimeSnapshot;
 use engine_store::api::{Link, ShardStatus};
 use proto::v1;
 use proto::v1::stats_service_server::StatsService;
@@ -8,7 +12,9 @@ use tonic::{Request, Response, Status};
 use crate::convert;
 use crate::core::Shared;
 use crate::export::ExportControl;
-use crate::status::OnResource;
+use crate::limits::{FILTER_BYTES_MAX, TIME_STATS_MAX, WAITS_DEFAULT, WAITS_MAX};
+use crate::observe::{CoreTime, Scope, Timing, WaitingNow};
+use crate::status::{OnResource, bad_field};
 
 fn shard(from: ShardStatus) -> v1::ShardStats {
     let counters = from.counters.into_iter();
@@ -28,6 +34,103 @@ fn shard(from: ShardStatus) -> v1::ShardStats {
     }
 }
 
+fn core((core, from): (u32, CoreTime)) -> v1::CoreStats {
+    v1::CoreStats {
+        core,
+        busy_ns: from.busy_ns,
+        polling_ns: from.polling_ns,
+        sleeping_ns: from.sleeping_ns,
+        tasks: from.tasks,
+    }
+}
+
+fn time_stats(name: String, scope: String, times: &TimeSnapshot, buckets: bool) -> v1::TimeStats {
+    v1::TimeStats {
+        name,
+        scope,
+        count: times.count,
+        total_ns: times.total_ns(),
+        min_ns: times.min_ns,
+        max_ns: times.max_ns,
+        mean_ns: times.mean_ns() as u64,
+        stddev_ns: times.stddev_ns() as u64,
+        recent_mean_ns: times.recent_mean_ns as u64,
+        recent_rate: times.recent_rate,
+        p50_ns: times.quantile_ns(0.5),
+        p90_ns: times.quantile_ns(0.9),
+        p99_ns: times.quantile_ns(0.99),
+        p999_ns: times.quantile_ns(0.999),
+        buckets: if buckets { times.histogram.counts().to_vec() } else { Vec::new() },
+    }
+}
+
+fn check_filter(filter: &str) -> Result<(), Status> {
+    if filter.len() > FILTER_BYTES_MAX {
+        let why = format!("is {} bytes long, {FILTER_BYTES_MAX} are allowed", filter.len());
+        return Err(bad_field("filter", why));
+    }
+    Ok(())
+}
+
+impl<L, E> Shared<L, E> {
+    fn time_stats(&self, asked: &v1::GetTimeStatsRequest) -> Result<Vec<v1::TimeStats>, Status> {
+        check_filter(&asked.filter)?;
+        let mut all: Vec<Timing> = self.shown.daemon.iter().flat_map(|one| one.timings()).collect();
+        all.extend(self.shown.methods.snapshot().into_iter().map(|(method, times)| Timing {
+            name: format!("grpc_{method}"),
+            scope: Scope::Server,
+            times,
+        }));
+        let of_shard = |scope: Scope| match asked.shard {
+            Some(shard) => matches!(scope, Scope::Shard(one) if u32::from(one) == shard),
+            None => true,
+        };
+        all.retain(|one| one.name.contains(&asked.filter) && of_shard(one.scope));
+        let mut rows: BTreeMap<(String, Option<Scope>), TimeSnapshot> = BTreeMap::new();
+        for Timing { name, scope, times } in all {
+            rows.entry((name, (!asked.summed).then_some(scope))).or_default().merge(&times);
+        }
+        rows.retain(|_, times| asked.include_idle || times.count > 0);
+        if rows.len() > TIME_STATS_MAX {
+            let count = rows.len();
+            return Err(bad_field(
+                "filter",
+                format!(
+                    "matches {count} statistics, {TIME_STATS_MAX} are given at a time; sum them up, \
+                     or ask for one shard"
+                ),
+            ));
+        }
+        let scope =
+            |scope: Option<Scope>| scope.map_or_else(String::new, |scope| scope.to_string());
+        Ok(rows
+            .into_iter()
+            .map(|((name, place), times)| {
+                time_stats(name, scope(place), &times, asked.include_buckets)
+            })
+            .collect())
+    }
+
+    fn waits(&self, asked: &v1::ListWaitsRequest) -> Result<v1::ListWaitsResponse, Status> {
+        check_filter(&asked.filter)?;
+        let most = match asked.count_max {
+            0 => WAITS_DEFAULT,
+            count => count.min(WAITS_MAX),
+        };
+        let mut all: Vec<WaitingNow> =
+            self.shown.daemon.iter().flat_map(|one| one.waiting()).collect();
+        all.retain(|one| one.name.contains(&asked.filter) && one.waited_ns > asked.waited_ns_min);
+        all.sort_by_key(|one| (std::cmp::Reverse(one.waited_ns), one.name, one.scope));
+        let count = all.len() as u64;
+        let waits = all.into_iter().take(most as usize).map(|one| v1::Waiting {
+            name: one.name.to_owned(),
+            scope: one.scope.to_string(),
+            waited_ns: one.waited_ns,
+        });
+        Ok(v1::ListWaitsResponse { waits: waits.collect(), count })
+    }
+}
+
 #[tonic::async_trait]
 impl<L, E> StatsService for Shared<L, E>
 where
@@ -42,8 +145,35 @@ where
         let call = self.admit("GetStats", &request)?;
         let work = async {
             let shards = self.client.status().await.plain()?.into_iter().map(shard).collect();
-            Ok(v1::GetStatsResponse { shards })
+            let cores = self.shown.daemon.iter().flat_map(|observed| observed.cores());
+            let cores = (0..).zip(cores).map(core).collect();
+            Ok(v1::GetStatsResponse { shards, cores })
         };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn get_time_stats(
+        &self,
+        request: Request<v1::GetTimeStatsRequest>,
+    ) -> Result<Response<v1::GetTimeStatsResponse>, Status> {
+        let call = self.admit("GetTimeStats", &request)?;
+        let asked = request.into_inner();
+        let work = async {
+            let stats = self.time_stats(&asked)?;
+            let bucket_bounds_ns =
+                if asked.include_buckets { histogram::bounds_ns().collect() } else { Vec::new() };
+            Ok(v1::GetTimeStatsResponse { stats, bucket_bounds_ns })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn list_waits(
+        &self,
+        request: Request<v1::ListWaitsRequest>,
+    ) -> Result<Response<v1::ListWaitsResponse>, Status> {
+        let call = self.admit("ListWaits", &request)?;
+        let asked = request.into_inner();
+        let work = async { self.waits(&asked) };
         call.run(work).await.map(Response::new)
     }
 

@@ -5,9 +5,11 @@
 
 pub mod checksum;
 pub mod hash;
+pub mod histogram;
 pub mod ids;
 pub mod random;
 pub mod runtime;
+pub mod time_stats;
 pub mod units;
 
 pub use ids::{InodeNumber, MemberIndex, ShardId, SnapshotId, SubvolumeId};

@@ -13,6 +13,7 @@ use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::space::BucketKind;
 use crate::space::format::SummaryEntry;
+use crate::times::{RestartReason, Timed};
 use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
 
 /// Most bytes of records that one key's change brings beyond its own: live blocks of the buckets of
@@ -99,7 +100,7 @@ impl Engine {
             };
         }
         if let Some(node) = nodes().find(|node| !node.lock.can_change()) {
-            node.lock.released().await;
+            self.waits.on(Timed::BlockedNodeLock, node.lock.released()).await;
             return Ok(false);
         }
         Ok(true)
@@ -107,11 +108,16 @@ impl Engine {
 
     /// Whether everything the transaction read still is as it was.
     fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
-        let unchanged = transaction.reads.iter().flatten().all(|mark| {
+        for mark in transaction.reads.iter().flatten() {
             let node = mark.node.node();
-            !node.dead.get() && node.lock.sequence() == mark.sequence
-        });
-        if unchanged { Ok(()) } else { Err(StoreError::Restart) }
+            if node.dead.get() {
+                return Err(self.waits.restart(RestartReason::NodeReplaced));
+            }
+            if node.lock.sequence() != mark.sequence {
+                return Err(self.waits.restart(RestartReason::CommitConflict));
+            }
+        }
+        Ok(())
     }
 
     /// What the updates do to buckets and counters; decodes everything before anything is changed.

@@ -14,6 +14,7 @@ use crate::error::{Result, StoreError};
 use crate::gate::VersionGate;
 use crate::limits::Limits;
 use crate::shard::PeerLink;
+use crate::times::Timed;
 
 /// Shared by the parts of one shard.
 pub(crate) struct Context {
@@ -58,9 +59,14 @@ impl Context {
         i64::try_from(self.engine.runtime().wall_clock_ns()).unwrap_or(i64::MAX)
     }
 
+    /// Asks a shard (this one too).
+    pub(crate) async fn call(&self, shard: ShardId, request: Request) -> Result<Reply> {
+        self.engine.waits.on(Timed::PeerRequest, self.peers.call(shard, request)).await
+    }
+
     /// Asks a shard (this one too) and expects nothing but success.
     pub(crate) async fn ask_unit(&self, shard: ShardId, request: Request) -> Result<()> {
-        match self.peers.call(shard, request).await? {
+        match self.call(shard, request).await? {
             Reply::Unit => Ok(()),
             other => Err(other.mismatch("Unit")),
         }
@@ -99,7 +105,7 @@ impl Context {
         let len = u32::try_from(len).map_err(|_| StoreError::invalid("read is too long"))?;
         let shard = inode.data_shard(offset, self.engine.shard_count());
         let request = Request::DataRead { inode, snapshot, offset, len };
-        match self.peers.call(shard, request).await? {
+        match self.call(shard, request).await? {
             Reply::Data(data) => Ok(data),
             other => Err(other.mismatch("Data")),
         }

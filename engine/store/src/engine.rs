@@ -20,6 +20,7 @@ use crate::planted::{self, Bug};
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
+use crate::times::{RestartReason, Waits};
 use crate::transaction::{ReadMark, Reads, Transaction};
 
 pub use crate::space::{Allocation, Reservation, WritePoint};
@@ -71,6 +72,7 @@ pub(crate) struct Stamps {
 pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) journal: Rc<Journal>,
+    pub(crate) waits: Rc<Waits>,
     pub(crate) cache: Cache,
     pub(crate) space: Rc<Space>,
     pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
@@ -121,6 +123,11 @@ impl Engine {
     /// Clock, timers, tasks, randomness.
     pub fn runtime(&self) -> &Rc<dyn Runtime> {
         &self.config.runtime
+    }
+
+    /// Why things wait here, how long and how often.
+    pub fn waits(&self) -> &Rc<Waits> {
+        &self.waits
     }
 
     /// Which shard this is.
@@ -281,7 +288,7 @@ impl Engine {
     ) -> Result<Option<(Position, Value)>> {
         while from <= to {
             let node = self.node_for(tree, 0, from).await?;
-            mark_read(reads, &node)?;
+            self.mark_read(reads, &node)?;
             let body = node.body.borrow();
             if let Some((position, value)) = body.keys.next(from, to.min(node.max)) {
                 return Ok(Some((*position, value.clone())));
@@ -304,7 +311,7 @@ impl Engine {
     ) -> Result<Option<(Position, Value)>> {
         while from <= to {
             let node = self.node_for(tree, 0, to).await?;
-            mark_read(reads, &node)?;
+            self.mark_read(reads, &node)?;
             let body = node.body.borrow();
             if let Some((position, value)) = body.keys.previous(from.max(node.min), to) {
                 return Ok(Some((*position, value.clone())));
@@ -458,21 +465,26 @@ impl Engine {
         out.push(("btree_splits", cache.splits.get()));
         out.push(("btree_merges", cache.merges.get()));
         out.push(("damage_not_listed", self.damage.more.get()));
+        for (reason, name) in RestartReason::ALL {
+            out.push((name, self.waits.times().restarts(*reason)));
+        }
         self.space.counters(&mut out);
         out
     }
-}
 
-/// Remembers a leaf that was read; one that changed since it was read before calls for a restart.
-fn mark_read(reads: &mut Reads, node: &Rc<Node>) -> Result<()> {
-    let Some(reads) = reads else { return Ok(()) };
-    let sequence = node.lock.sequence();
-    match reads.iter().rev().find(|mark| mark.node.node().id == node.id) {
-        Some(mark) if mark.sequence != sequence => Err(StoreError::Restart),
-        Some(_) => Ok(()),
-        None => {
-            reads.push(ReadMark { node: NodePin::new(Rc::clone(node)), sequence });
-            Ok(())
+    /// Remembers a leaf that was read; one that changed since it was read before calls for a restart.
+    fn mark_read(&self, reads: &mut Reads, node: &Rc<Node>) -> Result<()> {
+        let Some(reads) = reads else { return Ok(()) };
+        let sequence = node.lock.sequence();
+        match reads.iter().rev().find(|mark| mark.node.node().id == node.id) {
+            Some(mark) if mark.sequence != sequence => {
+                Err(self.waits.restart(RestartReason::ReadConflict))
+            }
+            Some(_) => Ok(()),
+            None => {
+                reads.push(ReadMark { node: NodePin::new(Rc::clone(node)), sequence });
+                Ok(())
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod planted;
 pub mod pool;
 pub mod reached;
 pub mod shard;
+pub mod times;
 pub mod transaction;
 
 mod background;

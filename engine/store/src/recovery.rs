@@ -34,6 +34,7 @@ use crate::reached::{Branch, mark};
 use crate::space::{Bucket, BucketKind, Space};
 use crate::sync::Notify;
 use crate::tail;
+use crate::times::Waits;
 
 /// Last values of the keys in the journal: (tree, level) -> position -> (entry, value).
 type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
@@ -62,8 +63,10 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     }
     notes.extend(newest);
     recovered.keep(kept);
+    let waits = Rc::new(Waits::new(Rc::clone(&config.runtime)));
     let engine = Engine {
-        journal: Rc::new(Journal::new(place, ring_blocks, &recovered)),
+        journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))),
+        waits,
         cache: Cache::new(cache_bytes),
         space,
         counters: RefCell::default(),

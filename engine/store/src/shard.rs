@@ -284,6 +284,9 @@ impl Shard {
         self.context.data.counters(&mut status.counters);
         status.counters.push(("background_tasks", self.context.background.running() as u64));
         status.counters.push(("background_retries", self.context.background.retries()));
+        let (read, written) = engine.waits().times().bytes();
+        status.counters.push(("request_read_bytes", read));
+        status.counters.push(("request_written_bytes", written));
         Ok(status)
     }
 

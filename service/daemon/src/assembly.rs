@@ -3,9 +3,10 @@
 //! Nothing here names a file or a socket but those of the target, so the tests assemble the same on
 //! devices in memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use engine_device::BlockDevice;
+use engine_shard::clock::Clock;
 use engine_shard::cores::FaultHook;
 use engine_shard::{Cores, CoresConfig, IdlePolicy, ReactorConfig};
 use engine_store::Result;
@@ -34,6 +35,8 @@ pub(crate) struct Assembly {
     pub(crate) link: ControlLink,
     /// What they were made from.
     pub(crate) plan: Arc<Plan>,
+    /// The clock of the cores.
+    pub(crate) clock: Clock,
 }
 
 /// How many cores to use: as configured, and never more than there are shards.
@@ -86,17 +89,15 @@ pub(crate) fn start(
         device_stats: (0..cores)
             .map(|_| (0..members).map(|_| Arc::new(DeviceStats::default())).collect())
             .collect(),
+        times: (0..shard_count).map(|_| OnceLock::new()).collect(),
     });
-    let idle = match config.cores.idle_window_us {
-        IDLE_WINDOW_US_MAX => IdlePolicy::PollForever,
-        us => IdlePolicy::Window { ns: us * 1000 },
-    };
+    let clock = Clock::new();
     let cores_config = CoresConfig {
         cores,
         cpus: config.cores.list.iter().flatten().map(|cpu| *cpu as usize).collect(),
         pin: config.cores.pin,
         ports: 1,
-        reactor: ReactorConfig { idle, tasks_max: TASKS_MAX, seed, ..ReactorConfig::default() },
+        reactor: reactor(config, clock, seed),
         host: host(config.cores.host)?,
         on_fault: Some(on_fault),
         ..CoresConfig::default()
@@ -111,7 +112,15 @@ pub(crate) fn start(
     let (sender, receiver) = port.split();
     let link = ControlLink::new(sender, shard_count);
     tokio::spawn(pump_answers(receiver, link.clone()));
-    Ok((Assembly { cores, link, plan }, faults))
+    Ok((Assembly { cores, link, plan, clock }, faults))
+}
+
+fn reactor(config: &Config, clock: Clock, seed: u64) -> ReactorConfig {
+    let idle = match config.cores.idle_window_us {
+        IDLE_WINDOW_US_MAX => IdlePolicy::PollForever,
+        us => IdlePolicy::Window { ns: us * 1000 },
+    };
+    ReactorConfig { idle, tasks_max: TASKS_MAX, seed, clock, ..ReactorConfig::default() }
 }
 
 async fn pump_answers(receiver: engine_shard::PortReceiver<Message>, link: ControlLink) {

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use crate::assembly::{self, Assembly, Faults};
 use crate::config::Config;
 use crate::exports::{Exports, SharedExports};
+use crate::metrics::observed::Observed;
 use crate::metrics::scrape::Sources;
 use crate::metrics::server;
 use crate::serve::control::ControlLink;
@@ -219,8 +220,15 @@ impl Sockets {
         pool: &Pool,
         started_ns: u64,
     ) -> Serving {
+        let observed = Arc::new(Observed {
+            plan: Arc::clone(&assembly.plan),
+            reactors: assembly.cores.stats().cloned().collect(),
+            clock: assembly.clock,
+        });
         let metrics = self.metrics.map(|listener| {
             let sources = Sources {
+                observed: Arc::clone(&observed),
+                methods: self.grpc.method_times(),
                 link: assembly.link.clone(),
                 reactors: assembly.cores.stats().cloned().collect(),
                 cores: assembly.plan.core_stats.clone(),
@@ -236,9 +244,10 @@ impl Sockets {
         let (stop, stopped) = oneshot::channel::<()>();
         let client = Client::new(assembly.link.clone());
         let exports = SharedExports(Arc::clone(exports));
+        let grpc = self.grpc.showing(observed);
         let grpc = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            let served = self.grpc.serve(client, exports, info, stopped).await;
+            let served = grpc.serve(client, exports, info, stopped).await;
             served.map_err(|error| format!("grpc: {error}"))
         });
         Serving { grpc, stop, metrics }

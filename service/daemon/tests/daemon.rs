@@ -312,6 +312,9 @@ fn metrics_tell_of_every_part() {
         "cairn_request_seconds_count{operation=\"metadata\"}",
         "cairn_shard_bytes{shard=\"3\",kind=\"data\"}",
         "cairn_nvme_seconds_count{operation=\"read\"} 0\n",
+        "cairn_wait_seconds_count{wait=\"request_metadata\"}",
+        "cairn_shard_wait_seconds_total{shard=\"0\",wait=\"",
+        "cairn_waiting{wait=\"blocked_journal_space\"} 0\n",
         "process_resident_memory_bytes ",
     ] {
         assert!(page.contains(wanted), "{wanted} is not in {page}");

@@ -12,6 +12,7 @@ use super::node::Node;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree};
+use crate::times::Timed;
 
 /// What a look at the cache gave.
 pub(crate) enum Found {
@@ -97,11 +98,12 @@ impl Engine {
     pub(crate) async fn read_in(&self, missing: Missing) -> Result<()> {
         let id = missing.pointer.node;
         if !self.cache.reading.borrow_mut().insert(id) {
-            self.cache.read_done.notified().await;
+            self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
             return Ok(());
         }
         let _done = ReadDone { engine: self, id };
         self.cache.misses.set(self.cache.misses.get() + 1);
+        let _timed = self.waits.start(Timed::NodeRead);
         let mut tries = 0;
         let node = loop {
             match self.read_node(&missing).await {

@@ -14,6 +14,7 @@ use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Position, VALUE_BYTES_MAX, Value};
 use crate::six::IntentGuard;
 use crate::space::SlotAllocation;
+use crate::times::{RestartReason, Timed};
 
 /// A node to be: its range and the keys as they were when the rewrite began.
 struct Piece {
@@ -172,7 +173,7 @@ impl Engine {
         loop {
             self.journal.admit(bytes, Class::Reclaim).await?;
             if let Some(old) = olds.iter().find(|old| !old.node.lock.can_change()) {
-                old.node.lock.released().await;
+                self.waits.on(Timed::BlockedNodeLock, old.node.lock.released()).await;
                 continue;
             }
             if self.is_root(olds[0].node) {
@@ -183,10 +184,10 @@ impl Engine {
             // that is being split is cut at keys which a join would take away.
             let within = |old: &Old<'_>| parent.min <= old.node.min && old.node.max <= parent.max;
             if !olds.iter().all(within) {
-                return Err(crate::StoreError::Restart);
+                return Err(self.waits.restart(RestartReason::JoinLostParent));
             }
             if !parent.lock.can_change() || (olds.len() > 1 && parent.lock.intent_held()) {
-                parent.lock.released().await;
+                self.waits.on(Timed::BlockedNodeLock, parent.lock.released()).await;
                 continue;
             }
             return Ok(Some(parent));

@@ -14,6 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, RecordWriter};
 use crate::planted::{self, Bug};
+use crate::times::Timed;
 
 /// What a write-out took from a node: given back to it when the write fails.
 pub(crate) struct Taken {
@@ -29,10 +30,11 @@ impl Engine {
     /// # Errors
     /// When devices fail everywhere; the node is as dirty as before.
     pub(crate) async fn write_out(&self, node: &Rc<Node>) -> Result<()> {
-        let intent = node.lock.intent().await;
+        let intent = self.waits.on(Timed::BlockedNodeLock, node.lock.intent()).await;
         if node.dead.get() || !node.is_dirty() {
             return Ok(());
         }
+        let _timed = self.waits.start(Timed::NodeWrite);
         if self.must_rewrite(node) {
             return self.rewrite(node, intent).await;
         }
@@ -162,7 +164,7 @@ impl Engine {
             if parent.lock.can_change() {
                 return Ok(Some(parent));
             }
-            parent.lock.released().await;
+            self.waits.on(Timed::BlockedNodeLock, parent.lock.released()).await;
         }
     }
 

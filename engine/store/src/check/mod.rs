@@ -132,7 +132,7 @@ async fn ask_owners(
     for (home, inodes) in by_home {
         for batch in inodes.chunks(FSCK_BATCH) {
             let request = Request::FsckOwners { inodes: batch.to_vec() };
-            match context.peers.call(home, request).await? {
+            match context.call(home, request).await? {
                 Reply::Owners(owners) => known.extend(batch.iter().copied().zip(owners)),
                 other => return Err(other.mismatch("Owners")),
             }
@@ -149,7 +149,7 @@ async fn ask_versions(
     let mut known = BTreeMap::new();
     for batch in snapshots.chunks(FSCK_BATCH) {
         let request = Request::FsckVersions { snapshots: batch.to_vec() };
-        match context.peers.call(ShardId(0), request).await? {
+        match context.call(ShardId(0), request).await? {
             Reply::Versions(states) => known.extend(batch.iter().copied().zip(states)),
             other => return Err(other.mismatch("Versions")),
         }

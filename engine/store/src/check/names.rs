@@ -12,6 +12,7 @@ use crate::key::{Counter, Position, Tree};
 use crate::limits::DIRECTORY_DEPTH_MAX;
 use crate::lock::Access;
 use crate::namespace::{Entry, Hashed, Inode, Namespace, SHARD_LOCK, Slot, Xattr, home_place};
+use crate::times::Timed;
 
 type Key = (u64, u32);
 
@@ -47,7 +48,8 @@ pub(super) async fn check(
     namespace: &Namespace,
     problems: &mut Problems,
 ) -> Result<()> {
-    let _alone = namespace.locks.lock(SHARD_LOCK, Access::Exclusive).await;
+    let alone = namespace.locks.lock(SHARD_LOCK, Access::Exclusive);
+    let _alone = context.engine.waits.on(Timed::BlockedInodeLock, alone).await;
     let mut inodes: BTreeMap<Key, Seen> = BTreeMap::new();
     let mut counted = 0_u64;
     walk(context, Tree::Inodes, async |position, value| {

@@ -29,6 +29,7 @@ use crate::api::Data;
 use crate::engine::{Reservation, WritePoint};
 use crate::error::Result;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
+use crate::times::Timed;
 
 /// Blocks of one batch, unless it is a single write: what the transaction replaces must fit it.
 const BATCH_BLOCKS_MAX: u64 = 128;
@@ -181,7 +182,7 @@ impl DataPath {
             self.lead().await;
         }
         loop {
-            match slot.turn().await {
+            match self.engine.waits.on(Timed::BlockedWriteBatch, slot.turn()).await {
                 Turn::Lead => self.lead().await,
                 Turn::Answer(result) => return result,
             }

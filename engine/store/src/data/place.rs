@@ -13,6 +13,7 @@ use crate::engine::{Allocation, Engine, Reservation, WritePoint};
 use crate::error::Result;
 use crate::extent::Pointer;
 use crate::planted::{self, Bug};
+use crate::times::Timed;
 
 /// Where data was put. Hold it until the transaction that names it has committed.
 pub(crate) struct Placed {
@@ -80,6 +81,7 @@ impl Engine {
             self.write_later(allocations, data)?;
             return Ok(());
         }
+        let _timed = self.waits.start(Timed::DataWrite);
         if let [only] = allocations {
             let queue = self.member(only.pointer.member)?;
             if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {

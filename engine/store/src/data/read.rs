@@ -14,6 +14,7 @@ use crate::api::Data;
 use crate::error::{Result, StoreError};
 use crate::limits::READ_LOOKUPS_MAX;
 use crate::planted::{self, Bug};
+use crate::times::Timed;
 
 type Spans = SmallVec<[Span; 2]>;
 
@@ -99,7 +100,9 @@ impl DataPath {
         let len = run.iter().map(Span::blocks).sum::<u64>() * BLOCK_SIZE;
         let mut buffer = Buffer::try_new(len as usize)?;
         for last in [false, true] {
+            let timed = self.engine.waits.start(Timed::DataRead);
             buffer = queue.read(pointer.block * BLOCK_SIZE, buffer).await?;
+            drop(timed);
             match self.verify(run, &buffer) {
                 Verdict::Good => return Ok(Some(buffer.freeze())),
                 Verdict::Stale => return Ok(None),

@@ -16,6 +16,7 @@ use super::ring::Ring;
 use crate::error::{Result, StoreError};
 use crate::planted::{self, Bug};
 use crate::sync::Notify;
+use crate::times::{Timed, Waits};
 
 /// Room that every entry keeps for the roots and blacklist records that are added when it is sealed:
 /// eleven roots of at most 64 bytes and 64 blacklist ranges.
@@ -82,6 +83,7 @@ struct State {
 /// The journal of a shard.
 pub(crate) struct Journal {
     place: Place,
+    waits: Rc<Waits>,
     state: RefCell<State>,
     /// Something for the writer to do.
     pub(crate) work: Notify,
@@ -100,7 +102,12 @@ pub(crate) enum Next {
 
 impl Journal {
     /// A journal that goes on after `recovered`.
-    pub(crate) fn new(place: Place, ring_blocks: u32, recovered: &Recovered) -> Self {
+    pub(crate) fn new(
+        place: Place,
+        ring_blocks: u32,
+        recovered: &Recovered,
+        waits: Rc<Waits>,
+    ) -> Self {
         let ring = Ring::new(ring_blocks, recovered.entries.iter().map(|entry| entry.placed));
         let state = State {
             reclaim_keep: reclaim_keep(ring_blocks, ring.free().saturating_sub(FLUSH_ENTRY_BLOCKS)),
@@ -125,6 +132,7 @@ impl Journal {
         };
         Self {
             place,
+            waits,
             state: RefCell::new(state),
             work: Notify::default(),
             progress: Notify::default(),
@@ -209,7 +217,7 @@ impl Journal {
     /// # Errors
     /// When the journal has failed.
     pub(crate) async fn admit(&self, bytes: usize, class: Class) -> Result<()> {
-        let mut waited = false;
+        let (mut waited, mut wait) = (false, None);
         loop {
             if let Some(error) = self.failure() {
                 return Err(error);
@@ -223,7 +231,11 @@ impl Journal {
                 if state.entry_has_room(bytes) && state.ring_has_room(bytes, class) {
                     return Ok(());
                 }
-                if state.entry_has_room(bytes) {
+                let room = state.entry_has_room(bytes);
+                let kind =
+                    if room { Timed::BlockedJournalSpace } else { Timed::BlockedJournalEntryFull };
+                self.waits.go_on(&mut wait, kind);
+                if room {
                     state.want_space = true;
                     if !waited {
                         state.waits_for_space += 1;
@@ -250,6 +262,7 @@ impl Journal {
             state.want_flush = state.want_flush.max(target);
             target
         };
+        let mut wait = None;
         loop {
             let progress = {
                 let state = self.state.borrow();
@@ -263,6 +276,7 @@ impl Journal {
                 return Err(error);
             }
             self.work.notify_all();
+            self.waits.go_on(&mut wait, Timed::BlockedJournalFlush);
             progress.await;
         }
     }
@@ -282,6 +296,7 @@ impl Journal {
                 state.seq - 1
             }
         };
+        let mut wait = None;
         loop {
             let progress = {
                 let state = self.state.borrow();
@@ -295,6 +310,7 @@ impl Journal {
                 return Err(error);
             }
             self.work.notify_all();
+            self.waits.go_on(&mut wait, Timed::BlockedJournalWrite);
             progress.await;
         }
     }
@@ -368,7 +384,10 @@ impl Journal {
     ) -> Result<()> {
         let (info, start, entry) = self.seal(flush, roots);
         assert!(!flush || self.state.borrow().on_the_way.len() == 1, "a flush entry goes alone");
+        let kind = if flush { Timed::JournalFlushWrite } else { Timed::JournalWrite };
+        let timed = self.waits.start(kind);
         let written = self.write_sealed(flush, members, start, &entry).await;
+        drop(timed);
         if let Err(error) = written {
             self.fail(&format!("journal write failed: {error}"));
             return Err(error);

@@ -7,6 +7,7 @@ use super::{InodeRef, Namespace};
 use crate::api::{Request, TreeRef};
 use crate::error::Result;
 use crate::lock::Access;
+use crate::times::Timed;
 
 impl Namespace {
     /// Data shards first: when the size is durable, so is what it promises.
@@ -19,7 +20,8 @@ impl Namespace {
 
     /// Flushes the other shards that hold unflushed data of the inode.
     pub(super) async fn sync_data(&self, number: InodeNumber) -> Result<()> {
-        let _turn = self.syncs.lock(number.0, Access::Exclusive).await;
+        let turn = self.syncs.lock(number.0, Access::Exclusive);
+        let _turn = self.context.engine.waits.on(Timed::BlockedInodeLock, turn).await;
         let Some(shards) = self.dirty.borrow_mut().remove(number.0) else { return Ok(()) };
         let flushed =
             self.context.ask_each(shards.iter().copied().map(ShardId), &Request::Flush).await;

@@ -17,6 +17,7 @@ use crate::client::cut;
 use crate::context::block_range;
 use crate::error::{Result, StoreError};
 use crate::lock::Access;
+use crate::times::Timed;
 
 /// Steps in which the limit of a growing file is raised: each costs a flush, so not too small; what
 /// lies between size and limit is looked at when a file first grows after a restart, which is cheap.
@@ -37,6 +38,7 @@ impl Namespace {
             )));
         }
         let lock = self.locks.lock(number.0, Access::Shared);
+        let lock = self.context.engine.waits.on(Timed::BlockedInodeLock, lock);
         let _lock = self.context.background.unless_stalled(&[Held::Inode(number.0)], lock).await?;
         let inode = InodeRef::of(tree, number).load_file(&mut self.context.engine.read()).await?;
         let end = offset.saturating_add(len).min(inode.size);

@@ -41,6 +41,7 @@ use crate::error::{Result, StoreError};
 use crate::gate::Pass;
 use crate::key::Tree;
 use crate::lock::{Access, LockGuard, LockTable};
+use crate::times::Timed;
 use crate::transaction::Transaction;
 
 pub(crate) use format::{Entry, Hashed, Inode, Slot, Xattr, inode_position};
@@ -176,7 +177,14 @@ impl Namespace {
             wanted.iter().map(|(inode, _)| Held::Inode(*inode)).collect();
         let locks =
             self.locks.lock_all(std::iter::once((SHARD_LOCK, Access::Shared)).chain(wanted));
+        let locks = self.context.engine.waits.on(Timed::BlockedInodeLock, locks);
         self.context.background.unless_stalled(&held, locks).await
+    }
+
+    /// Waits until there is room for one more removed file to be cleaned up.
+    async fn wait_for_removals(&self) -> Result<()> {
+        let below = self.context.background.wait_below(self.context.limits.removals_max);
+        self.context.engine.waits.on(Timed::BlockedRemovals, below).await
     }
 
     async fn get_attributes(&self, tree: TreeRef, number: InodeNumber) -> Result<Attributes> {

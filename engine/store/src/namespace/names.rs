@@ -191,7 +191,7 @@ impl Namespace {
         directory_only: bool,
     ) -> Result<()> {
         check_name(name)?;
-        self.context.background.wait_below(self.context.limits.removals_max).await?;
+        self.wait_for_removals().await?;
         let _pass = self.enter(tree)?;
         let directory = InodeRef::of(tree, directory);
         for _ in 0..NAME_RETRIES_MAX {

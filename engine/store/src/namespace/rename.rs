@@ -43,7 +43,7 @@ impl Namespace {
     ) -> Result<()> {
         check_name(&from.1)?;
         check_name(&to.1)?;
-        self.context.background.wait_below(self.context.limits.removals_max).await?;
+        self.wait_for_removals().await?;
         let _pass = self.enter(tree)?;
         let _reservation = self.context.engine.reserve(0).await?;
         let (from_directory, to_directory) = (InodeRef::of(tree, from.0), InodeRef::of(tree, to.0));

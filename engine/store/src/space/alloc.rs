@@ -10,6 +10,7 @@ use crate::extent::Pointer;
 use crate::journal::{Class, Journal, Record};
 use crate::planted::{self, Bug};
 use crate::space::Reservation;
+use crate::times::Timed;
 
 /// Where data is put: kinds of data that die together stay together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +166,7 @@ impl Engine {
     /// for one.
     async fn open_bucket(&self, kind: BucketKind, point: WritePoint, class: Class) -> Result<()> {
         self.ensure_regions().await?;
+        let mut wait = None;
         loop {
             self.journal.admit(OPEN_RECORD_BYTES, class).await?;
             self.release_flushed();
@@ -179,6 +181,7 @@ impl Engine {
                 self.open_free_bucket(kind, point);
                 return Ok(());
             }
+            self.waits.go_on(&mut wait, Timed::BlockedAllocate);
             self.make_space(kind, point).await?;
         }
     }

@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Counter, Position, Tree};
+use crate::times::Timed;
 
 /// Bytes of a checkpoint's journal record.
 const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(40);
@@ -67,7 +68,7 @@ impl Engine {
         loop {
             let node = self.node_for(tree, 0, position).await?;
             if !node.lock.can_change() {
-                node.lock.released().await;
+                self.waits.on(Timed::BlockedNodeLock, node.lock.released()).await;
                 continue;
             }
             if self.journal.has_room(CHECKPOINT_BYTES, Class::Reclaim) {

@@ -24,6 +24,7 @@ use super::table::{BucketId, Space};
 use super::victims::Measure;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::times::Timed;
 
 /// Time until a bucket that could not be emptied is tried again.
 const STUCK_RETRY_NS: u64 = 1_000_000_000;
@@ -65,7 +66,9 @@ impl Engine {
                 continue;
             };
             self.gc_active.set(true);
+            let timed = self.waits.start(Timed::CopygcBucket);
             let emptied = self.empty_bucket(victim).await;
+            drop(timed);
             self.gc_active.set(false);
             match emptied {
                 Ok(()) => {}

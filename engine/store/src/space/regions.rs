@@ -9,6 +9,7 @@ use crate::error::{Result, StoreError};
 use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
 use crate::space::BucketKind;
+use crate::times::Timed;
 
 /// Where a shard gets its regions from: shard 0, by way of messages.
 pub trait RegionSource {
@@ -24,12 +25,12 @@ impl Engine {
     pub(crate) async fn ensure_regions(&self) -> Result<()> {
         while !self.space.tables.borrow().regions_known {
             if self.space.acquiring.replace(true) {
-                self.space.changed.notified().await;
+                self.waits.on(Timed::BlockedRegion, self.space.changed.notified()).await;
                 continue;
             }
             let _done = AcquireDone(self);
             let source = self.region_source()?;
-            let regions = source.list().await?;
+            let regions = self.waits.on(Timed::BlockedRegion, source.list()).await?;
             for region in regions {
                 self.add_region(region)?;
             }
@@ -45,12 +46,12 @@ impl Engine {
         }
         if self.space.acquiring.replace(true) {
             // Somebody else is asking; what comes is for all.
-            self.space.changed.notified().await;
+            self.waits.on(Timed::BlockedRegion, self.space.changed.notified()).await;
             return Ok(true);
         }
         let _done = AcquireDone(self);
         let source = self.region_source()?;
-        match source.acquire().await? {
+        match self.waits.on(Timed::BlockedRegion, source.acquire()).await? {
             Some(region) => {
                 self.add_region(region)?;
                 Ok(true)

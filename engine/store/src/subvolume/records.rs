@@ -5,7 +5,6 @@ use super::names;
 use super::tables::Tables;
 use crate::api::{PutMode, RECORD_BYTES_MAX};
 use crate::error::{Result, StoreError};
-use crate::lock::Access;
 
 impl Tables {
     pub(super) async fn record_put(
@@ -23,7 +22,7 @@ impl Tables {
             )));
         }
         let key = (collection.clone(), name.clone());
-        let _lock = self.names.lock(key.clone(), Access::Exclusive).await;
+        let _lock = self.lock_record(key.clone()).await;
         let what = || format!("record {}/{}", key.0, key.1);
         let exists = self.records.borrow().contains(&key);
         match mode {
@@ -66,7 +65,7 @@ impl Tables {
 
     pub(super) async fn record_delete(&self, collection: String, name: String) -> Result<()> {
         let key = (collection, name);
-        let _lock = self.names.lock(key.clone(), Access::Exclusive).await;
+        let _lock = self.lock_record(key.clone()).await;
         if !self.records.borrow().contains(&key) {
             return Err(StoreError::not_found(format!("record {}/{}", key.0, key.1)));
         }

@@ -13,6 +13,7 @@ use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::namespace::{Inode, inode_position};
+use crate::times::Timed;
 
 /// Keys that one transaction of the sweep looks at.
 const SWEEP_KEYS_MAX: usize = 512;
@@ -110,7 +111,7 @@ async fn volume_size(
     let end = size_bytes.div_ceil(BLOCK_SIZE);
     context.ceilings.borrow_mut().insert(snapshot.0, end);
     // Writes that were let in under the old size end before the rest is dropped.
-    context.gate.drain(snapshot).await;
+    context.engine.waits.on(Timed::BlockedVersionGate, context.gate.drain(snapshot)).await;
     context.data.punch(BlockRange { inode: number, snapshot, from: end, to: u64::MAX }).await?;
     if number.home(context.engine.shard_count()) == context.shard() {
         let now = context.now();
@@ -134,7 +135,7 @@ async fn volume_size(
 }
 
 async fn version_delete(context: &Context, snapshot: SnapshotId) -> Result<()> {
-    context.gate.close(snapshot).await;
+    context.engine.waits.on(Timed::BlockedVersionGate, context.gate.close(snapshot)).await;
     context.ceilings.borrow_mut().remove(&snapshot.0);
     for tree in [Tree::Extents, Tree::Xattrs, Tree::Dirents, Tree::Inodes] {
         let mut from = Some(Position::MIN);

@@ -19,6 +19,7 @@ use crate::limits::LIST_ENTRIES_MAX;
 use crate::lock::{Access, LockGuard, LockTable};
 use crate::logged::{self, Intent, NewSubvolume, OperationId};
 use crate::reached::{Branch, mark};
+use crate::times::Timed;
 
 /// (collection, name); the collection of subvolumes has no name.
 pub(super) type NameKey = (String, String);
@@ -118,10 +119,18 @@ impl Tables {
         Ok(())
     }
 
+    /// Locks a record.
+    pub(super) async fn lock_record(&self, key: NameKey) -> LockGuard<NameKey> {
+        let lock = self.names.lock(key, Access::Exclusive);
+        self.context.engine.waits.on(Timed::BlockedNameLock, lock).await
+    }
+
     /// # Errors
     /// That of background work which holds the name and makes no progress.
     async fn lock_name(&self, name: &str) -> Result<LockGuard<NameKey>> {
+        let waits = &self.context.engine.waits;
         let lock = self.names.lock(key_of(name), Access::Exclusive);
+        let lock = waits.on(Timed::BlockedNameLock, lock);
         let held = [Held::Subvolume(name.to_owned())];
         self.context.background.unless_stalled(&held, lock).await
     }
@@ -264,7 +273,7 @@ impl Tables {
             size_bytes: new.size_bytes,
         };
         let home = home_of(new.id, context.engine.shard_count());
-        let root = match context.peers.call(home, request).await? {
+        let root = match context.call(home, request).await? {
             Reply::Inode(root) => root,
             other => return Err(other.mismatch("Inode")),
         };

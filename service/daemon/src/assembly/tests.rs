@@ -18,6 +18,9 @@ use engine_store::pool::FormatOptions;
 use super::*;
 use crate::config::parse;
 use crate::exports::Exports;
+use crate::metrics::observed::Observed;
+use api_grpc::Observe as _;
+use engine_base::time_stats::TimeSnapshot;
 use engine_embed::poller::QueuePoller;
 
 const SHARDS: u16 = 4;
@@ -96,12 +99,13 @@ async fn what_is_written_is_read_and_shutdown_is_told() {
         .core_stats
         .iter()
         .map(|core| {
-            let mut all = crate::metrics::histogram::Snapshot::default();
+            let mut all = engine_base::histogram::Snapshot::default();
             core.latencies.iter().for_each(|one| all.add(one));
             all.count()
         })
         .sum();
     assert!(counted >= 7, "{counted} requests: 1 create, 1 write, 1 read, {SHARDS} states");
+    time_statistics_tell_of_it(&assembly);
     ask_all(&assembly.link, || Ask::Quiesce).await.unwrap();
     ask_all(&assembly.link, || Ask::Close).await.unwrap();
     let late = client.volume_read(&volume, 0, 4096).await;
@@ -111,6 +115,39 @@ async fn what_is_written_is_read_and_shutdown_is_told() {
     tokio::task::spawn_blocking(move || assembly.cores.join()).await.unwrap().unwrap();
     let ended = link.ask(0, Ask::Ping).await;
     assert!(matches!(ended, Err(StoreError::ShuttingDown { .. })), "{ended:?}");
+}
+
+/// One create, one durable write of 8192 bytes and one read, all answered.
+fn time_statistics_tell_of_it(assembly: &Assembly) {
+    let observed = Observed {
+        plan: Arc::clone(&assembly.plan),
+        reactors: assembly.cores.stats().cloned().collect(),
+        clock: assembly.clock,
+    };
+    let timings = observed.timings();
+    let of = |name: &str| {
+        let mut whole = TimeSnapshot::default();
+        timings.iter().filter(|one| one.name == name).for_each(|one| whole.merge(&one.times));
+        whole
+    };
+    assert_eq!((of("request_write").count, of("request_read").count), (1, 1));
+    for name in ["data_write", "data_read", "device_write", "device_read", "device_flush"] {
+        assert!(of(name).count > 0, "{name}: {timings:?}");
+    }
+    for name in ["journal_flush_write", "blocked_journal_flush", "peer_request"] {
+        assert!(of(name).count > 0, "{name}: {timings:?}");
+    }
+    let (whole, part) = (of("request_write"), of("data_write"));
+    assert!(part.max_ns <= whole.max_ns, "a part is no longer than the whole");
+    assert_eq!(observed.shards().count(), usize::from(SHARDS));
+    let bytes = observed.shards().map(|(_, times)| times.bytes());
+    let bytes = bytes.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert_eq!(bytes, (16384, 8192));
+    // Only what goes on by itself is still going on.
+    let requests = observed.waiting().into_iter().filter(|one| one.name.starts_with("request_"));
+    assert_eq!(requests.count(), 0);
+    assert_eq!(observed.cores().len(), assembly.link.cores());
+    assert!(observed.cores().iter().all(|core| core.busy_ns > 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ use engine_device::{
     Completion, DeviceInfo, DeviceQueue, IoFuture, Operation, Outcome, completion_pair,
 };
 
-use super::histogram::Histogram;
+use engine_base::time_stats::TimeStats;
 
 /// Operations measured at a time on one queue; the greatest configurable queue depth.
 const SLOTS: usize = 4096;
@@ -31,8 +31,8 @@ pub(crate) const OPERATIONS: [&str; 5] = ["read", "write", "flush", "discard", "
 /// What one core saw of one device. Written by that core alone.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceStats {
-    /// Latencies, in the order of [`OPERATIONS`].
-    pub(crate) latencies: [Histogram; OPERATIONS.len()],
+    /// How long they take, in the order of [`OPERATIONS`].
+    pub(crate) times: [TimeStats; OPERATIONS.len()],
     /// Bytes read and written.
     pub(crate) bytes: [AtomicU64; 2],
     /// Operations that failed, in the order of [`OPERATIONS`].
@@ -140,7 +140,8 @@ impl MeasuredQueue {
 
     fn record(&self, kind: usize, bytes: u64, started_ns: u64, good: bool) {
         let stats = &self.stats;
-        stats.latencies[kind].record(self.runtime.now_ns().saturating_sub(started_ns));
+        let now_ns = self.runtime.now_ns();
+        stats.times[kind].record(now_ns, now_ns.saturating_sub(started_ns));
         if good {
             if let Some(counter) = stats.bytes.get(kind) {
                 add_alone(counter, bytes);
@@ -241,7 +242,6 @@ mod tests {
     use engine_device::{BlockDevice as _, DeviceError, MemoryDevice};
     use engine_memory::Buffer;
 
-    use super::super::histogram::Snapshot;
     use super::*;
 
     /// A clock that moves by a microsecond whenever it is read.
@@ -291,9 +291,7 @@ mod tests {
     }
 
     fn counted(stats: &DeviceStats, kind: usize) -> u64 {
-        let mut snapshot = Snapshot::default();
-        snapshot.add(&stats.latencies[kind]);
-        snapshot.count()
+        stats.times[kind].snapshot(0).count
     }
 
     #[test]

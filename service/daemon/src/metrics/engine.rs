@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine_store::api::Request;
+use engine_store::times::Timed;
 
-use super::histogram::Histogram;
+use engine_base::histogram::Histogram;
 
 /// Kinds of requests that are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,17 @@ impl RequestKind {
         (Self::Flush, "flush"),
         (Self::Metadata, "metadata"),
     ];
+
+    /// What its time statistics are called.
+    pub(crate) fn timed(self) -> Timed {
+        match self {
+            Self::Read => Timed::RequestRead,
+            Self::Write => Timed::RequestWrite,
+            Self::Discard => Timed::RequestDiscard,
+            Self::Flush => Timed::RequestFlush,
+            Self::Metadata => Timed::RequestMetadata,
+        }
+    }
 
     /// The kind of a request.
     pub(crate) fn of(request: &Request) -> Self {

@@ -6,7 +6,7 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::histogram::Snapshot;
+use engine_base::histogram::Snapshot;
 
 /// Labels of one sample.
 pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
@@ -111,8 +111,8 @@ fn pairs(labels: Labels<'_>) -> Vec<LabelPair> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::histogram::Histogram;
     use super::*;
+    use engine_base::histogram::Histogram;
 
     #[test]
     fn samples_of_a_family_stand_together() {

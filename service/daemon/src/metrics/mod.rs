@@ -3,7 +3,7 @@
 pub(crate) mod device;
 pub(crate) mod engine;
 pub(crate) mod families;
-pub(crate) mod histogram;
+pub(crate) mod observed;
 pub(crate) mod process;
 pub(crate) mod scrape;
 pub(crate) mod server;

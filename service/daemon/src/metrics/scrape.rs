@@ -3,6 +3,7 @@
 //! Everything but the state of the shards is read without asking anyone. That is asked of the cores,
 //! with a time limit, so that a scrape of a daemon in trouble still tells of the rest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,12 +16,16 @@ use nvme_target::{LATENCY_BUCKETS, OperationKind, StatsSnapshot, Target};
 use super::device::{DeviceStats, OPERATIONS};
 use super::engine::{CoreStats, RequestKind};
 use super::families::Families;
-use super::histogram::Snapshot;
+use super::observed::Observed;
 use super::process;
 use super::server::Scrape;
 use crate::exports::Exports;
 use crate::serve::control::ControlLink;
 use crate::serve::link::Ask;
+use api_grpc::{MethodTimes, Observe as _};
+use engine_base::histogram::Snapshot;
+use engine_base::time_stats::TimeSnapshot;
+use engine_store::times::Timed;
 
 /// How long the shards may take to tell their state.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +48,10 @@ pub(crate) struct Sources {
     pub(crate) target: Option<Target>,
     /// Its exports.
     pub(crate) exports: Arc<Exports<ControlLink>>,
+    /// Time statistics and cores.
+    pub(crate) observed: Arc<Observed>,
+    /// Of the gRPC server.
+    pub(crate) methods: MethodTimes,
     /// UUID of the pool.
     pub(crate) pool_uuid: String,
     /// Start of the daemon, seconds since the Unix epoch.
@@ -56,6 +65,8 @@ impl Scrape for Sources {
         process::collect(&mut families);
         self.reactors(&mut families);
         self.devices(&mut families);
+        self.waits(&mut families);
+        self.methods(&mut families);
         let status = tokio::time::timeout(STATUS_TIMEOUT, self.status()).await;
         self.requests(&mut families);
         let good = matches!(status, Ok(Ok(_)));
@@ -136,10 +147,10 @@ impl Sources {
             let all = || self.devices.iter().map(|core| &*core[member]);
             for (kind, operation) in OPERATIONS.iter().enumerate() {
                 let labels = [base[0], base[1], ("operation", *operation)];
-                let mut latencies = Snapshot::default();
-                all().for_each(|stats| latencies.add(&stats.latencies[kind]));
+                let mut latencies = TimeSnapshot::default();
+                all().for_each(|stats| latencies.merge(&stats.times[kind].snapshot(0)));
                 let help = "Latency of device operations, as the daemon sees it.";
-                families.histogram("cairn_device_seconds", help, &labels, &latencies);
+                families.histogram("cairn_device_seconds", help, &labels, &latencies.histogram);
                 let errors = sum(all().map(|stats| &stats.errors[kind]));
                 let help = "Device operations that failed.";
                 families.counter("cairn_device_errors_total", help, &labels, errors);
@@ -153,6 +164,48 @@ impl Sources {
             let in_flight = sum(all().map(|stats| &stats.in_flight));
             let help = "Device operations in flight.";
             families.gauge("cairn_device_operations", help, &base, in_flight);
+        }
+    }
+
+    /// Summed over the shards, with the time of each shard beside it.
+    fn waits(&self, families: &mut Families) {
+        for (kind, name) in Timed::ALL {
+            let mut whole = TimeSnapshot::default();
+            for (shard, times) in self.observed.shards() {
+                let one = times.snapshot(*kind, 0);
+                if one.count > 0 {
+                    let shard = shard.to_string();
+                    let labels = [("shard", shard.as_str()), ("wait", *name)];
+                    let seconds = one.total_ns() as f64 / 1e9;
+                    let help = "Time that requests and waits of a shard took, side by side.";
+                    families.counter("cairn_shard_wait_seconds_total", help, &labels, seconds);
+                }
+                whole.merge(&one);
+            }
+            let help = "Requests, waits and steps of the engine, by what they wait for.";
+            families.histogram("cairn_wait_seconds", help, &[("wait", *name)], &whole.histogram);
+        }
+        let mut now = BTreeMap::new();
+        for waiting in self.observed.waiting() {
+            let (count, longest_ns) = now.entry(waiting.name).or_insert((0_u64, 0));
+            *count += 1;
+            *longest_ns = waiting.waited_ns.max(*longest_ns);
+        }
+        for (_, name) in Timed::ALL {
+            let (count, longest_ns) = now.get(name).copied().unwrap_or_default();
+            let labels = [("wait", *name)];
+            let help = "Requests, waits and steps that go on now.";
+            families.gauge("cairn_waiting", help, &labels, count as f64);
+            let help = "How long the oldest of these goes on.";
+            families.gauge("cairn_waiting_seconds_max", help, &labels, longest_ns as f64 / 1e9);
+        }
+    }
+
+    fn methods(&self, families: &mut Families) {
+        for (method, times) in self.methods.snapshot() {
+            let help = "Calls of the gRPC interface, streams until their end.";
+            let labels = [("method", method)];
+            families.histogram("cairn_grpc_seconds", help, &labels, &times.histogram);
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::link::{Ask, Message, core_ended, core_of};
 use super::pending::{Pending, Ticket};
 use crate::metrics::engine::RequestKind;
-use crate::metrics::histogram::Histogram;
+use engine_base::histogram::Histogram;
 
 /// Requests of all control threads under way at a time. Each gRPC stream has four at most; with
 /// their data this is 1 GiB in the worst case, which the admission of the shards cuts to its budget.

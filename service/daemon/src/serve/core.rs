@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
@@ -15,6 +15,7 @@ use engine_shard::{CoreContext, Handle};
 use engine_store::Result;
 use engine_store::engine::EngineConfig;
 use engine_store::shard::{Shard, ShardConfig};
+use engine_store::times::Times;
 use nvme_target::{Target, TargetCore};
 
 use super::admission::Admission;
@@ -52,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) core_stats: Vec<Arc<CoreStats>>,
     /// Counters by core and member.
     pub(crate) device_stats: Vec<Vec<Arc<DeviceStats>>>,
+    /// Time statistics by shard; empty until a shard is open.
+    pub(crate) times: Vec<OnceLock<Arc<Times>>>,
 }
 
 /// One core, assembled.
@@ -147,6 +150,9 @@ impl Core {
         for note in opened.engine().recovery_notes() {
             tracing::warn!(shard = shard.0, "recovery: {note}");
         }
+        // Opened twice, it would be a second core's mistake: the first one's are kept.
+        let _ =
+            self.plan.times[usize::from(shard.0)].set(Arc::clone(opened.engine().waits().times()));
         let admission = Admission::new(self.plan.shard_requests_max, self.plan.shard_bytes_max);
         self.hub.add(opened, admission);
         tracing::debug!(shard = shard.0, core = self.core, "shard is open");

@@ -20,6 +20,7 @@ use engine_base::runtime::{LocalBoxFuture, Runtime as _};
 use engine_shard::{Endpoint, Handle, Inbox, MeshHandle};
 use engine_store::api::{Link, Reply, Request, data_len};
 use engine_store::shard::{PeerLink, Shard};
+use engine_store::times::Timed;
 use engine_store::{Result, StoreError};
 
 use super::admission::{Admission, Permit};
@@ -163,11 +164,24 @@ impl Hub {
         Box::pin(async move {
             let kind = RequestKind::of(&request);
             let started_ns = handle.now_ns();
+            let bytes = payload_bytes(&request);
+            let waits = Rc::clone(shard.engine().waits());
+            let timed = waits.start(kind.timed());
             let _permit = match admission {
-                Some(admission) => Some(admission.enter(payload_bytes(&request)).await),
+                Some(admission) => {
+                    Some(waits.on(Timed::BlockedAdmission, admission.enter(bytes)).await)
+                }
                 None => None,
             };
             let result = shard.handle(request).await;
+            drop(timed);
+            if result.is_ok() {
+                match kind {
+                    RequestKind::Read => waits.add_bytes(bytes, 0),
+                    RequestKind::Write => waits.add_bytes(0, bytes),
+                    _ => {}
+                }
+            }
             stats.record(kind, handle.now_ns().saturating_sub(started_ns), result.is_ok());
             result
         })

@@ -17,14 +17,14 @@ const BUCKETS: usize = BOUNDED + 1;
 
 /// Latencies of one kind of operation.
 #[derive(Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     counts: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,
 }
 
 /// What one or several histograms held at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
+pub struct Snapshot {
     counts: [u64; BUCKETS],
     sum_ns: u64,
 }
@@ -44,13 +44,14 @@ impl Default for Snapshot {
 impl Histogram {
     /// Counts one operation of `ns` nanoseconds. For the one thread that owns this histogram: of two
     /// threads that record at the same time, one could go uncounted.
-    pub(crate) fn record(&self, ns: u64) {
+    #[inline]
+    pub fn record(&self, ns: u64) {
         add_alone(&self.counts[bucket(ns)], 1);
         add_alone(&self.sum_ns, ns);
     }
 
     /// Counts one operation of `ns` nanoseconds, from any thread.
-    pub(crate) fn record_shared(&self, ns: u64) {
+    pub fn record_shared(&self, ns: u64) {
         self.counts[bucket(ns)].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
@@ -76,6 +77,11 @@ fn bucket(ns: u64) -> usize {
     }
 }
 
+/// Upper bounds of the bounded buckets in nanoseconds; what is longer falls into one more bucket.
+pub fn bounds_ns() -> impl Iterator<Item = u64> {
+    (0..BOUNDED).filter_map(bound_us).map(|us| us * 1000)
+}
+
 /// Upper bound of a bucket in microseconds; `None` for the last.
 fn bound_us(bucket: usize) -> Option<u64> {
     match bucket {
@@ -89,25 +95,72 @@ fn bound_us(bucket: usize) -> Option<u64> {
 
 impl Snapshot {
     /// Adds what `histogram` holds.
-    pub(crate) fn add(&mut self, histogram: &Histogram) {
+    pub fn add(&mut self, histogram: &Histogram) {
         for (total, count) in self.counts.iter_mut().zip(&histogram.counts) {
             *total = total.wrapping_add(count.load(Ordering::Relaxed));
         }
         self.sum_ns = self.sum_ns.wrapping_add(histogram.sum_ns.load(Ordering::Relaxed));
     }
 
+    /// Operations by bucket as [`Snapshot::counts`] gives them, with the sum of their latencies; `None`
+    /// when these are not so many buckets.
+    #[must_use]
+    pub fn from_counts(counts: &[u64], sum_ns: u64) -> Option<Self> {
+        Some(Self { counts: counts.try_into().ok()?, sum_ns })
+    }
+
+    /// Operations by bucket: as many as [`bounds_ns`] gives, and one for what is longer.
+    #[must_use]
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// Adds what another snapshot holds.
+    pub fn merge(&mut self, other: &Self) {
+        for (total, count) in self.counts.iter_mut().zip(&other.counts) {
+            *total = total.wrapping_add(*count);
+        }
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
+    }
+
+    /// The latency in nanoseconds that a share `q` (0 to 1) of the operations did not exceed, taken to
+    /// lie evenly within its bucket; 0 when there were none. Past the last bound, that bound.
+    #[must_use]
+    pub fn quantile_ns(&self, q: f64) -> u64 {
+        let count = self.count();
+        let wanted = (q.clamp(0.0, 1.0) * count as f64).max(1.0);
+        let (mut below, mut lower_us) = (0_u64, 0);
+        for (index, inside) in self.counts.iter().enumerate() {
+            let Some(upper_us) = bound_us(index) else { break };
+            if (below + inside) as f64 >= wanted && *inside > 0 {
+                let within = (wanted - below as f64) / *inside as f64;
+                return ((lower_us as f64 + within * (upper_us - lower_us) as f64) * 1e3) as u64;
+            }
+            (below, lower_us) = (below + inside, upper_us);
+        }
+        if count == 0 { 0 } else { lower_us * 1000 }
+    }
+
+    /// Sum of all latencies in nanoseconds.
+    #[must_use]
+    pub fn sum_ns(&self) -> u64 {
+        self.sum_ns
+    }
+
     /// Operations counted.
-    pub(crate) fn count(&self) -> u64 {
+    #[must_use]
+    pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
     /// Sum of all latencies in seconds.
-    pub(crate) fn sum_seconds(&self) -> f64 {
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
         self.sum_ns as f64 / 1e9
     }
 
     /// (upper bound in seconds, operations up to it), for every bounded bucket.
-    pub(crate) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+    pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let mut below = 0_u64;
         self.counts.iter().enumerate().filter_map(move |(index, count)| {
             below = below.wrapping_add(*count);
@@ -165,6 +218,28 @@ mod tests {
         assert_eq!(cumulative.last().unwrap().1, 2, "the third is above all bounds");
         let at_1024_us = cumulative.iter().find(|(bound, _)| *bound == 1024e-6).unwrap();
         assert_eq!(at_1024_us.1, 2);
+    }
+
+    #[test]
+    fn quantiles_lie_in_their_buckets() {
+        assert_eq!(Snapshot::default().quantile_ns(0.5), 0);
+        let histogram = Histogram::default();
+        for us in 1..=1000 {
+            histogram.record(us * 1000);
+        }
+        let mut whole = Snapshot::default();
+        whole.add(&histogram);
+        for (q, us) in [(0.5, 500), (0.9, 900), (0.99, 990), (0.0, 1), (1.0, 1000)] {
+            let got = whole.quantile_ns(q) / 1000;
+            assert!(got.abs_diff(us) <= us / 4, "{q}: {got} us instead of {us}");
+        }
+        histogram.record(u64::MAX / 2);
+        let mut whole = Snapshot::default();
+        whole.add(&histogram);
+        assert_eq!(whole.quantile_ns(1.0), (1 << 25) * 1000);
+        let mut twice = whole.clone();
+        twice.merge(&whole);
+        assert_eq!((twice.count(), twice.quantile_ns(0.3)), (2002, whole.quantile_ns(0.3)));
     }
 
     #[test]

@@ -163,6 +163,12 @@ pub(crate) enum Command {
     Damage(DamageCommand),
     /// Space and counters of every shard
     Stats,
+    /// How long requests, waits, devices and gRPC methods take, and how often they happen
+    Timestats(TimestatsArguments),
+    /// What goes on or waits now, the longest first
+    Waits(WaitsArguments),
+    /// What the daemon does, live; q ends it
+    Top(TopArguments),
     /// Prints the completion script of a shell
     Completion {
         /// Which shell
@@ -360,6 +366,48 @@ pub(crate) struct CopyArguments {
     pub(crate) owner: bool,
 }
 
+/// `timestats`.
+#[derive(Args, Debug)]
+pub(crate) struct TimestatsArguments {
+    /// Part of the names to show, as in journal
+    #[arg(default_value = "")]
+    pub(crate) filter: String,
+    /// Of this shard only
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) shard: Option<u32>,
+    /// Of each shard, device queue and server by itself, not summed up
+    #[arg(long, conflicts_with = "shard")]
+    pub(crate) each: bool,
+    /// Also what has not happened yet
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// `waits`.
+#[derive(Args, Debug)]
+pub(crate) struct WaitsArguments {
+    /// Part of the names to show, as in journal
+    #[arg(default_value = "")]
+    pub(crate) filter: String,
+    /// Only what waits for longer than so many milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub(crate) longer_than_ms: u32,
+    /// Lists at most so many, up to 1000
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) count: u32,
+}
+
+/// `top`.
+#[derive(Args, Debug)]
+pub(crate) struct TopArguments {
+    /// Seconds between two looks, from 0.1 to 3600
+    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    pub(crate) interval: std::time::Duration,
+    /// Looks twice, prints what happened between, and ends; so it does when the output is no terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
 /// `fsck`.
 #[derive(Args, Debug)]
 pub(crate) struct FsckArguments {
@@ -372,6 +420,15 @@ pub(crate) struct FsckArguments {
     /// All devices of a pool that no daemon uses
     #[arg(value_name = "DEVICE", num_args = 0..=255)]
     pub(crate) devices: Vec<PathBuf>,
+}
+
+fn parse_interval(text: &str) -> Result<std::time::Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => {
+            Ok(std::time::Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!("'{text}' is no number of seconds from 0.1 to 3600")),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {
@@ -424,6 +481,8 @@ mod tests {
     fn values_are_checked() {
         assert_eq!(parse_mode("0755"), Ok(0o755));
         assert!(parse_mode("10000").is_err() && parse_mode("9").is_err());
+        assert_eq!(parse_interval("0.5"), Ok(std::time::Duration::from_millis(500)));
+        assert!(["0", "-1", "NaN", "inf", "x"].iter().all(|bad| parse_interval(bad).is_err()));
         assert_eq!(parse_shards("8"), Ok(8));
         assert!(["0", "3", "512", "x"].iter().all(|bad| parse_shards(bad).is_err()));
         assert_eq!(parse_bucket("1MiB"), Ok(1 << 20));

@@ -18,6 +18,8 @@ mod output;
 mod put;
 mod size;
 mod target;
+mod times;
+mod top;
 
 use std::process::ExitCode;
 
@@ -80,6 +82,9 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Fsck(arguments) => admin::check(session, arguments.verify_data, output).await,
         Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
+        Command::Timestats(arguments) => times::timestats(session, arguments, output).await,
+        Command::Waits(arguments) => times::waits(session, arguments, output).await,
+        Command::Top(arguments) => top::run(session, &arguments, output).await,
         Command::Put(arguments) => put::run(session, &arguments, output).await,
         Command::Get(arguments) => get::run(session, &arguments, output).await,
         other => files::run(session, other, output).await,

@@ -22,6 +22,11 @@ impl Output {
         Self { json, quiet }
     }
 
+    /// Whether JSON is asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Raw bytes, as `cat` and `completion` print them.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<()> {
         match io::stdout().lock().write_all(bytes) {

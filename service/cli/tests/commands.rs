@@ -15,8 +15,38 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt, symlink}
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use api_grpc::{MemberInfo, Server, ServerConfig, ServerInfo, UnixConfig};
+use std::sync::Arc;
+
+use api_grpc::{
+    CoreTime, MemberInfo, Observe, Scope, Server, ServerConfig, ServerInfo, Timing, UnixConfig,
+    WaitingNow,
+};
+use engine_base::time_stats::TimeStats;
 use engine_store::client::Client;
+
+/// Two statistics of two shards, and 120 waits.
+struct Daemon;
+
+impl Observe for Daemon {
+    fn timings(&self) -> Vec<Timing> {
+        let timing = |shard, ns| {
+            let times = TimeStats::default();
+            times.record(1, ns);
+            let times = times.snapshot(1);
+            Timing { name: "node_read".to_owned(), scope: Scope::Shard(shard), times }
+        };
+        vec![timing(0, 1000), timing(1, 3000)]
+    }
+
+    fn waiting(&self) -> Vec<WaitingNow> {
+        let (name, scope) = ("blocked_allocate", Scope::Shard(1));
+        (1..=120).map(|ms| WaitingNow { name, scope, waited_ns: ms * 1_000_000 }).collect()
+    }
+
+    fn cores(&self) -> Vec<CoreTime> {
+        vec![CoreTime::default()]
+    }
+}
 
 /// A server in threads of its own, and a directory for it and for local files.
 struct Stand {
@@ -34,7 +64,7 @@ impl Stand {
             .unwrap();
         let unix = Some(UnixConfig::new(directory.path().join("sock")));
         let config = ServerConfig { unix, ..ServerConfig::default() };
-        let server = runtime.block_on(Server::bind(&config)).unwrap();
+        let server = runtime.block_on(Server::bind(&config)).unwrap().showing(Arc::new(Daemon));
         let info = ServerInfo {
             version: "1.2.3".to_owned(),
             pool_uuid: [1; 16],
@@ -97,6 +127,40 @@ impl Stand {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+#[test]
+fn time_statistics_waits_and_the_live_view() {
+    let stand = Stand::new();
+    let summed = stand.json(&["timestats", "node"]);
+    assert_eq!(summed.as_array().unwrap().len(), 1);
+    assert_eq!((&summed[0]["count"], &summed[0]["mean_ns"]), (&2.into(), &2000.into()));
+    let each = stand.json(&["timestats", "node", "--each"]);
+    assert_eq!((&each[1]["scope"], &each[1]["max_ns"]), (&"shard 1".into(), &3000.into()));
+    let one = stand.ok(&["timestats", "--shard", "0"]);
+    assert!(one.contains("node_read  shard 0  1") && !one.contains("shard 1"), "{one}");
+    assert!(stand.ok(&["timestats", "grpc"]).contains("grpc_GetTimeStats  all"));
+    stand.fails(2, &["timestats", "--shard", "0", "--each"]);
+    stand.fails(2, &["timestats", &"x".repeat(200)]);
+
+    let waits = stand.json(&["waits", "--count", "2"]);
+    assert_eq!(waits.as_array().unwrap().len(), 2);
+    assert_eq!(waits[0]["waited_ns"], 120_000_000);
+    let output = stand.run(&["waits"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("120 wait, the longest 100 are shown"), "{told}");
+    let long = stand.ok(&["waits", "alloc", "--longer-than-ms", "119"]);
+    assert!(long.contains("blocked_allocate  shard 1  120 ms"), "{long}");
+    assert_eq!(long.lines().count(), 2);
+
+    let frame = stand.json(&["top", "--once", "--interval", "0.1"]);
+    assert_eq!(frame["waiting_count"], 120);
+    assert_eq!(frame["cores_busy"][0], 0.0);
+    assert!(frame["requests"]["write"]["per_second"].is_number());
+    // Its output is no terminal, so it ends by itself.
+    let text = stand.ok(&["top", "--interval", "0.1"]);
+    assert!(text.contains("WAITING NOW") && text.contains("blocked_allocate"), "{text}");
+    stand.fails(2, &["top", "--interval", "0"]);
 }
 
 #[test]

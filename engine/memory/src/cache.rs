@@ -6,9 +6,10 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::block::{Block, Descriptor, large_block_bytes};
+use crate::buffer::OutOfMemory;
 use crate::limits::{CLASS_COUNT, batch_blocks, cached_blocks_max, class_of};
 use crate::pool::{Pool, Usage};
 use crate::region::Region;
@@ -50,6 +51,8 @@ static SHARED: Mutex<Shared> = Mutex::new(Shared {
     rows: Vec::new(),
     free_rows: Vec::new(),
 });
+
+static REFUSAL_HOOK: OnceLock<fn(OutOfMemory)> = OnceLock::new();
 
 thread_local! {
     static CACHE: RefCell<Cache> = const { RefCell::new(Cache::new()) };
@@ -109,6 +112,12 @@ pub fn region_count() -> usize {
     shared().pool.regions().len()
 }
 
+/// Has `hook` called, on the thread concerned, each time that memory for a buffer is refused. Once; a
+/// further hook is not taken. The hook must not wait, and bounds itself what it does.
+pub fn set_refusal_hook(hook: fn(OutOfMemory)) {
+    let _ = REFUSAL_HOOK.set(hook);
+}
+
 /// Gives the free blocks that the calling thread keeps to the common pool, for a thread that will
 /// not need buffers for long.
 pub fn return_thread_cache() {
@@ -118,12 +127,25 @@ pub fn return_thread_cache() {
 /// A block of at least `len` initialised bytes, owned by the caller alone and charged to the current
 /// site.
 pub(crate) fn take(len: usize) -> Option<Block> {
+    #[cfg(feature = "fault-injection")]
+    if crate::refuse::is_refused() {
+        refused(len);
+        return None;
+    }
     let block = take_block(len);
     match &block {
         Some(block) => block.charge(),
-        None => profile::buffers::refuse(),
+        None => refused(len),
     }
     block
+}
+
+#[cold]
+fn refused(bytes: usize) {
+    profile::buffers::refuse();
+    if let Some(hook) = REFUSAL_HOOK.get() {
+        hook(OutOfMemory { bytes });
+    }
 }
 
 fn take_block(len: usize) -> Option<Block> {

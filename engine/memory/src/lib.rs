@@ -23,12 +23,17 @@ mod cache;
 mod limits;
 mod pool;
 pub mod profile;
+#[cfg(feature = "fault-injection")]
+mod refuse;
 mod region;
 
 pub use buffer::{ALIGNMENT, Buffer, OutOfMemory, Slice};
 pub use cache::{
-    LimitRefused, limit_bytes, region_count, regions, return_thread_cache, set_limit_bytes, usage,
+    LimitRefused, limit_bytes, region_count, regions, return_thread_cache, set_limit_bytes,
+    set_refusal_hook, usage,
 };
 pub use limits::{CLASS_COUNT, LARGEST_POOLED_BYTES};
 pub use pool::{ClassUsage, Usage};
+#[cfg(feature = "fault-injection")]
+pub use refuse::{Refusing, refuse};
 pub use region::Region;

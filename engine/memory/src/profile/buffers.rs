@@ -9,7 +9,7 @@ pub(crate) fn charge(bytes: usize) -> Tag {
     if !charges() {
         return Tag::NOBODY;
     }
-    let tag = Tag::buffers(current());
+    let tag = current().to_buffers();
     allocated(tag, bytes);
     tag
 }
@@ -23,5 +23,5 @@ pub(crate) fn credit(tag: Tag, bytes: usize) {
 
 /// Counts a buffer that the current site could not have.
 pub(crate) fn refuse() {
-    failed(Tag::buffers(current()));
+    failed(current().to_buffers());
 }

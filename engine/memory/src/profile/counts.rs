@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use super::site::{NOBODY, TAGS, Tag, UNSCOPED_NUMBER};
+use super::site::{TAGS, Tag, UNSCOPED_NUMBER};
 
 /// Threads that have a row of their own at one time; more share one, with locked instructions. Rows
 /// are zero pages of the program until they are used.
@@ -17,38 +17,89 @@ const THREADS_MAX: usize = 128;
 /// so peaks are seen to this precision for each thread.
 const PEAK_STEP_BYTES: i64 = 64 << 10;
 
-/// What one thread did on behalf of one tag. All but `unseen_bytes` only grow.
+/// What one thread did on behalf of one tag.
 struct Counter {
     allocations: AtomicU64,
-    allocated_bytes: AtomicU64,
     frees: AtomicU64,
-    freed_bytes: AtomicU64,
-    /// Change of the live bytes since the peak was looked at.
-    unseen_bytes: AtomicI64,
+    /// Bytes allocated less bytes freed by this thread: negative where it frees what others took.
+    live_bytes: AtomicI64,
+    /// `live_bytes` when the site's peak was looked at last.
+    shown_bytes: AtomicI64,
 }
+
+/// Four words: the index of a counter is a shift.
+const _: () = assert!(size_of::<Counter>() == 32);
 
 impl Counter {
     const fn new() -> Self {
         Self {
             allocations: AtomicU64::new(0),
-            allocated_bytes: AtomicU64::new(0),
             frees: AtomicU64::new(0),
-            freed_bytes: AtomicU64::new(0),
-            unseen_bytes: AtomicI64::new(0),
+            live_bytes: AtomicI64::new(0),
+            shown_bytes: AtomicI64::new(0),
         }
     }
+
+    /// Counts for the thread whose row this is in.
+    #[inline]
+    fn allocated(&self, tag: Tag, bytes: usize) {
+        bump(&self.allocations);
+        self.grow(tag, bytes as i64);
+    }
+
+    /// As above.
+    #[inline]
+    fn freed(&self, tag: Tag, bytes: usize) {
+        bump(&self.frees);
+        self.shrink(tag, bytes as i64);
+    }
+
+    #[inline]
+    fn grow(&self, tag: Tag, bytes: i64) {
+        let live = self.live_bytes.load(Ordering::Relaxed).wrapping_add(bytes);
+        self.live_bytes.store(live, Ordering::Relaxed);
+        if live.wrapping_sub(self.shown_bytes.load(Ordering::Relaxed)) >= PEAK_STEP_BYTES {
+            self.show(tag, live);
+        }
+    }
+
+    #[inline]
+    fn shrink(&self, tag: Tag, bytes: i64) {
+        let live = self.live_bytes.load(Ordering::Relaxed).wrapping_sub(bytes);
+        self.live_bytes.store(live, Ordering::Relaxed);
+        if self.shown_bytes.load(Ordering::Relaxed).wrapping_sub(live) >= PEAK_STEP_BYTES {
+            self.show(tag, live);
+        }
+    }
+
+    #[cold]
+    fn show(&self, tag: Tag, live: i64) {
+        show(tag, live.wrapping_sub(self.shown_bytes.load(Ordering::Relaxed)));
+        self.shown_bytes.store(live, Ordering::Relaxed);
+    }
+}
+
+/// Adds one to a counter that only this thread writes.
+#[inline]
+fn bump(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 /// Aligned to two cache lines, which processors fetch together: rows share none.
 #[repr(align(128))]
 struct Row {
-    taken: AtomicBool,
     counters: [Counter; TAGS],
+    taken: AtomicBool,
 }
 
 impl Row {
     const fn new() -> Self {
-        Self { taken: AtomicBool::new(false), counters: [const { Counter::new() }; TAGS] }
+        Self { counters: [const { Counter::new() }; TAGS], taken: AtomicBool::new(false) }
+    }
+
+    #[inline]
+    fn counter(&self, tag: Tag) -> Option<&Counter> {
+        self.counters.get(usize::from(tag.0))
     }
 }
 
@@ -59,30 +110,52 @@ struct Total {
     failures: AtomicU64,
 }
 
+impl Total {
+    const fn new() -> Self {
+        Self {
+            seen_bytes: AtomicI64::new(0),
+            peak_bytes: AtomicI64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
 static ROWS: [Row; THREADS_MAX] = [const { Row::new() }; THREADS_MAX];
 /// For threads that have no row: beyond [`THREADS_MAX`], or ending.
 static COMMON: Row = Row::new();
-static TOTALS: [Total; TAGS] = [const {
-    Total {
-        seen_bytes: AtomicI64::new(0),
-        peak_bytes: AtomicI64::new(0),
-        failures: AtomicU64::new(0),
-    }
-}; TAGS];
+static TOTALS: [Total; TAGS] = [const { Total::new() }; TAGS];
 
 /// What a thread keeps. No part of it needs dropping, so it is there until the thread is gone, and
 /// using it allocates nothing.
 struct Local {
+    /// The current site, as the tag of its heap.
+    tag: Cell<Tag>,
+    /// Its counter in `row`: what most allocations need, and no more.
+    counter: Cell<Option<&'static Counter>>,
     row: Cell<Option<&'static Row>>,
-    /// Whether it may still claim a row.
+    /// Whether it may claim no row any more.
     ended: Cell<bool>,
-    site: Cell<u16>,
+}
+
+impl Local {
+    const fn new() -> Self {
+        Self {
+            tag: Cell::new(Tag::heap(UNSCOPED_NUMBER)),
+            counter: Cell::new(None),
+            row: Cell::new(None),
+            ended: Cell::new(false),
+        }
+    }
+
+    #[inline]
+    fn set_row(&self, row: Option<&'static Row>) {
+        self.row.set(row);
+        self.counter.set(row.and_then(|row| row.counter(self.tag.get())));
+    }
 }
 
 thread_local! {
-    static LOCAL: Local = const {
-        Local { row: Cell::new(None), ended: Cell::new(false), site: Cell::new(UNSCOPED_NUMBER) }
-    };
+    static LOCAL: Local = const { Local::new() };
     static ENDING: Ending = const { Ending };
 }
 
@@ -93,76 +166,76 @@ impl Drop for Ending {
     fn drop(&mut self) {
         LOCAL.with(|local| {
             local.ended.set(true);
-            if let Some(row) = local.row.take() {
+            let row = local.row.get();
+            local.set_row(None);
+            if let Some(row) = row {
                 row.taken.store(false, Ordering::Release);
             }
         });
     }
 }
 
-/// Number of the current site of this thread.
-pub(crate) fn current() -> u16 {
-    LOCAL.with(|local| local.site.get())
+/// The current site of this thread, as the tag of its heap.
+#[inline]
+pub(crate) fn current() -> Tag {
+    LOCAL.with(|local| local.tag.get())
 }
 
-/// Makes `number` the current site and returns the one before.
-pub(crate) fn replace_current(number: u16) -> u16 {
-    debug_assert_ne!(number, NOBODY);
-    LOCAL.with(|local| local.site.replace(number))
+/// Makes `tag`, of a heap, the current one and returns the one before.
+#[inline]
+pub(crate) fn replace_current(tag: Tag) -> Tag {
+    LOCAL.with(|local| {
+        let previous = local.tag.replace(tag);
+        local.set_row(local.row.get());
+        previous
+    })
+}
+
+/// Counts an allocation of the heap for the current site and returns its tag.
+#[inline]
+pub(crate) fn allocated_here(bytes: usize) -> Tag {
+    let (tag, counter) = LOCAL.with(|local| (local.tag.get(), local.counter.get()));
+    match counter {
+        Some(counter) => counter.allocated(tag, bytes),
+        None => without_row(tag, 1, 0, bytes as i64),
+    }
+    tag
+}
+
+/// The thread's row, if it has one.
+#[inline]
+fn row() -> Option<&'static Row> {
+    LOCAL.with(|local| local.row.get())
 }
 
 /// Counts an allocation.
 #[inline]
 pub(crate) fn allocated(tag: Tag, bytes: usize) {
-    LOCAL.with(|local| match local.row.get() {
-        Some(row) => {
-            let Some(counter) = row.counters.get(usize::from(tag.0)) else { return };
-            bump(&counter.allocations, 1);
-            bump(&counter.allocated_bytes, bytes as u64);
-            change(counter, tag, bytes as i64);
-        }
-        None => without_row(local, tag, |counter| {
-            counter.allocations.fetch_add(1, Ordering::Relaxed);
-            counter.allocated_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            bytes as i64
-        }),
-    });
+    match row() {
+        Some(row) => row.counter(tag).into_iter().for_each(|counter| counter.allocated(tag, bytes)),
+        None => without_row(tag, 1, 0, bytes as i64),
+    }
 }
 
 /// Counts a free of what was allocated with `tag`; a tag that cannot be is ignored.
 #[inline]
 pub(crate) fn freed(tag: Tag, bytes: usize) {
-    LOCAL.with(|local| match local.row.get() {
-        Some(row) => {
-            let Some(counter) = row.counters.get(usize::from(tag.0)) else { return };
-            bump(&counter.frees, 1);
-            bump(&counter.freed_bytes, bytes as u64);
-            change(counter, tag, -(bytes as i64));
-        }
-        None => without_row(local, tag, |counter| {
-            counter.frees.fetch_add(1, Ordering::Relaxed);
-            counter.freed_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-            -(bytes as i64)
-        }),
-    });
+    match row() {
+        Some(row) => row.counter(tag).into_iter().for_each(|counter| counter.freed(tag, bytes)),
+        None => without_row(tag, 0, 1, -(bytes as i64)),
+    }
 }
 
-/// Counts an allocation that changed its length.
+/// Counts that an allocation changed its length.
 #[inline]
 pub(crate) fn resized(tag: Tag, from_bytes: usize, to_bytes: usize) {
-    LOCAL.with(|local| match local.row.get() {
-        Some(row) => {
-            let Some(counter) = row.counters.get(usize::from(tag.0)) else { return };
-            bump(&counter.freed_bytes, from_bytes as u64);
-            bump(&counter.allocated_bytes, to_bytes as u64);
-            change(counter, tag, to_bytes as i64 - from_bytes as i64);
-        }
-        None => without_row(local, tag, |counter| {
-            counter.freed_bytes.fetch_add(from_bytes as u64, Ordering::Relaxed);
-            counter.allocated_bytes.fetch_add(to_bytes as u64, Ordering::Relaxed);
-            to_bytes as i64 - from_bytes as i64
-        }),
-    });
+    let bytes = to_bytes as i64 - from_bytes as i64;
+    let Some(row) = row() else { return without_row(tag, 0, 0, bytes) };
+    match row.counter(tag) {
+        Some(counter) if bytes >= 0 => counter.grow(tag, bytes),
+        Some(counter) => counter.shrink(tag, -bytes),
+        None => {}
+    }
 }
 
 /// Counts an allocation that was refused.
@@ -170,21 +243,6 @@ pub(crate) fn resized(tag: Tag, from_bytes: usize, to_bytes: usize) {
 pub(crate) fn failed(tag: Tag) {
     if let Some(total) = TOTALS.get(usize::from(tag.0)) {
         total.failures.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Adds to a counter of the thread's own row.
-fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
-}
-
-fn change(counter: &Counter, tag: Tag, bytes: i64) {
-    let unseen = counter.unseen_bytes.load(Ordering::Relaxed).wrapping_add(bytes);
-    if unseen.unsigned_abs() < PEAK_STEP_BYTES as u64 {
-        counter.unseen_bytes.store(unseen, Ordering::Relaxed);
-    } else {
-        counter.unseen_bytes.store(0, Ordering::Relaxed);
-        show(tag, unseen);
     }
 }
 
@@ -199,10 +257,18 @@ fn show(tag: Tag, bytes: i64) {
 
 /// Counts in the common row, and claims a row for the next time.
 #[cold]
-fn without_row(local: &Local, tag: Tag, count: impl FnOnce(&Counter) -> i64) {
-    if let Some(counter) = COMMON.counters.get(usize::from(tag.0)) {
-        show(tag, count(counter));
+fn without_row(tag: Tag, allocations: u64, frees: u64, bytes: i64) {
+    if let Some(counter) = COMMON.counter(tag) {
+        counter.allocations.fetch_add(allocations, Ordering::Relaxed);
+        counter.frees.fetch_add(frees, Ordering::Relaxed);
+        counter.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+        show(tag, bytes);
     }
+    LOCAL.with(claim_row);
+}
+
+/// Finds a row for the thread, unless it is ending or all are taken.
+fn claim_row(local: &Local) {
     if local.ended.get() {
         return;
     }
@@ -210,12 +276,12 @@ fn without_row(local: &Local, tag: Tag, count: impl FnOnce(&Counter) -> i64) {
         row.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     };
     let Some(row) = ROWS.iter().find(free) else { return };
-    local.row.set(Some(row));
-    // Last, as registering the destructor may allocate. It cannot be gone already: it is what sets
-    // `ended`, unless the thread ends without having come here.
+    local.set_row(Some(row));
+    // Last, as registering the destructor may allocate. If it cannot be registered any more, the
+    // thread is ending.
     if ENDING.try_with(|_| ()).is_err() {
-        local.row.set(None);
         local.ended.set(true);
+        local.set_row(None);
         row.taken.store(false, Ordering::Release);
     }
 }
@@ -224,7 +290,6 @@ fn without_row(local: &Local, tag: Tag, count: impl FnOnce(&Counter) -> i64) {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) allocations: u64,
-    pub(crate) allocated_bytes: u64,
     pub(crate) live_objects: u64,
     pub(crate) live_bytes: u64,
     pub(crate) peak_bytes: u64,
@@ -232,32 +297,28 @@ pub(crate) struct Sum {
 }
 
 /// Sums up what was counted for `tag`. Exact when nobody allocates meanwhile; else each figure is
-/// one of the recent past, and never wraps below 0.
+/// one of the recent past, and never below 0.
 pub(crate) fn sum(tag: Tag) -> Sum {
     let index = usize::from(tag.0);
-    let (mut sum, mut frees, mut freed_bytes) = (Sum::default(), 0_u64, 0_u64);
+    let (mut allocations, mut frees, mut bytes) = (0_u64, 0_u64, 0_i64);
     for row in ROWS.iter().chain([&COMMON]) {
         let counter = &row.counters[index];
-        // Frees first: what is freed after we looked was allocated before we look.
         frees = frees.wrapping_add(counter.frees.load(Ordering::Relaxed));
-        freed_bytes = freed_bytes.wrapping_add(counter.freed_bytes.load(Ordering::Relaxed));
-        sum.allocations = sum.allocations.wrapping_add(counter.allocations.load(Ordering::Relaxed));
-        let bytes = counter.allocated_bytes.load(Ordering::Relaxed);
-        sum.allocated_bytes = sum.allocated_bytes.wrapping_add(bytes);
+        allocations = allocations.wrapping_add(counter.allocations.load(Ordering::Relaxed));
+        bytes = bytes.wrapping_add(counter.live_bytes.load(Ordering::Relaxed));
     }
-    sum.live_objects = not_negative(sum.allocations.wrapping_sub(frees));
-    sum.live_bytes = not_negative(sum.allocated_bytes.wrapping_sub(freed_bytes));
+    let live_objects = allocations.wrapping_sub(frees) as i64;
     let total = &TOTALS[index];
-    let live = i64::try_from(sum.live_bytes).unwrap_or(i64::MAX);
-    let peak = total.peak_bytes.fetch_max(live, Ordering::Relaxed).max(live);
-    sum.peak_bytes = u64::try_from(peak).unwrap_or(0);
-    sum.failures = total.failures.load(Ordering::Relaxed);
-    sum
-}
-
-/// A difference that other threads may have made negative while it was read.
-fn not_negative(difference: u64) -> u64 {
-    if (difference as i64) < 0 { 0 } else { difference }
+    let peak_bytes = total.peak_bytes.fetch_max(bytes, Ordering::Relaxed).max(bytes);
+    // Other threads may have made a difference negative while it was read.
+    let positive = |number: i64| u64::try_from(number).unwrap_or(0);
+    Sum {
+        allocations,
+        live_objects: positive(live_objects),
+        live_bytes: positive(bytes),
+        peak_bytes: positive(peak_bytes),
+        failures: total.failures.load(Ordering::Relaxed),
+    }
 }
 
 #[cfg(test)]
@@ -287,7 +348,7 @@ mod tests {
         });
         let now = sum(tag);
         assert_eq!((now.live_bytes, now.live_objects), (0, 0));
-        assert_eq!((now.allocations, now.allocated_bytes), (4000, peak));
+        assert_eq!(now.allocations, 4000);
         assert_eq!(now.peak_bytes, peak);
     }
 

@@ -12,7 +12,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use super::counts::{allocated, current, failed, freed, resized};
+use super::counts::{allocated_here, current, failed, freed, resized};
 use super::mode::{charges, credits};
 use super::site::Tag;
 
@@ -33,10 +33,23 @@ impl Profiler {
     }
 }
 
+/// Whether `size`, which a layout of this alignment may have, leaves room for the tag: the sum, rounded
+/// up to the alignment, must not exceed `isize::MAX`.
+#[inline]
+fn has_room_for_tag(size: usize, align: usize) -> bool {
+    size.wrapping_add(TAG_BYTES) <= isize::MAX as usize - (align - 1)
+}
+
 /// The layout with room for the tag; `None` when that is longer than any allocation may be.
 #[inline]
 fn with_tag(layout: Layout) -> Option<Layout> {
-    Layout::from_size_align(layout.size().checked_add(TAG_BYTES)?, layout.align()).ok()
+    if !has_room_for_tag(layout.size(), layout.align()) {
+        return None;
+    }
+    let size = layout.size().wrapping_add(TAG_BYTES);
+    // SAFETY: the alignment is that of a layout, and the size rounded up to it is no more than
+    // isize::MAX, as was just checked.
+    Some(unsafe { Layout::from_size_align_unchecked(size, layout.align()) })
 }
 
 /// Counts an allocation of `size` bytes and writes its tag behind it.
@@ -46,16 +59,10 @@ fn with_tag(layout: Layout) -> Option<Layout> {
 #[inline]
 unsafe fn charge(pointer: *mut u8, size: usize) {
     if pointer.is_null() {
-        failed(Tag::heap(current()));
+        failed(current());
         return;
     }
-    let tag = if charges() {
-        let tag = Tag::heap(current());
-        allocated(tag, size);
-        tag
-    } else {
-        Tag::NOBODY
-    };
+    let tag = if charges() { allocated_here(size) } else { Tag::NOBODY };
     // SAFETY: `size` is within the bytes of the caller's contract.
     let end = unsafe { pointer.add(size) };
     // SAFETY: TAG_BYTES bytes follow; the write needs no alignment.
@@ -108,24 +115,28 @@ unsafe impl GlobalAlloc for Profiler {
         }
         // SAFETY: the sum did not overflow when the block was made with this layout, and the
         // alignment is the caller's.
-        let longer =
-            unsafe { Layout::from_size_align_unchecked(layout.size() + TAG_BYTES, layout.align()) };
+        let longer = unsafe {
+            Layout::from_size_align_unchecked(layout.size().wrapping_add(TAG_BYTES), layout.align())
+        };
         // SAFETY: the block was made by System with `longer`.
         unsafe { System.dealloc(pointer, longer) }
     }
 
     #[inline]
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let new_layout = Layout::from_size_align(new_size, layout.align());
-        let (Some(longer), Some(new_longer)) =
-            (with_tag(layout), new_layout.ok().and_then(with_tag))
-        else {
+        // By the caller's contract `new_size` is a size that a layout may have.
+        if !has_room_for_tag(new_size, layout.align()) {
             return std::ptr::null_mut();
-        };
+        }
         // SAFETY: (1) by the caller's contract this is a live block of `layout`.
         let tag = unsafe { tag_of(pointer, layout.size()) };
-        // SAFETY: the block was made by System with `longer`; the new size is not 0 and valid.
-        let moved = unsafe { System.realloc(pointer, longer, new_longer.size()) };
+        // SAFETY: the sum did not overflow when the block was made with this layout, and the
+        // alignment is the caller's.
+        let longer = unsafe {
+            Layout::from_size_align_unchecked(layout.size().wrapping_add(TAG_BYTES), layout.align())
+        };
+        // SAFETY: the block was made by System with `longer`; the new size is not 0 and was checked.
+        let moved = unsafe { System.realloc(pointer, longer, new_size.wrapping_add(TAG_BYTES)) };
         if moved.is_null() {
             failed(tag);
             return moved;

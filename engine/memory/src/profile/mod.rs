@@ -27,8 +27,8 @@ mod site;
 
 pub use heap::Profiler;
 pub use mode::{Mode, NeverMode, mode, set_mode};
-pub use report::{HEADER, Holding, Report, line, report};
-pub use scope::{ScopeGuard, Scoped, enter};
+pub use report::{HEADER, Holding, Report, line, module_of, report};
+pub use scope::{ScopeGuard, Scoped, enter, set_thread_site};
 pub use site::{Kind, SITES_MAX, Site};
 
 pub(crate) use site::Tag;

@@ -43,11 +43,13 @@ pub fn set_mode(mode: Mode) -> Result<(), NeverMode> {
 }
 
 /// Whether allocations are charged.
+#[inline]
 pub(crate) fn charges() -> bool {
     MODE.load(Ordering::Relaxed) == Mode::On as u8
 }
 
 /// Whether frees are given back to the sites that were charged.
+#[inline]
 pub(crate) fn credits() -> bool {
     MODE.load(Ordering::Relaxed) != Mode::Never as u8
 }

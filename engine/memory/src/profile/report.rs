@@ -31,8 +31,6 @@ pub struct Holding {
     pub live_objects: u64,
     /// Allocations since the start.
     pub allocations: u64,
-    /// Bytes of these, and of growing them.
-    pub allocated_bytes: u64,
     /// The most bytes held at one time, to 64 KiB for each thread.
     pub peak_bytes: u64,
     /// Allocations that were refused.
@@ -69,7 +67,6 @@ pub fn report() -> Report {
                 live_bytes: sum.live_bytes,
                 live_objects: sum.live_objects,
                 allocations: sum.allocations,
-                allocated_bytes: sum.allocated_bytes,
                 peak_bytes: sum.peak_bytes,
                 failures: sum.failures,
             });
@@ -96,7 +93,6 @@ fn free_memory() -> [Holding; 2] {
             live_bytes,
             live_objects,
             allocations: 0,
-            allocated_bytes: 0,
             peak_bytes: live_bytes,
             failures: 0,
         },
@@ -124,7 +120,7 @@ impl Report {
         let mut text = HEADER.to_owned();
         for holding in &self.holdings {
             let place = (holding.file, holding.line, holding.function);
-            let module = module_of(holding.module, holding.kind);
+            let module = module_of(holding.module, holding.kind.name());
             text.push_str(&line(holding.live_bytes, holding.live_objects, place, &module));
         }
         text
@@ -143,12 +139,11 @@ impl Kind {
     }
 }
 
-/// What stands in brackets: the module, and for memory that is not of the heap also its kind.
-fn module_of(module: &str, kind: Kind) -> String {
-    match kind {
-        Kind::Heap => module.to_owned(),
-        Kind::Buffers | Kind::Free => format!("{module}/{}", kind.name()),
-    }
+/// What stands in brackets: the module, and for memory that is not of the heap also the name of its
+/// kind.
+#[must_use]
+pub fn module_of(module: &str, kind: &str) -> String {
+    if kind == Kind::Heap.name() { module.to_owned() } else { format!("{module}/{kind}") }
 }
 
 /// One line of the text, its end included: bytes and allocations held now, (file, line, function),

@@ -6,14 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::counts::replace_current;
-use super::site::Site;
+use super::site::{Site, Tag};
 
 /// While it lives, what its thread allocates is charged to its site. Guards are dropped in the order
 /// opposite to their making; clippy refuses one that is held across an await.
 #[must_use = "the scope ends when the guard is dropped"]
 #[derive(Debug)]
 pub struct ScopeGuard {
-    previous: u16,
+    previous: Tag,
     /// It belongs to its thread.
     _not_send: PhantomData<*const ()>,
 }
@@ -21,7 +21,13 @@ pub struct ScopeGuard {
 /// Makes `site` the current one of this thread. [`alloc_scope!`](crate::alloc_scope) is shorter.
 #[inline]
 pub fn enter(site: &'static Site) -> ScopeGuard {
-    ScopeGuard { previous: replace_current(site.number()), _not_send: PhantomData }
+    ScopeGuard { previous: replace_current(Tag::heap(site.number())), _not_send: PhantomData }
+}
+
+/// Charges to `site` what this thread allocates from now on where no scope covers it. For the start of
+/// a thread.
+pub fn set_thread_site(site: &'static Site) {
+    replace_current(Tag::heap(site.number()));
 }
 
 impl Drop for ScopeGuard {
@@ -76,12 +82,12 @@ mod tests {
         let (outer, inner) = (alloc_site!("outer"), alloc_site!("inner"));
         {
             let _outer = enter(outer);
-            assert_eq!(current(), outer.number());
+            assert_eq!(current(), Tag::heap(outer.number()));
             {
                 let _inner = enter(inner);
-                assert_eq!(current(), inner.number());
+                assert_eq!(current(), Tag::heap(inner.number()));
             }
-            assert_eq!(current(), outer.number());
+            assert_eq!(current(), Tag::heap(outer.number()));
         }
         assert_eq!(current(), outside);
     }
@@ -103,7 +109,7 @@ mod tests {
     fn a_waiting_future_does_not_leak_its_scope() {
         async fn work(site: &'static Site) {
             for _ in 0..3 {
-                assert_eq!(current(), site.number());
+                assert_eq!(current(), Tag::heap(site.number()));
                 let mut first = true;
                 poll_fn(
                     |_| if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) },

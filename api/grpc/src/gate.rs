@@ -5,6 +5,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine_memory::alloc_site;
+use engine_memory::profile::Scoped;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
@@ -114,6 +116,7 @@ impl Call {
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
         let deadline = self.deadline;
+        let work = Scoped::new(alloc_site!("grpc calls"), work);
         tokio::select! {
             biased;
             result = work => result,

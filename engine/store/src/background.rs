@@ -12,6 +12,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use engine_base::runtime::{LocalBoxFuture, Runtime};
+use engine_memory::alloc_site;
+use engine_memory::profile::Scoped;
 
 use crate::error::{Result, StoreError};
 
@@ -92,6 +94,7 @@ impl Background {
             task.await;
             drop(running);
         };
+        let counted = Scoped::new(alloc_site!("background work"), counted);
         self.runtime.spawn(name, Box::pin(counted));
     }
 

@@ -17,6 +17,8 @@ use std::rc::{Rc, Weak};
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::runtime::LocalBoxFuture;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
+use engine_memory::alloc_site;
+use engine_memory::profile::Scoped;
 
 use crate::RegionSource;
 use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
@@ -152,15 +154,20 @@ impl Shard {
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Reply> {
         match request {
             Request::DataRead { inode, snapshot, offset, len } => {
-                self.data_read(inode, snapshot, offset, u64::from(len)).await.map(Reply::Data)
+                let read = self.data_read(inode, snapshot, offset, u64::from(len));
+                Scoped::new(alloc_site!("data read"), read).await.map(Reply::Data)
             }
             Request::DataWrite { inode, snapshot, offset, data, fua } => {
                 let until = if fua { Until::Flushed } else { Until::Written };
-                self.data_write(inode, snapshot, offset, data, until).await.map(|()| Reply::Unit)
+                let write = self.data_write(inode, snapshot, offset, data, until);
+                Scoped::new(alloc_site!("data write"), write).await.map(|()| Reply::Unit)
             }
             Request::Flush => self.context.engine.flush().await.map(|()| Reply::Unit),
             // The rest is rarer and its futures are large: they live on the heap.
-            other => Box::pin(self.handle_other(other)).await,
+            other => {
+                let work = Scoped::new(alloc_site!("requests"), self.handle_other(other));
+                Box::pin(work).await
+            }
         }
     }
 
@@ -208,7 +215,10 @@ impl Shard {
             | Request::VolumeResize { .. }
             | Request::RecordPut { .. }
             | Request::RecordList { .. }
-            | Request::RecordDelete { .. }) => self.tables()?.handle(request).await,
+            | Request::RecordDelete { .. }) => {
+                let work = self.tables()?.handle(request);
+                Scoped::new(alloc_site!("subvolume tables"), work).await
+            }
             request @ (Request::RootCreate { .. }
             | Request::VersionDelete { .. }
             | Request::VolumeSize { .. }) => {
@@ -228,7 +238,7 @@ impl Shard {
             | Request::DamageList { .. }
             | Request::DamageClear { .. }
             | Request::InodePaths { .. }) => self.handle_check(request).await,
-            other => self.namespace.handle(other).await,
+            other => Scoped::new(alloc_site!("namespace"), self.namespace.handle(other)).await,
         }
     }
 

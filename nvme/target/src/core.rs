@@ -14,6 +14,7 @@ use crate::socket::{Progress, Socket};
 use crate::subsystem::lock;
 use crate::target::{CoreMailbox, Mail, Target};
 use engine_base::runtime::Runtime;
+use engine_memory::alloc_scope;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
@@ -110,6 +111,7 @@ impl<B: Backend> TargetCore<B> {
     /// Does what there is to do; returns how many connections, events and messages it served. Zero
     /// means that nothing was to be done.
     pub fn poll(&mut self) -> usize {
+        let _scope = alloc_scope!("nvme target");
         let now_ns = self.runtime.now_ns();
         self.signal.awake();
         let mut work = self.take_signals(now_ns);
@@ -296,6 +298,7 @@ impl<B: Backend> TargetCore<B> {
 
     /// Makes a connection of this core; the mailbox counts it already.
     fn adopt(&mut self, stream: TcpStream, peer: SocketAddr, now_ns: u64) {
+        let _scope = alloc_scope!("nvme connections");
         let index = self.free.pop().unwrap_or(self.entries.len());
         let watched = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let socket = Socket::new(stream).and_then(|socket| {

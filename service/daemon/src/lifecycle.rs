@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use api_grpc::{MemberInfo, Server, ServerConfig, ServerInfo, TcpConfig, TlsConfig, UnixConfig};
 use engine_device::BlockDevice;
+use engine_memory::alloc_site;
+use engine_memory::profile::set_thread_site;
 use engine_shard::clock::Clock;
 use engine_store::client::Client;
 use tokio::net::TcpListener;
@@ -60,6 +62,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
+        .on_thread_start(|| set_thread_site(alloc_site!("control threads")))
         .enable_all()
         .build();
     let runtime = match runtime {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use engine_base::hash::{FastMap, FastSet};
+use engine_memory::alloc_scope;
 
 use super::node::Node;
 use crate::key::Tree;
@@ -76,6 +77,7 @@ impl Cache {
     }
 
     pub(crate) fn insert(&self, node: &Rc<Node>) {
+        let _scope = alloc_scope!("node cache");
         node.used.set(self.tick.get());
         self.nodes.borrow_mut().insert(node.id, Rc::clone(node));
     }

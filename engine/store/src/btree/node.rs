@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use engine_memory::alloc_scope;
+
 use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
 use super::keys::{Keys, Positions};
 use crate::error::{Result, StoreError};
@@ -74,6 +76,7 @@ impl Node {
         keys: Keys,
         lock_sequence: u64,
     ) -> Self {
+        let _scope = alloc_scope!("node cache");
         let live_bytes = keys.iter().map(|(_, value)| format::key_bytes(value.len())).sum();
         let body = Body {
             keys,
@@ -112,6 +115,7 @@ impl Node {
         max: Position,
         lock_sequence: u64,
     ) -> Result<Self> {
+        let _scope = alloc_scope!("node cache");
         let bad = |why: String| {
             StoreError::corrupt(format!("node {} of tree {tree:?}", pointer.node), why)
         };
@@ -173,6 +177,7 @@ impl Node {
     /// the bytes by which the node has grown.
     pub(crate) fn apply(&self, position: Position, value: Option<Value>, sequence: u64) -> u64 {
         assert!(position >= self.min && position <= self.max && !self.dead.get());
+        let _scope = alloc_scope!("node cache");
         self.lock.change(sequence);
         let mut body = self.body.borrow_mut();
         let new_bytes = value.as_ref().map_or(0, |value| format::key_bytes(value.len()));

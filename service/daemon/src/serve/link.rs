@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime as _};
+use engine_memory::alloc_scope;
 use engine_shard::{Endpoint, Handle, Inbox, MeshHandle};
 use engine_store::api::{Link, Reply, Request, data_len};
 use engine_store::shard::{PeerLink, Shard};
@@ -254,6 +255,7 @@ impl Hub {
             Message::Ask { ticket, what } => {
                 let work = self.local(what);
                 let mesh = self.mesh.clone();
+                let _scope = alloc_scope!("requests of other cores");
                 let answer = async move {
                     let result = Box::new(work.await);
                     // An asker that has ended needs no answer.

@@ -8,6 +8,8 @@ use engine_base::ShardId;
 use engine_base::hash::FastMap;
 use engine_base::runtime::Runtime;
 use engine_device::DeviceQueue;
+use engine_memory::alloc_site;
+use engine_memory::profile::Scoped;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -17,6 +19,7 @@ use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
+use crate::reserve::Reserve;
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
@@ -73,6 +76,8 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) journal: Rc<Journal>,
     pub(crate) waits: Rc<Waits>,
+    /// Room for one write of index nodes, for when memory is refused.
+    pub(crate) reserve: Reserve,
     pub(crate) cache: Cache,
     pub(crate) space: Rc<Space>,
     pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
@@ -99,12 +104,17 @@ impl Engine {
     /// # Errors
     /// When a device fails or what is on it is not a shard that can be opened.
     pub async fn open(config: EngineConfig) -> Result<Rc<Self>> {
-        let engine = Rc::new(crate::recovery::recover(config, CACHE_BYTES_DEFAULT).await?);
+        let recovery = crate::recovery::recover(config, CACHE_BYTES_DEFAULT);
+        let engine = Rc::new(Scoped::new(alloc_site!("recovery"), recovery).await?);
         let runtime = Rc::clone(&engine.config.runtime);
-        runtime.spawn("journal", Box::pin(Rc::clone(&engine).journal_loop()));
+        let journal = Scoped::new(alloc_site!("journal"), Rc::clone(&engine).journal_loop());
+        runtime.spawn("journal", Box::pin(journal));
         runtime.spawn("journal flush timer", Box::pin(Rc::clone(&engine).flush_timer_loop()));
-        runtime.spawn("journal reclaim", Box::pin(Rc::clone(&engine).reclaim_loop()));
-        runtime.spawn("copygc", Box::pin(Rc::clone(&engine).copygc_loop()));
+        let reclaim =
+            Scoped::new(alloc_site!("index write-out"), Rc::clone(&engine).reclaim_loop());
+        runtime.spawn("journal reclaim", Box::pin(reclaim));
+        let copygc = Scoped::new(alloc_site!("copygc"), Rc::clone(&engine).copygc_loop());
+        runtime.spawn("copygc", Box::pin(copygc));
         runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
         Ok(engine)
     }
@@ -468,6 +478,7 @@ impl Engine {
         for (reason, name) in RestartReason::ALL {
             out.push((name, self.waits.times().restarts(*reason)));
         }
+        out.push(("btree_reserve_uses", self.reserve.uses()));
         self.space.counters(&mut out);
         out
     }

@@ -31,6 +31,8 @@ use crate::journal::{Holder, Journal, Place, Record};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::reached::{Branch, mark};
+use crate::reserve::Reserve;
+use crate::space::format::summary_blocks;
 use crate::space::{Bucket, BucketKind, Space};
 use crate::sync::Notify;
 use crate::tail;
@@ -52,6 +54,8 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         shard: config.shard.0,
     };
     let ring_blocks = area.buckets * bucket_blocks;
+    let summary_bytes = summary_blocks(bucket_blocks) * BLOCK_SIZE as u32;
+    let write_bytes_max = superblock.node_bytes.max(summary_bytes) as usize;
     let random = config.runtime.random_u64();
     let mut recovered = read_journal(&place, ring_blocks, random).await?;
     let space = Rc::new(Space::new(superblock));
@@ -65,8 +69,9 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     recovered.keep(kept);
     let waits = Rc::new(Waits::new(Rc::clone(&config.runtime)));
     let engine = Engine {
-        journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))),
+        journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
         waits,
+        reserve: Reserve::try_new(write_bytes_max)?,
         cache: Cache::new(cache_bytes),
         space,
         counters: RefCell::default(),

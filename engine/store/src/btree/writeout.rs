@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
 use engine_device::{IoVec, QueueExt};
-use engine_memory::Buffer;
 
 use super::descend::Found;
 use super::format::{BsetInfo, BsetWriter, NODE_BLOCK, POINTER_BYTES};
@@ -186,7 +185,8 @@ impl Engine {
 
     /// Writes bytes at a byte offset of a member, not durably.
     pub(crate) async fn write_bytes(&self, member: u8, offset: u64, bytes: &[u8]) -> Result<()> {
-        let data = IoVec::from_iter([Buffer::try_copy_of(bytes)?.freeze()]);
+        let copy = self.reserve.copy_of(bytes).await?;
+        let data = IoVec::from_iter([copy.data()]);
         Ok(self.member(member)?.write(offset, data, false).await?)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use engine_device::{DeviceQueue, IoVec, QueueExt};
-use engine_memory::Buffer;
+use engine_memory::alloc_scope;
 
 use super::format::{
     ENTRY_BYTES_MAX, EntryInfo, HEADER_BYTES, JOURNAL_BLOCK, Record, RecordWriter, seal_entry,
@@ -15,6 +15,7 @@ use super::read::Recovered;
 use super::ring::Ring;
 use crate::error::{Result, StoreError};
 use crate::planted::{self, Bug};
+use crate::reserve::Reserve;
 use crate::sync::Notify;
 use crate::times::{Timed, Waits};
 
@@ -85,6 +86,8 @@ pub(crate) struct Journal {
     place: Place,
     waits: Rc<Waits>,
     state: RefCell<State>,
+    /// Room for one entry, for when memory is refused.
+    reserve: Reserve,
     /// Something for the writer to do.
     pub(crate) work: Notify,
     /// Something that waiters wait for has happened.
@@ -102,12 +105,16 @@ pub(crate) enum Next {
 
 impl Journal {
     /// A journal that goes on after `recovered`.
+    ///
+    /// # Errors
+    /// When there is no memory for its reserve.
     pub(crate) fn new(
         place: Place,
         ring_blocks: u32,
         recovered: &Recovered,
         waits: Rc<Waits>,
-    ) -> Self {
+    ) -> Result<Self> {
+        let reserve = Reserve::try_new(entry_bytes_max(ring_blocks))?;
         let ring = Ring::new(ring_blocks, recovered.entries.iter().map(|entry| entry.placed));
         let state = State {
             reclaim_keep: reclaim_keep(ring_blocks, ring.free().saturating_sub(FLUSH_ENTRY_BLOCKS)),
@@ -130,13 +137,14 @@ impl Journal {
             bytes_written: 0,
             waits_for_space: 0,
         };
-        Self {
+        Ok(Self {
             place,
             waits,
             state: RefCell::new(state),
+            reserve,
             work: Notify::default(),
             progress: Notify::default(),
-        }
+        })
     }
 
     /// Number of the entry being filled.
@@ -188,6 +196,7 @@ impl Journal {
 
     /// Appends records; the caller was admitted for their bytes in the same turn.
     pub(crate) fn append(&self, records: &[Record<'_>]) {
+        let _scope = alloc_scope!("journal entries");
         let mut state = self.state.borrow_mut();
         for record in records {
             RecordWriter(&mut state.buffer).push(record);
@@ -456,7 +465,8 @@ impl Journal {
                 member.flush().await?;
             }
         }
-        let data = IoVec::from_iter([Buffer::try_copy_of(entry)?.freeze()]);
+        let copy = self.reserve.copy_of(entry).await?;
+        let data = IoVec::from_iter([copy.data()]);
         let offset = self.place.base_bytes + u64::from(start) * JOURNAL_BLOCK as u64;
         let fua = flush && !planted::is(Bug::NoJournalFua);
         Ok(self.place.queue.write(offset, data, fua).await?)
@@ -469,6 +479,7 @@ impl Journal {
         out.push(("journal_flushes", state.flushes));
         out.push(("journal_bytes_written", state.bytes_written));
         out.push(("journal_waits_for_space", state.waits_for_space));
+        out.push(("journal_reserve_uses", self.reserve.uses()));
         out.push(("journal_pins", state.pins.len() as u64));
         out.push(("journal_ring_blocks", u64::from(state.ring.blocks())));
         out.push(("journal_ring_free_blocks", u64::from(state.ring.free())));
@@ -478,6 +489,11 @@ impl Journal {
     pub(crate) fn ring_bytes(&self) -> u64 {
         u64::from(self.state.borrow().ring.blocks()) * JOURNAL_BLOCK as u64
     }
+}
+
+/// Longest entry of a ring of `ring_blocks`, in bytes.
+fn entry_bytes_max(ring_blocks: u32) -> usize {
+    ENTRY_BYTES_MAX.min(ring_blocks as usize / 8 * JOURNAL_BLOCK)
 }
 
 /// What write-outs leave free in a ring of `blocks`, of which `free` are.
@@ -507,7 +523,7 @@ impl State {
     }
 
     fn entry_bytes_max(&self) -> usize {
-        ENTRY_BYTES_MAX.min(self.ring.blocks() as usize / 8 * JOURNAL_BLOCK)
+        entry_bytes_max(self.ring.blocks())
     }
 
     fn entry_has_room(&self, bytes: usize) -> bool {

@@ -7,7 +7,7 @@ use engine_device::DeviceQueue;
 use crate::engine::EngineConfig;
 use crate::error::{Result, StoreError};
 use crate::reached::{Branch, mark};
-use crate::superblock::{CopyState, Inspection, Superblock, inspect, repair};
+use crate::superblock::{CopyState, Inspection, ProbeError, Superblock, inspect, repair};
 
 /// Reads the superblock; gives also what was found wrong and mended, a line each.
 pub(super) async fn superblock(config: &EngineConfig) -> Result<(Superblock, Vec<String>)> {
@@ -15,6 +15,7 @@ pub(super) async fn superblock(config: &EngineConfig) -> Result<(Superblock, Vec
     for member in &config.members {
         match inspect(&**member).await {
             Ok(inspection) => found.push(inspection),
+            Err(ProbeError::Store(error)) => return Err(error),
             Err(error) => return Err(StoreError::corrupt("pool", error.to_string())),
         }
     }

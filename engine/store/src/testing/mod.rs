@@ -13,6 +13,7 @@ mod damage;
 mod damage_list;
 mod dump;
 mod engine;
+mod faults;
 mod logged;
 mod space;
 mod tail;

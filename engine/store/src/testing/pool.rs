@@ -3,10 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_device::{BlockDevice, Completion, DeviceInfo, DeviceQueue, MemoryDevice, Operation};
+use engine_device::{
+    BlockDevice, Completion, DeviceInfo, DeviceQueue, Faults, FaultyDevice, MemoryDevice, Operation,
+};
 use futures::channel::oneshot;
 
 use super::TestRuntime;
@@ -116,6 +119,8 @@ pub(crate) struct Pool {
     pub(crate) runtime: Rc<TestRuntime>,
     link: TestLink,
     devices: Vec<MemoryDevice>,
+    /// The way to each of them, which fails when a test says so.
+    faulty: Vec<FaultyDevice>,
     /// Which device is given as which member.
     order: Rc<RefCell<Vec<usize>>>,
     limits: Limits,
@@ -140,9 +145,13 @@ impl Pool {
             .enumerate()
             .map(|(index, size)| MemoryDevice::new(&format!("memory{index}"), *size, 4096))
             .collect();
+        let faulty = devices
+            .iter()
+            .map(|device| FaultyDevice::new(Arc::new(device.clone()), seed))
+            .collect();
         let order = Rc::new(RefCell::new((0..devices.len()).collect()));
         let (limits, asked) = (Limits::default(), Rc::default());
-        let pool = Self { runtime, link, devices, order, limits, asked };
+        let pool = Self { runtime, link, devices, faulty, order, limits, asked };
         let opening = pool.clone();
         pool.runtime.block_on(async move {
             crate::pool::format(&opening.queues(), &options).await.unwrap();
@@ -153,11 +162,16 @@ impl Pool {
         pool
     }
 
+    /// What goes wrong with the device of a member.
+    pub(crate) fn faults(&self, member: usize) -> Faults {
+        self.faulty[member].faults().clone()
+    }
+
     /// Queues to the devices, in the order of the members.
     pub(crate) fn queues(&self) -> Vec<Rc<dyn DeviceQueue>> {
         let order = self.order.borrow();
         let queues = order.iter().map(|index| {
-            let inner = self.devices[*index].open_queue(32).unwrap();
+            let inner = self.faulty[*index].open_queue(32).unwrap();
             let queue = Rc::new(Recorder { inner, asked: Rc::clone(&self.asked) });
             let queue = queue as Rc<dyn DeviceQueue>;
             self.runtime.add_queue(Rc::clone(&queue));

@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
 use engine_device::{BlockDevice, DeviceQueue};
+use engine_memory::alloc_site;
+use engine_memory::profile::set_thread_site;
 use engine_shard::cores::{InitError, WindDown};
 use engine_shard::{CoreContext, Handle};
 use engine_store::Result;
@@ -68,7 +70,7 @@ struct Core {
     target: RefCell<Option<Rc<TargetPoller<EngineBackend<CoreLink>>>>>,
 }
 
-/// Assembles a core.
+/// Assembles a core, on its thread.
 ///
 /// # Errors
 /// When the kernel refuses a queue or a descriptor.
@@ -76,6 +78,7 @@ pub(crate) fn init(
     plan: &Arc<Plan>,
     context: CoreContext<Message>,
 ) -> std::result::Result<WindDown, InitError> {
+    set_thread_site(alloc_site!("cores"));
     let CoreContext { core, cores, handle, mesh, .. } = context;
     let stats = Arc::clone(&plan.core_stats[core]);
     let hub = Hub::new(Rc::clone(&handle), mesh, plan.shard_count, PENDING_MAX, stats);

@@ -13,6 +13,9 @@ use crate::key::Value;
 /// Longest extent in blocks: 128 KiB. What one device command carries well, and what keeps a value
 /// with its checksums below [`crate::key::VALUE_BYTES_MAX`].
 pub const EXTENT_BLOCKS_MAX: u32 = 32;
+
+/// Blocks of the largest member: 2^31 buckets of 64 MiB.
+const MEMBER_BLOCKS_MAX: u64 = 1 << (31 + 14);
 /// Most copies of one extent.
 pub const POINTERS_MAX: usize = 4;
 
@@ -170,7 +173,12 @@ impl Extent {
             .filter_map(|raw| U32::read_from_bytes(raw).ok())
             .map(U32::get)
             .collect();
-        Ok(Self { blocks, pointers, checksums })
+        let extent = Self { blocks, pointers, checksums };
+        // Whoever uses it counts in bytes from here on.
+        if extent.pointers.iter().any(|pointer| pointer.block >= MEMBER_BLOCKS_MAX) {
+            return Err(bad("lies past the end of any member"));
+        }
+        Ok(extent)
     }
 
     /// The part `start .. start + blocks` of this extent.
@@ -199,6 +207,16 @@ mod tests {
             blocks: 3,
             pointers: [Pointer { member: 2, generation: 7, block: 1 << 40 }].into_iter().collect(),
             checksums: [1, 2, 3].into_iter().collect(),
+        }
+    }
+
+    /// A place past any member was taken, and its byte offset overflowed when it was read.
+    #[test]
+    fn a_place_past_the_end_of_any_member_is_refused() {
+        for (block, good) in [(MEMBER_BLOCKS_MAX - 1, true), (MEMBER_BLOCKS_MAX, false)] {
+            let mut extent = sample();
+            extent.pointers[0].block = block;
+            assert_eq!(Extent::decode(&extent.encode()).is_ok(), good, "{block}");
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) async fn check(
         // What is not an extent is told by the engine's own check.
         let Ok(extent) = Extent::decode(&value) else { continue };
         let start = position.offset.saturating_sub(u64::from(extent.blocks));
-        for byte in [start * BLOCK_SIZE, end.saturating_sub(1)] {
+        for byte in [start.saturating_mul(BLOCK_SIZE), end.saturating_sub(1)] {
             if !context.is_here(inode, byte) {
                 problems.add(format!("extent at {position:?} belongs to another shard"));
                 break;

@@ -111,7 +111,7 @@ impl DataPath {
                     {
                         self.engine.note_lost_block(range, block, span.at(block));
                     }
-                    let offset = block * BLOCK_SIZE;
+                    let offset = block.saturating_mul(BLOCK_SIZE);
                     let what = format!(
                         "inode {} version {} offset {offset}: checksum mismatch on member {}",
                         range.inode, range.snapshot, pointer.member

@@ -4,7 +4,7 @@
 use super::format::{BucketCheckpoint, decode_counter, encode_counter};
 use super::table::{Bucket, BucketId, Tables};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Counter, Position, Tree};
 use crate::times::Timed;
@@ -85,7 +85,9 @@ impl Engine {
             self.read().next(Tree::Buckets, from, Position::MAX).await?
         {
             let state = BucketCheckpoint::decode(&value)?;
-            let id = (position.inode as u8, position.offset as u32);
+            let bad = || StoreError::corrupt("bucket", format!("{position:?} does not exist"));
+            let member = u8::try_from(position.inode).map_err(|_| bad())?;
+            let id = (member, u32::try_from(position.offset).map_err(|_| bad())?);
             self.space.check_pointer(id.0, self.space.first_block(id), 1)?;
             let mut bucket = Bucket::new(state.kind, state.generation);
             bucket.live_blocks = state.live_blocks;

@@ -69,14 +69,33 @@ impl Engine {
         })
     }
 
-    /// Takes the buckets of a region into the tables.
-    fn add_region(&self, region: Region) -> Result<()> {
+    /// The region of which a key of the regions tree tells. Each key is of another one.
+    fn region_at(&self, position: Position) -> Result<Region> {
+        let bad = || StoreError::corrupt("region", format!("{position:?} does not exist"));
+        let member = u8::try_from(position.inode).map_err(|_| bad())?;
+        let index = u32::try_from(position.offset).map_err(|_| bad())?;
+        let region = Region { member, index };
+        if position.snapshot != 0 {
+            return Err(bad());
+        }
+        self.check_region(region)?;
+        Ok(region)
+    }
+
+    fn check_region(&self, region: Region) -> Result<()> {
         let superblock = &self.space.superblock;
         if usize::from(region.member) >= superblock.members.len()
             || region.index >= superblock.member_regions(region.member)
         {
             return Err(StoreError::corrupt("region", format!("{region:?} does not exist")));
         }
+        Ok(())
+    }
+
+    /// Takes the buckets of a region into the tables.
+    fn add_region(&self, region: Region) -> Result<()> {
+        let superblock = &self.space.superblock;
+        self.check_region(region)?;
         let first = region.index * superblock.region_buckets;
         let end = superblock.member_buckets(region.member).min(first + superblock.region_buckets);
         let mut tables = self.space.tables.borrow_mut();
@@ -141,8 +160,7 @@ impl Engine {
             transaction.next(Tree::Regions, from, Position::MAX).await?
         {
             if value[..] == shard.0.to_le_bytes() {
-                let (member, index) = (position.inode as u8, position.offset as u32);
-                regions.push(Region { member, index });
+                regions.push(self.region_at(position)?);
             }
             from = position.successor();
         }
@@ -162,7 +180,7 @@ impl Engine {
         let mut from = Position::MIN;
         while let Some((position, _)) = transaction.next(Tree::Regions, from, Position::MAX).await?
         {
-            let (member, index) = (position.inode as u8, position.offset as u32);
+            let Region { member, index } = self.region_at(position)?;
             buckets -= u64::from(superblock.usable_buckets(member, index));
             from = position.successor();
         }

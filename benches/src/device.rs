@@ -49,6 +49,12 @@ impl Subject for DeviceSubject {
         Ok(Box::pin(async move { future.await.map(drop).context("the device failed") }))
     }
 
+    fn flush(&self) -> Running {
+        let (done, future) = completion_pair();
+        self.queue.submit(Operation::Flush, done);
+        Box::pin(async move { future.await.map(drop).context("the device failed") })
+    }
+
     fn turn(&self) -> Result<()> {
         self.queue.poll();
         Ok(())

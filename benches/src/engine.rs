@@ -91,6 +91,16 @@ async fn open_volume(client: &Client<LocalLink>, data: &Slice) -> Result<VolumeR
     Ok(volume)
 }
 
+/// The time it takes to open the pool on the file.
+pub(crate) fn open_seconds(path: &Path) -> Result<f64> {
+    let started = std::time::Instant::now();
+    let pool =
+        LocalPool::open(&[path.to_owned()]).map_err(|problems| anyhow!(problems.join("; ")))?;
+    let seconds = started.elapsed().as_secs_f64();
+    drop(pool);
+    Ok(seconds)
+}
+
 impl Subject for EngineSubject {
     fn size_bytes(&self) -> u64 {
         self.volume.size_bytes
@@ -109,6 +119,11 @@ impl Subject for EngineSubject {
                 Ok(())
             }))
         }
+    }
+
+    fn flush(&self) -> Running {
+        let (client, volume) = (self.client.clone(), self.volume.clone());
+        Box::pin(async move { Ok(client.volume_flush(&volume).await?) })
     }
 
     fn turn(&self) -> Result<()> {

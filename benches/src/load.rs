@@ -46,10 +46,14 @@ pub(crate) struct Load {
     /// Operations to start, instead of a duration.
     pub(crate) operations: Option<u64>,
     pub(crate) seed: u64,
+    /// A write after which this many since the last flush have been started is flushed; 0: none is.
+    pub(crate) flush_every: u64,
 }
 
 /// An operation under way.
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+type Timed<'a> = Pin<Box<dyn Future<Output = Result<Duration>> + 'a>>;
 
 /// A layer that can be measured.
 pub(crate) trait Subject {
@@ -57,6 +61,8 @@ pub(crate) trait Subject {
     fn size_bytes(&self) -> u64;
     /// Starts a read, or a write of data that the subject has ready.
     fn start(&self, write: bool, offset: u64, len: u32) -> Result<Running>;
+    /// Makes what was written durable.
+    fn flush(&self) -> Running;
     /// Lets the layer make progress: one turn of a reactor.
     fn turn(&self) -> Result<()>;
 }
@@ -92,17 +98,21 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
     ensure!(blocks >= u64::from(load.depth), "the file is too small for this load");
     let mut random = Random::new(load.seed);
     let mut position = 0;
-    let mut next_offset = || {
+    let mut next = || {
         let block = if load.pattern.is_random() { random.below(blocks) } else { position % blocks };
         position += 1;
-        block * u64::from(load.block_bytes)
+        let offset = block * u64::from(load.block_bytes);
+        let running = subject.start(load.pattern.writes(), offset, load.block_bytes)?;
+        if load.flush_every > 0 && position % load.flush_every == 0 {
+            return Ok::<_, anyhow::Error>(timed(then_flush(running, subject)));
+        }
+        Ok(timed(running))
     };
-    let writes = load.pattern.writes();
     let started = Instant::now();
     let mut latency = Histogram::default();
     let mut running = FuturesUnordered::new();
     for _ in 0..load.depth {
-        running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
+        running.push(next()?);
     }
     let mut context = Context::from_waker(Waker::noop());
     let (mut operations, mut begun) = (0, u64::from(load.depth));
@@ -118,7 +128,7 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
             };
             if goes_on {
                 begun += 1;
-                running.push(timed(subject.start(writes, next_offset(), load.block_bytes)?));
+                running.push(next()?);
             }
         }
     }
@@ -127,10 +137,17 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
 }
 
 /// The time an operation takes, from its start.
-async fn timed(running: Running) -> Result<Duration> {
+fn timed<'a>(running: impl Future<Output = Result<()>> + 'a) -> Timed<'a> {
     let started = Instant::now();
+    Box::pin(async move {
+        running.await?;
+        Ok(started.elapsed())
+    })
+}
+
+async fn then_flush(running: Running, subject: &dyn Subject) -> Result<()> {
     running.await?;
-    Ok(started.elapsed())
+    subject.flush().await
 }
 
 #[cfg(test)]
@@ -151,16 +168,28 @@ mod tests {
             Ok(Box::pin(async { Ok(()) }))
         }
 
+        fn flush(&self) -> Running {
+            self.0.borrow_mut().push(u64::MAX);
+            Box::pin(async { Ok(()) })
+        }
+
         fn turn(&self) -> Result<()> {
             Ok(())
         }
     }
 
-    fn offsets(pattern: Pattern) -> Vec<u64> {
+    fn offsets(pattern: Pattern, flush_every: u64) -> Vec<u64> {
         let subject = Instantly(RefCell::new(Vec::new()));
         let duration = Duration::ZERO;
-        let load =
-            Load { pattern, block_bytes: 4096, depth: 4, duration, operations: None, seed: 1 };
+        let load = Load {
+            pattern,
+            block_bytes: 4096,
+            depth: 4,
+            duration,
+            operations: None,
+            seed: 1,
+            flush_every,
+        };
         let measured = measure(&subject, &load).unwrap();
         assert_eq!(measured.operations, 4);
         subject.0.into_inner()
@@ -168,9 +197,11 @@ mod tests {
 
     #[test]
     fn offsets_follow_the_pattern_and_stay_within() {
-        assert_eq!(offsets(Pattern::Read), [0, 4096, 8192, 12288]);
-        let random = offsets(Pattern::RandWrite);
+        assert_eq!(offsets(Pattern::Read, 0), [0, 4096, 8192, 12288]);
+        let random = offsets(Pattern::RandWrite, 0);
         assert!(random.iter().all(|offset| offset.is_multiple_of(4096) && *offset < 16 * 4096));
-        assert_eq!(random, offsets(Pattern::RandWrite), "one seed, one sequence");
+        assert_eq!(random, offsets(Pattern::RandWrite, 0), "one seed, one sequence");
+        let flushed = offsets(Pattern::Write, 2);
+        assert_eq!(flushed.iter().filter(|offset| **offset == u64::MAX).count(), 2);
     }
 }

@@ -8,6 +8,7 @@
 
 mod device;
 mod engine;
+mod files;
 mod histogram;
 mod load;
 
@@ -32,7 +33,7 @@ struct Args {
     #[arg(long, conflicts_with = "file")]
     memory_mib: Option<u64>,
     /// As fio's rw
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value = "randread")]
     pattern: Pattern,
     /// Size of an operation
     #[arg(long, default_value_t = 4)]
@@ -46,6 +47,9 @@ struct Args {
     /// How many operations, instead of how long
     #[arg(long)]
     operations: Option<u64>,
+    /// A flush after every so many writes
+    #[arg(long, default_value_t = 0)]
+    flush_every: u64,
     /// Seed of the random offsets
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -58,6 +62,13 @@ enum SubjectName {
     Device,
     /// A volume of a pool on the file, checksums on, through the whole engine in process
     Engine,
+    /// Creation, attributes and removal of --operations files in one directory of a file tree, through the
+    /// whole engine in process
+    EngineFiles,
+    /// The same in the directory that --file names, through the kernel, one after the other
+    KernelFiles,
+    /// Opening the pool on the file
+    EngineOpen,
 }
 
 fn main() -> Result<()> {
@@ -72,7 +83,24 @@ fn main() -> Result<()> {
         duration: Duration::from_secs(args.seconds),
         operations: args.operations,
         seed: args.seed,
+        flush_every: args.flush_every,
     };
+    let count = args.operations.unwrap_or(10_000);
+    match (args.subject, &args.file) {
+        (SubjectName::EngineFiles, Some(file)) => {
+            println!("{}", files::engine(file, count, args.depth)?);
+            return Ok(());
+        }
+        (SubjectName::KernelFiles, Some(directory)) => {
+            println!("{}", files::kernel(directory, count)?);
+            return Ok(());
+        }
+        (SubjectName::EngineOpen, Some(file)) => {
+            println!("{{\"seconds\":{:.4}}}", engine::open_seconds(file)?);
+            return Ok(());
+        }
+        _ => {}
+    }
     let subject: Box<dyn Subject> = match (args.subject, &args.file, args.memory_mib) {
         (SubjectName::Device, Some(file), _) => {
             Box::new(device::DeviceSubject::open(file, args.depth)?)

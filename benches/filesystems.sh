@@ -4,7 +4,7 @@
 #   SIZE=2G            of each backing file      ROUNDS=3     SECONDS_EACH=2    time of one run
 #   FILESYSTEMS="btrfs xfs ext4"
 # Kernel file systems lie on loop devices with direct I/O; fio works on one file of SIZE / 2 with O_DIRECT and
-# io_uring. Cairn works on a volume of seven tenths of its pool. All are aged by random overwrites first.
+# io_uring. Cairn works on a volume that takes half of its pool. All are aged by random overwrites first.
 # Runs alternate; medians of operations per second are printed, and the ratio ours / theirs.
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../scripts/lib.sh"
@@ -58,12 +58,12 @@ fio_on() {
 ours() {
     local pattern=$1 block=$2 depth=$3 seconds=$4
     shift 4
-    "$benches" --subject engine --file "$work/cairn.img" --pattern "$pattern" --block-kib "$block" \
+    "$benches" --subject engine --file "$work/cairn.img" --fill-percent 50 --pattern "$pattern" --block-kib "$block" \
         --depth "$depth" --seconds "$seconds" --seed "$RANDOM" "$@" | jq .iops
 }
 
 say "machine:  $(awk -F ': ' '/model name/ { print $2; exit }' /proc/cpuinfo), $(nproc) processors, \
-Linux $(uname -r), backing files on $(findmnt -n -o FSTYPE -T "$work")"
+Linux $(uname -r), backing files on $(stat --file-system --format=%T "$work")"
 say "commit:   $(git rev-parse --short HEAD)"
 say "command:  SIZE=$size ROUNDS=$rounds SECONDS_EACH=$seconds_each benches/filesystems.sh"
 

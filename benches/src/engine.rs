@@ -21,7 +21,7 @@ use crate::load::{Running, Subject};
 const DATA_BYTES: usize = 1 << 20;
 const VOLUME: &str = "bench";
 
-/// A volume that fills seven tenths of its pool, and data to write.
+/// A volume that fills a part of its pool, and data to write.
 pub(crate) struct EngineSubject {
     pool: RefCell<LocalPool>,
     client: Client<LocalLink>,
@@ -31,7 +31,7 @@ pub(crate) struct EngineSubject {
 
 impl EngineSubject {
     /// Opens the pool on the file, or makes one there with a volume that is written once in sequence.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, fill_percent: u64) -> Result<Self> {
         let request = FormatRequest { devices: vec![path.to_owned()], ..FormatRequest::default() };
         match engine_embed::format(&request) {
             Ok(_) => {}
@@ -44,33 +44,37 @@ impl EngineSubject {
         }
         let pool =
             LocalPool::open(&[path.to_owned()]).map_err(|problems| anyhow!(problems.join("; ")))?;
-        Self::new(pool)
+        Self::new(pool, fill_percent)
     }
 
     /// A pool of one shard in memory: a device that costs a copy, so that what is counted is the
     /// engine's.
-    pub(crate) fn in_memory(size_bytes: u64) -> Result<Self> {
+    pub(crate) fn in_memory(size_bytes: u64, fill_percent: u64) -> Result<Self> {
         let device = MemoryDevice::new("memory", size_bytes, 4096);
         let options = FormatOptions { shards: Some(1), ..FormatOptions::default() };
         let pool = LocalPool::in_memory(&[device], options)
             .map_err(|problems| anyhow!(problems.join("; ")))?;
-        Self::new(pool)
+        Self::new(pool, fill_percent)
     }
 
-    fn new(mut pool: LocalPool) -> Result<Self> {
+    fn new(mut pool: LocalPool, fill_percent: u64) -> Result<Self> {
         let mut data = Buffer::try_new(DATA_BYTES)?;
         Random::new(1).fill(&mut data);
         let data = data.freeze();
         let fill = data.clone();
         let volume = pool
-            .run(async move |client, _| open_volume(&client, &fill).await)
+            .run(async move |client, _| open_volume(&client, &fill, fill_percent).await)
             .map_err(|fault| anyhow!(fault))??;
         let client = pool.client();
         Ok(Self { pool: RefCell::new(pool), client, volume, data })
     }
 }
 
-async fn open_volume(client: &Client<LocalLink>, data: &Slice) -> Result<VolumeRef> {
+async fn open_volume(
+    client: &Client<LocalLink>,
+    data: &Slice,
+    fill_percent: u64,
+) -> Result<VolumeRef> {
     match client.subvolume_get(VOLUME).await {
         Ok(info) => return Ok(VolumeRef::from(&info)),
         Err(StoreError::NotFound { .. }) => {}
@@ -78,7 +82,7 @@ async fn open_volume(client: &Client<LocalLink>, data: &Slice) -> Result<VolumeR
     }
     let status = client.status().await?;
     let bytes: u64 = status.iter().map(|shard| shard.available_bytes).sum();
-    let size = bytes / 10 * 7 / (4 * MIB) * (4 * MIB);
+    let size = bytes / 100 * fill_percent / (4 * MIB) * (4 * MIB);
     if size == 0 {
         bail!("the file is too small for a volume");
     }

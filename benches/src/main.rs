@@ -47,6 +47,9 @@ struct Args {
     /// How many operations, instead of how long
     #[arg(long)]
     operations: Option<u64>,
+    /// How much of a new pool the volume takes
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..=95))]
+    fill_percent: u64,
     /// A flush after every so many writes
     #[arg(long, default_value_t = 0)]
     flush_every: u64,
@@ -105,10 +108,12 @@ fn main() -> Result<()> {
         (SubjectName::Device, Some(file), _) => {
             Box::new(device::DeviceSubject::open(file, args.depth)?)
         }
-        (SubjectName::Engine, Some(file), _) => Box::new(engine::EngineSubject::open(file)?),
+        (SubjectName::Engine, Some(file), _) => {
+            Box::new(engine::EngineSubject::open(file, args.fill_percent)?)
+        }
         (SubjectName::Engine, None, Some(mib)) => {
             ensure!((64..=65_536).contains(&mib), "64 to 65536 MiB of memory");
-            Box::new(engine::EngineSubject::in_memory(mib << 20)?)
+            Box::new(engine::EngineSubject::in_memory(mib << 20, args.fill_percent)?)
         }
         _ => bail!("the device needs a file: give --file"),
     };

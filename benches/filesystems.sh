@@ -79,12 +79,13 @@ median() { sort -n | awk '{ n[NR] = $1 } END { print n[int((NR + 1) / 2)] }'; }
 
 # row LABEL: the medians of $work/NAME.runs, ours first
 row() {
-    local name a b line
+    local name a b line ratio
     a=$(median <"$work/cairn.runs")
     line=$(printf '%-28s cairn %8s' "$1" "$a")
     for name in "${filesystems[@]}"; do
         b=$(median <"$work/$name.runs")
-        line+=$(printf '   %s %8s (%s)' "$name" "$b" "$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b ? a / b : 0 }')")
+        ratio=$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b ? a / b : 0 }')
+        line+=$(printf '   %s %8s (%s)' "$name" "$b" "$ratio")
     done
     say "$line"
     rm -f "$work"/*.runs

@@ -86,7 +86,8 @@ impl TimeStats {
             min_ns: get(&self.least_ns).saturating_sub(1),
             max_ns: get(&self.most_ns),
             recent_mean_ns: get_f64(&self.recent_ns),
-            recent_rate: if count > 0 && interval_ns > 0.0 { 1e9 / interval_ns } else { 0.0 },
+            // One event has no interval.
+            recent_rate: if count > 1 && interval_ns > 0.0 { 1e9 / interval_ns } else { 0.0 },
             squares: get_f64(&self.squares),
         }
     }
@@ -128,11 +129,12 @@ impl TimeSnapshot {
         self.min_ns = if self.count == 0 { other.min_ns } else { self.min_ns.min(other.min_ns) };
         self.max_ns = self.max_ns.max(other.max_ns);
         let rate = self.recent_rate + other.recent_rate;
-        if rate > 0.0 {
-            let sum =
-                self.recent_mean_ns * self.recent_rate + other.recent_mean_ns * other.recent_rate;
-            self.recent_mean_ns = sum / rate;
-        }
+        // By rate; by number where none has come twice.
+        let share = match rate > 0.0 {
+            true => other.recent_rate / rate,
+            false => other.count as f64 / (self.count + other.count) as f64,
+        };
+        self.recent_mean_ns += (other.recent_mean_ns - self.recent_mean_ns) * share;
         self.recent_rate = rate;
         self.count += other.count;
         self.squares += other.squares;
@@ -228,6 +230,7 @@ mod tests {
     fn the_first_zero_is_the_least() {
         let stats = TimeStats::default();
         stats.record(5, 0);
+        assert_eq!(stats.snapshot(6).recent_rate, 0.0, "once is no rate");
         stats.record(6, 7);
         let got = stats.snapshot(6);
         assert_eq!((got.min_ns, got.max_ns, got.count), (0, 7, 2));
@@ -249,6 +252,10 @@ mod tests {
         assert_eq!(merged.histogram, whole.histogram);
         assert_eq!((merged.min_ns, merged.max_ns), (37, 3700));
         assert!((merged.stddev_ns() - whole.stddev_ns()).abs() < 1e-3);
+        let (mut once, one) = (TimeSnapshot::default(), TimeStats::default());
+        one.record(5, 70);
+        once.merge(&one.snapshot(9));
+        assert_eq!((once.count, once.recent_mean_ns), (1, 70.0));
         assert!((merged.recent_rate / whole.recent_rate - 1.0).abs() < 0.2);
     }
 }

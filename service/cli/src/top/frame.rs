@@ -176,10 +176,8 @@ impl Frame {
                 self.restarts_per_second
             ),
             format!(
-                "free {} and {} not handed out yet, of {}   journal {} used, fullest {}   \
-                 index cache hits {}",
+                "free {} of {}   journal {} used, fullest {}   index cache hits {}",
                 show(self.available_bytes),
-                show(self.unassigned_bytes),
                 show(self.capacity_bytes.saturating_add(self.unassigned_bytes)),
                 percent(self.journal.0),
                 percent(self.journal.1),

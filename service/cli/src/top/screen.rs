@@ -19,6 +19,9 @@ use crate::failure::{Failure, Result};
 /// How long the reader of keys waits before it looks whether it is still wanted.
 const KEY_WAIT: Duration = Duration::from_millis(100);
 
+/// Columns and rows of a terminal that does not tell.
+const SIZE_UNKNOWN: (u16, u16) = (80, 24);
+
 /// The terminal while `top` has it.
 pub(super) struct Screen {
     /// Says that the user wants to leave, or that there are no keys any more.
@@ -53,7 +56,11 @@ impl Screen {
 
     /// Shows lines, cut at the edges of the terminal.
     pub(super) fn draw(&mut self, lines: &[String]) -> Result<()> {
-        let (width, height) = size().map_err(failed)?;
+        let (width, height) = match size().map_err(failed)? {
+            // A terminal that does not know its size, as some serial lines.
+            (0, _) | (_, 0) => SIZE_UNKNOWN,
+            known => known,
+        };
         let mut out = io::stdout().lock();
         for (row, line) in (0..height).zip(lines) {
             let line: String = line.chars().take(usize::from(width)).collect();

@@ -91,7 +91,7 @@ fn a_frame_tells_what_came_between() {
     assert_eq!(value["blocked"][1]["mean_ns"], 1_000_000);
     assert_eq!(value["waiting"][0]["scope"], "shard 4");
     let text = frame.lines().join("\n");
-    assert!(text.contains("free 10 GiB") && text.contains("journal 25 % used"), "{text}");
+    assert!(text.contains("free 10 GiB of 16 GiB") && text.contains("journal 25 % used"), "{text}");
     assert!(text.contains("blocked_allocate                      2.50 s  shard 4"), "{text}");
 }
 

@@ -138,6 +138,22 @@ where
         call.run(work).await.map(Response::new)
     }
 
+    async fn repair_pool(
+        &self,
+        request: Request<v1::RepairPoolRequest>,
+    ) -> Result<Response<v1::RepairPoolResponse>, Status> {
+        let call = self.admit("RepairPool", &request)?;
+        let work = async {
+            let done = self.client.repair().await.plain()?;
+            let counted = done.checked.iter().find(|(name, _)| *name == "repairs");
+            Ok(v1::RepairPoolResponse {
+                repairs: done.notes.iter().take(PROBLEMS_MAX).map(|line| cut(line)).collect(),
+                repair_count: counted.map_or(0, |(_, count)| *count),
+            })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
     async fn list_damage(
         &self,
         request: Request<v1::ListDamageRequest>,

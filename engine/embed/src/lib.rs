@@ -11,5 +11,5 @@ pub mod members;
 pub mod poller;
 
 pub use format::{FormatError, FormatRequest, format};
-pub use local::{LocalLink, LocalPool};
+pub use local::{LocalLink, LocalPool, OPENING_MAX, OpenError};
 pub use look::look;

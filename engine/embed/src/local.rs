@@ -15,18 +15,32 @@ use engine_shard::doorbell::Doorbell;
 use engine_shard::{Handle, Reactor, ReactorConfig};
 use engine_store::api::{Link, Reply, Request};
 use engine_store::client::Client;
-use engine_store::engine::EngineConfig;
+use engine_store::engine::{EngineConfig, Opening};
 use engine_store::limits::Limits;
 use engine_store::pool::FormatOptions;
 use engine_store::shard::{PeerLink, Shard, ShardConfig};
 use engine_store::{Result, StoreError};
 use futures::channel::oneshot;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::members::{self, Pool};
 use crate::poller::QueuePoller;
 
 /// Operations in flight per device.
 const QUEUE_DEPTH: u32 = 256;
+
+/// Shards that are opened side by side on one core: each mostly waits for its device, and holds its
+/// journal (64 MiB, unless it was asked for more) in memory until it is replayed.
+pub const OPENING_MAX: usize = 4;
+
+/// Why a pool was not opened, in words for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The devices are not all members of one pool, or in use.
+    Members(Vec<String>),
+    /// What is on them cannot be opened.
+    Shard(String),
+}
 
 type Shards = Rc<RefCell<Vec<Option<Rc<Shard>>>>>;
 
@@ -108,11 +122,23 @@ impl LocalPool {
     /// # Errors
     /// What is wrong, in words for people.
     pub fn open(paths: &[PathBuf]) -> std::result::Result<Self, Vec<String>> {
-        let pool = members::open(paths)?;
+        Self::open_as(paths, Opening::Whole).map_err(|error| match error {
+            OpenError::Members(problems) => problems,
+            OpenError::Shard(problem) => vec![problem],
+        })
+    }
+
+    /// [`LocalPool::open`], also when index nodes cannot be read, if `opening` says so.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_as(paths: &[PathBuf], opening: Opening) -> std::result::Result<Self, OpenError> {
+        let pool = members::open(paths).map_err(OpenError::Members)?;
         let devices: Vec<&dyn BlockDevice> =
             pool.members.iter().map(|member| &member.device as &dyn BlockDevice).collect();
-        let (mut reactor, queues) = assemble(&devices)?;
-        let link = open_shards(&mut reactor, queues, pool.shard_count)?;
+        let (mut reactor, queues) = assemble(&devices).map_err(OpenError::Members)?;
+        let link = open_shards(&mut reactor, queues, pool.shard_count, opening)
+            .map_err(OpenError::Shard)?;
         Ok(Self { reactor, link, _pool: Some(pool) })
     }
 
@@ -132,7 +158,8 @@ impl LocalPool {
             .block_on(async move { engine_store::pool::format(&members, &options).await })
             .map_err(|fault| vec![fault.to_string()])?
             .map_err(|error| vec![error.to_string()])?;
-        let link = open_shards(&mut reactor, queues, superblock.shard_count())?;
+        let link = open_shards(&mut reactor, queues, superblock.shard_count(), Opening::Whole)
+            .map_err(|problem| vec![problem])?;
         Ok(Self { reactor, link, _pool: None })
     }
 
@@ -206,30 +233,34 @@ fn assemble(devices: &[&dyn BlockDevice]) -> std::result::Result<(Reactor, Queue
     Ok((reactor, queues))
 }
 
-/// Opens all shards, one after the other.
+/// Opens all shards, some at a time.
 fn open_shards(
     reactor: &mut Reactor,
     queues: Queues,
     shard_count: u16,
-) -> std::result::Result<LocalLink, Vec<String>> {
+    opening: Opening,
+) -> std::result::Result<LocalLink, String> {
     let shards: Shards = Rc::new(RefCell::new(vec![None; usize::from(shard_count)]));
     let link = LocalLink { handle: reactor.handle(), shards };
-    let opening = link.clone();
+    let to_open = link.clone();
     let opened = reactor.block_on(async move {
-        for shard in (0..shard_count).map(ShardId) {
-            let runtime = Rc::clone(&opening.handle) as Rc<dyn Runtime>;
+        let open = async |shard: ShardId| {
+            let runtime = Rc::clone(&to_open.handle) as Rc<dyn Runtime>;
             let engine = EngineConfig { shard, shard_count, runtime, members: queues.clone() };
-            let peers = Rc::new(opening.clone());
+            let peers = Rc::new(to_open.clone());
             let config = ShardConfig { engine, peers, limits: Limits::default() };
-            let open =
-                Shard::open(config).await.map_err(|error| format!("shard {shard}: {error}"))?;
-            opening.shards.borrow_mut()[usize::from(shard.0)] = Some(open);
-        }
-        Ok::<(), String>(())
+            let open = Shard::open_as(config, opening)
+                .await
+                .map_err(|error| format!("shard {shard}: {error}"))?;
+            to_open.shards.borrow_mut()[usize::from(shard.0)] = Some(open);
+            Ok::<(), String>(())
+        };
+        let shards = stream::iter((0..shard_count).map(ShardId)).map(open);
+        shards.buffer_unordered(OPENING_MAX).try_collect::<()>().await
     });
     match opened {
         Ok(Ok(())) => Ok(link),
-        Ok(Err(problem)) => Err(vec![problem]),
-        Err(fault) => Err(vec![fault.to_string()]),
+        Ok(Err(problem)) => Err(problem),
+        Err(fault) => Err(fault.to_string()),
     }
 }

@@ -226,6 +226,11 @@ pub enum Request {
         verify_data: bool,
     },
 
+    /// Repairs this shard. -> `Fsck`, whose notes say what was done
+    Repair {
+        /// Only what depends on the names of other shards, once these are repaired.
+        owners: bool,
+    },
     /// What is on this shard's damage list. -> `Damage`
     DamageList {
         /// Entries at most.

@@ -21,17 +21,17 @@ const TRIES: u32 = 5;
 
 /// What the index says is in a bucket.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
-struct Counted {
-    live_blocks: u64,
-    slots: u64,
-    newest_generation: u32,
+pub(crate) struct Counted {
+    pub(crate) live_blocks: u64,
+    pub(crate) slots: u64,
+    pub(crate) newest_generation: u32,
 }
 
 /// Everything the walk adds up.
 #[derive(Default)]
-struct Walk {
-    buckets: BTreeMap<(u8, u32), Counted>,
-    versions: BTreeMap<u32, u64>,
+pub(crate) struct Walk {
+    pub(crate) buckets: BTreeMap<(u8, u32), Counted>,
+    pub(crate) versions: BTreeMap<u32, u64>,
     /// Used ranges of members: start block -> (blocks, who).
     ranges: BTreeMap<(u8, u64), (u64, String)>,
     problems: Vec<String>,
@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// Walks a tree level by level, left to right.
-    async fn walk_tree(&self, tree: Tree, walk: &mut Walk) -> Result<()> {
+    pub(crate) async fn walk_tree(&self, tree: Tree, walk: &mut Walk) -> Result<()> {
         let top = self.cache.root(tree).level;
         for level in (0..=top).rev() {
             let mut from = Position::MIN;

@@ -127,6 +127,21 @@ impl<L: Link> Client<L> {
         Ok(report)
     }
 
+    /// Repairs what fsck finds wrong, as far as it can be; the notes of the report say what was done.
+    /// May be called again, also after a crash in the middle of it.
+    pub async fn repair(&self) -> Result<FsckReport> {
+        let mut report = FsckReport::default();
+        for owners in [false, true] {
+            for reply in self.all_shards(&Request::Repair { owners }).await? {
+                match reply {
+                    Reply::Fsck(part) => report.merge(*part),
+                    other => return Err(other.mismatch("Fsck")),
+                }
+            }
+        }
+        Ok(report)
+    }
+
     // ---- subvolumes ----
 
     /// Creates a block volume.

@@ -41,6 +41,15 @@ pub struct EngineConfig {
     pub members: Vec<Rc<dyn DeviceQueue>>,
 }
 
+/// What is done about index nodes that cannot be read while a shard is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// The shard is not opened.
+    Whole,
+    /// Empty ones take their place: their keys are lost, and put on the damage list. For repairs.
+    Salvage,
+}
+
 /// Memory for index nodes of one shard until [`Engine::set_cache_bytes`] says otherwise.
 const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 /// Unflushed entries are flushed after this long: the bound on what a crash can take from a client
@@ -104,7 +113,15 @@ impl Engine {
     /// # Errors
     /// When a device fails or what is on it is not a shard that can be opened.
     pub async fn open(config: EngineConfig) -> Result<Rc<Self>> {
-        let recovery = crate::recovery::recover(config, CACHE_BYTES_DEFAULT);
+        Self::open_as(config, Opening::Whole).await
+    }
+
+    /// [`Engine::open`], also when index nodes cannot be read, if `opening` says so.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn open_as(config: EngineConfig, opening: Opening) -> Result<Rc<Self>> {
+        let recovery = crate::recovery::recover(config, CACHE_BYTES_DEFAULT, opening);
         let engine = Rc::new(Scoped::new(alloc_site!("recovery"), recovery).await?);
         let runtime = Rc::clone(&engine.config.runtime);
         let journal = Scoped::new(alloc_site!("journal"), Rc::clone(&engine).journal_loop());
@@ -241,7 +258,7 @@ impl Engine {
     }
 
     /// Writes out everything that pins the journal, so that the next open has nothing to replay.
-    async fn write_out_all(&self) -> Result<()> {
+    pub(crate) async fn write_out_all(&self) -> Result<()> {
         for _ in 0..CLOSE_ROUNDS_MAX {
             let holders = self.journal.holders_before(u64::MAX, RECLAIM_BATCH);
             if holders.is_empty() {

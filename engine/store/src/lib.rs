@@ -32,6 +32,7 @@ mod lock;
 mod logged;
 mod namespace;
 mod recovery;
+mod repair;
 mod reserve;
 mod six;
 mod space;

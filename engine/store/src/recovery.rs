@@ -23,7 +23,7 @@ use engine_device::QueueExt as _;
 
 use crate::btree::{Cache, Node, NodePointer};
 use crate::damage::DamageList;
-use crate::engine::{Engine, EngineConfig, Stamps};
+use crate::engine::{Engine, EngineConfig, Opening, Stamps};
 use crate::error::{Result, StoreError};
 use crate::journal::format::records;
 use crate::journal::read::{Recovered, recover as read_journal};
@@ -31,6 +31,7 @@ use crate::journal::{Holder, Journal, Place, Record};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::reached::{Branch, mark};
+use crate::repair::{MENDABLE, is_loss};
 use crate::reserve::Reserve;
 use crate::space::format::summary_blocks;
 use crate::space::{Bucket, BucketKind, Space};
@@ -42,7 +43,11 @@ use crate::times::Waits;
 type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
 
 /// Builds the engine of a shard from what is on its devices.
-pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<Engine> {
+pub(crate) async fn recover(
+    config: EngineConfig,
+    cache_bytes: usize,
+    opening: Opening,
+) -> Result<Engine> {
     let (superblock, mut notes) = members::superblock(&config).await?;
     let superblock = Rc::new(superblock);
     let area = superblock.journals[usize::from(config.shard.0)];
@@ -68,7 +73,7 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
     notes.extend(newest);
     recovered.keep(kept);
     let waits = Rc::new(Waits::new(Rc::clone(&config.runtime)));
-    let engine = Engine {
+    let mut engine = Engine {
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
         waits,
         reserve: Reserve::try_new(write_bytes_max)?,
@@ -89,7 +94,8 @@ pub(crate) async fn recover(config: EngineConfig, cache_bytes: usize) -> Result<
         reclaim_wanted: Notify::default(),
         config,
     };
-    engine.replay(&recovered).await?;
+    let lost = engine.replay(&recovered, opening).await?;
+    engine.recovery_notes.extend(lost);
     engine.settle_for_good(recovered.unflushed).await?;
     Ok(engine)
 }
@@ -151,7 +157,8 @@ impl Engine {
         self.write_entry(true).await
     }
 
-    async fn replay(&self, recovered: &Recovered) -> Result<()> {
+    /// Gives a line for each node that was given up.
+    async fn replay(&self, recovered: &Recovered, opening: Opening) -> Result<Vec<String>> {
         let mut overlay = Overlay::new();
         let mut deltas = Vec::new();
         for entry in &recovered.entries {
@@ -172,19 +179,22 @@ impl Engine {
                 }
             }
         }
-        self.read_roots(recovered).await?;
-        self.replay_keys(overlay).await?;
+        let mut lost = self.read_roots(recovered, opening).await?;
+        self.replay_keys(overlay, opening, &mut lost).await?;
         self.load_checkpoints().await?;
         self.load_damage().await?;
         for (seq, ordinal, record) in &deltas {
             self.replay_delta(*seq, *ordinal, record)?;
         }
         self.stamps.replace(Stamps::default());
-        self.settle_tables()
+        self.settle_tables(opening)?;
+        Ok(lost)
     }
 
     /// Takes the roots from the newest entry.
-    async fn read_roots(&self, recovered: &Recovered) -> Result<()> {
+    async fn read_roots(&self, recovered: &Recovered, opening: Opening) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        let salvages = |tree| opening == Opening::Salvage && MENDABLE.contains(&tree);
         let bad = |why: &str| StoreError::corrupt("journal", why);
         let newest = recovered.entries.last().ok_or_else(|| bad("no entry to take roots from"))?;
         let mut roots: Vec<Option<Rc<Node>>> = vec![None; Tree::ALL.len()];
@@ -193,8 +203,18 @@ impl Engine {
                 let pointer = NodePointer::decode(pointer)?;
                 let placed = pointer.location.is_some();
                 mark(if placed { Branch::RootRead } else { Branch::RootEmpty });
-                let root = self.read_root(tree, level, pointer).await?;
-                roots[tree as usize] = Some(Rc::new(root));
+                let range = (Position::MIN, Position::MAX);
+                let root = match self.read_root(tree, level, pointer).await {
+                    Ok(root) => Rc::new(root),
+                    Err(error) if salvages(tree) && is_loss(&error) => {
+                        lost.push(format!("the root of tree {tree:?} is lost: {error}"));
+                        self.note_lost_keys(tree, range.0, range.1);
+                        let mut nodes = self.stand_in_for(tree, level, pointer.node, range);
+                        nodes.pop().ok_or_else(|| bad("no root"))?
+                    }
+                    Err(error) => return Err(error),
+                };
+                roots[tree as usize] = Some(root);
             }
         }
         for (tree, root) in Tree::ALL.into_iter().zip(roots) {
@@ -202,13 +222,21 @@ impl Engine {
             self.cache.insert(&root);
             self.cache.roots.borrow_mut().push(root);
         }
-        Ok(())
+        Ok(lost)
     }
 
-    async fn replay_keys(&self, mut overlay: Overlay) -> Result<()> {
+    async fn replay_keys(
+        &self,
+        mut overlay: Overlay,
+        opening: Opening,
+        lost: &mut Vec<String>,
+    ) -> Result<()> {
         for tree in Tree::ALL {
             let top = self.cache.root(tree).level;
             for level in (0..=top).rev() {
+                if opening == Opening::Salvage && MENDABLE.contains(&tree) {
+                    lost.extend(self.stand_in_level(tree, level, false).await?);
+                }
                 for (position, (seq, value)) in overlay.remove(&(tree, level)).unwrap_or_default() {
                     let node = self.node_for(tree, level, position).await?;
                     self.change_node(&node, position, value);
@@ -304,13 +332,18 @@ impl Engine {
     }
 
     /// Derives what follows from the states of the buckets, and checks them.
-    fn settle_tables(&self) -> Result<()> {
+    fn settle_tables(&self, opening: Opening) -> Result<()> {
         let most = self.space.data_blocks();
         let all = self.space.all_slots();
         let mut tables = self.space.tables.borrow_mut();
         let ids: Vec<_> = tables.buckets.keys().copied().collect();
         for id in ids {
             let state = tables.bucket(id);
+            if opening == Opening::Salvage {
+                // The repair counts what is right.
+                state.live_blocks = state.live_blocks.min(most);
+                state.slots &= all;
+            }
             if state.live_blocks > most || state.slots & !all != 0 {
                 mark(Branch::BucketsContradict);
                 return Err(StoreError::corrupt(

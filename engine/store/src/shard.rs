@@ -24,7 +24,7 @@ use crate::RegionSource;
 use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
 use crate::context::{Context, block_range};
 use crate::data::{BlockRange, Until};
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, Opening};
 use crate::error::{Result, StoreError};
 use crate::key::Counter;
 use crate::limits::Limits;
@@ -118,8 +118,16 @@ impl Shard {
     /// # Errors
     /// When a device fails or what is on it is damaged.
     pub async fn open(config: ShardConfig) -> Result<Rc<Self>> {
+        Self::open_as(config, Opening::Whole).await
+    }
+
+    /// [`Shard::open`], also when index nodes cannot be read, if `opening` says so.
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub async fn open_as(config: ShardConfig, opening: Opening) -> Result<Rc<Self>> {
         let ShardConfig { engine, peers, limits } = config;
-        let engine = Engine::open(engine).await?;
+        let engine = Engine::open_as(engine, opening).await?;
         let shard = engine.shard();
         engine.set_region_source(match shard {
             ShardId(0) => Rc::new(OwnRegions(Rc::downgrade(&engine))),
@@ -233,6 +241,7 @@ impl Shard {
                 self.context.engine.region_list(shard).await.map(Reply::Regions)
             }
             request @ (Request::Fsck { .. }
+            | Request::Repair { .. }
             | Request::FsckOwners { .. }
             | Request::FsckVersions { .. }
             | Request::DamageList { .. }
@@ -249,6 +258,10 @@ impl Shard {
                 let tables = self.tables.as_ref();
                 let report =
                     crate::check::fsck(&self.context, &self.namespace, tables, verify_data).await?;
+                Ok(Reply::Fsck(Box::new(report)))
+            }
+            Request::Repair { owners } => {
+                let report = crate::repair::repair(&self.context, &self.namespace, owners).await?;
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::DamageList { limit } => {

@@ -3,7 +3,7 @@
 use proto::v1;
 use serde_json::{Value, json};
 
-use crate::args::{ExportCommand, FsCommand, PoolCommand, VolumeCommand};
+use crate::args::{ExportCommand, FsCommand, FsckArguments, PoolCommand, VolumeCommand};
 use crate::connect::Session;
 use crate::failure::{Failure, Result};
 use crate::offline;
@@ -280,9 +280,19 @@ async fn list_exports(session: &Session, output: &Output) -> Result<()> {
 }
 
 /// `fsck --online`.
-pub(crate) async fn check(session: &Session, verify_data: bool, output: &Output) -> Result<()> {
-    let request = v1::CheckPoolRequest { verify_data };
-    let reply = session.pool().check_pool(request).await?.into_inner();
+pub(crate) async fn check(
+    session: &Session,
+    arguments: &FsckArguments,
+    output: &Output,
+) -> Result<()> {
+    let request = v1::CheckPoolRequest { verify_data: arguments.verify_data };
+    let mut reply = session.pool().check_pool(request).await?.into_inner();
+    if arguments.repair && reply.problem_count > 0 {
+        offline::agree_to_repair(&reply.problems, reply.problem_count, arguments.yes, output)?;
+        let done = session.pool().repair_pool(v1::RepairPoolRequest {}).await?.into_inner();
+        reply = session.pool().check_pool(request).await?.into_inner();
+        reply.notes.extend(done.repairs);
+    }
     let checked = reply.checked.iter().map(|entry| (entry.name.as_str(), entry.count));
     offline::report(&reply.problems, reply.problem_count, &reply.notes, checked, output)
 }

@@ -417,6 +417,12 @@ pub(crate) struct FsckArguments {
     /// Also reads all data and verifies its checksums
     #[arg(long)]
     pub(crate) verify_data: bool,
+    /// Repairs what is found, as far as it can be; asks before
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Agrees to repairs beforehand
+    #[arg(long, short, requires = "repair")]
+    pub(crate) yes: bool,
     /// All devices of a pool that no daemon uses
     #[arg(value_name = "DEVICE", num_args = 0..=255)]
     pub(crate) devices: Vec<PathBuf>,

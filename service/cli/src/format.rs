@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use engine_embed::members::uuid_text;
-use engine_embed::{FormatError, LocalPool};
+use engine_embed::{FormatError, LocalPool, OpenError};
+use engine_store::api::FsckReport;
+use engine_store::engine::Opening;
 use engine_store::pool::FormatOptions;
 
 use crate::failure::{Failure, Result, exit};
@@ -73,21 +75,74 @@ pub(crate) fn format(request: &FormatRequest) -> Result<FormatReport> {
     })
 }
 
-/// Checks the pool on `devices`. Replays its journals in memory; what it finds is not repaired.
-pub(crate) fn check(devices: &[PathBuf], verify_data: bool) -> Result<CheckReport> {
-    let failed = |problem: String| Failure::new(problem);
-    let mut pool = LocalPool::open(devices).map_err(|problems| {
-        Failure::new(problems.join("; "))
-            .hint("a pool that a daemon uses is checked with cairn fsck --online")
-    })?;
-    let report = pool
-        .run(async move |client, _| client.fsck(verify_data).await)
-        .map_err(failed)?
-        .map_err(|error| Failure::new(error.to_string()))?;
-    pool.close().map_err(failed)?;
-    Ok(CheckReport {
-        problems: report.problems,
-        notes: report.notes,
-        checked: report.checked.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+/// Why devices were not checked.
+#[derive(Debug)]
+pub(crate) enum NoCheck {
+    /// What is on them cannot be opened as it is.
+    Damaged(Failure),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<NoCheck> for Failure {
+    fn from(cause: NoCheck) -> Self {
+        match cause {
+            NoCheck::Damaged(failure) | NoCheck::Failed(failure) => failure,
+        }
+    }
+}
+
+fn open(devices: &[PathBuf], opening: Opening) -> std::result::Result<LocalPool, NoCheck> {
+    LocalPool::open_as(devices, opening).map_err(|error| match error {
+        OpenError::Members(problems) => NoCheck::Failed(
+            Failure::new(problems.join("; "))
+                .hint("a pool that a daemon uses is checked with cairn fsck --online"),
+        ),
+        OpenError::Shard(problem) => NoCheck::Damaged(Failure::new(problem)),
     })
+}
+
+fn failed(problem: impl std::fmt::Display) -> NoCheck {
+    NoCheck::Failed(Failure::new(problem.to_string()))
+}
+
+/// Checks the pool on `devices`. Replays its journals; what it finds is not repaired.
+pub(crate) fn check(
+    devices: &[PathBuf],
+    verify_data: bool,
+) -> std::result::Result<CheckReport, NoCheck> {
+    let mut pool = open(devices, Opening::Whole)?;
+    let report = pool.run(async move |client, _| client.fsck(verify_data).await);
+    let report = report.map_err(failed)?.map_err(failed)?;
+    pool.close().map_err(failed)?;
+    Ok(report.into())
+}
+
+/// Repairs the pool on `devices`, and checks it again. The notes say what was done.
+pub(crate) fn repair(
+    devices: &[PathBuf],
+    verify_data: bool,
+    opening: Opening,
+) -> Result<CheckReport> {
+    let mut pool = open(devices, opening)?;
+    let report = pool.run(async move |client, _| {
+        let done = client.repair().await?;
+        let mut report = client.fsck(verify_data).await?;
+        report.notes.extend(done.notes);
+        Ok::<_, engine_store::StoreError>(report)
+    });
+    let report = report.map_err(failed)?.map_err(failed)?;
+    pool.close().map_err(failed)?;
+    Ok(report.into())
+}
+
+impl From<FsckReport> for CheckReport {
+    fn from(report: FsckReport) -> Self {
+        let checked = report.checked.into_iter();
+        Self {
+            problems: report.problems,
+            notes: report.notes,
+            checked: checked.map(|(name, count)| (name.to_owned(), count)).collect(),
+        }
+    }
 }

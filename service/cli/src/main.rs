@@ -53,8 +53,8 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8> {
         }
         Command::Pool(PoolCommand::Format(format)) => offline::format(&format, output),
         Command::Dump(dump) => dump::run(&dump, output),
-        Command::Fsck(FsckArguments { online: false, devices, verify_data }) => {
-            offline::check(&devices, verify_data, output)
+        Command::Fsck(arguments @ FsckArguments { online: false, .. }) => {
+            offline::check(&arguments, output)
         }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -79,7 +79,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Volume(command) => admin::volume(session, command, output).await,
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,
-        Command::Fsck(arguments) => admin::check(session, arguments.verify_data, output).await,
+        Command::Fsck(arguments) => admin::check(session, &arguments, output).await,
         Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
         Command::Timestats(arguments) => times::timestats(session, arguments, output).await,

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::args::FormatArguments;
+use engine_store::engine::Opening;
+
+use crate::args::{FormatArguments, FsckArguments};
 use crate::failure::{Failure, Result, exit};
-use crate::format::{self, FormatRequest};
-use crate::output::{Output, printable};
+use crate::format::{self, FormatRequest, NoCheck};
+use crate::output::{Output, agree, printable};
 use crate::size::show;
 
 /// `pool format`.
@@ -46,12 +48,43 @@ pub(crate) fn format(arguments: &FormatArguments, output: &Output) -> Result<u8>
 }
 
 /// `fsck` of devices.
-pub(crate) fn check(devices: &[PathBuf], verify_data: bool, output: &Output) -> Result<u8> {
+pub(crate) fn check(arguments: &FsckArguments, output: &Output) -> Result<u8> {
+    let (devices, verify_data) = (&arguments.devices, arguments.verify_data);
     distinct(devices)?;
-    let found = format::check(devices, verify_data)?;
+    let found = match format::check(devices, verify_data) {
+        Ok(found) if arguments.repair && !found.problems.is_empty() => {
+            let count = found.problems.len() as u64;
+            agree_to_repair(&found.problems, count, arguments.yes, output)?;
+            format::repair(devices, verify_data, Opening::Whole)?
+        }
+        Ok(found) => found,
+        Err(NoCheck::Damaged(failure)) if arguments.repair => {
+            output.warning(&failure.message);
+            agree(arguments.yes, "Give up the keys that cannot be read, and repair the rest?")?;
+            format::repair(devices, verify_data, Opening::Salvage)?
+        }
+        Err(NoCheck::Damaged(failure)) => {
+            let hint = "cairn fsck --repair gives up index nodes that cannot be read";
+            return Err(failure.code(exit::DAMAGED).hint(hint));
+        }
+        Err(NoCheck::Failed(failure)) => return Err(failure),
+    };
     let checked = found.checked.iter().map(|(name, count)| (name.as_str(), *count));
     report(&found.problems, found.problems.len() as u64, &found.notes, checked, output)?;
     Ok(exit::OK)
+}
+
+/// Tells what was found and asks whether to repair it.
+pub(crate) fn agree_to_repair(
+    problems: &[String],
+    count: u64,
+    yes: bool,
+    output: &Output,
+) -> Result<()> {
+    for problem in problems {
+        output.warning(&printable(problem.as_bytes()));
+    }
+    agree(yes, &format!("Repair {count} problems?"))
 }
 
 /// Prints what a check found; an error with the exit code for it when that is anything.

@@ -209,6 +209,7 @@ fn the_pool_is_shown_and_checked() {
     assert!(stand.ok(&["pool", "list"]).contains("3 GiB"));
     assert!(stand.ok(&["fsck", "--online"]).contains("no problems found"));
     assert_eq!(stand.json(&["fsck", "--online", "--verify-data"])["checked"]["blocks"], 14);
+    assert!(stand.ok(&["fsck", "--online", "--repair"]).contains("no problems found"));
     let damage = stand.json(&["damage", "list"]);
     assert_eq!((&damage[0]["path"], &damage[0]["length_bytes"]), (&"/a".into(), &8192.into()));
     assert!(stand.ok(&["damage", "list"]).contains("8 KiB at 4096"));

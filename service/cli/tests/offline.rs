@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use engine_store::api::{CreateAttributes, FileKind, TreeRef};
+
 fn run(arguments: &[&str], devices: &[PathBuf]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cairn")).args(arguments).args(devices).output().unwrap()
 }
@@ -83,4 +85,56 @@ fn swapped_and_copied_files_are_sorted_out_or_refused() {
     let both = [devices.clone(), vec![copy.clone()]].concat();
     assert!(fails(1, &["fsck"], &both).contains("one is a copy of the other"));
     assert!(fails(1, &["fsck"], &[devices[0].clone(), copy]).contains("member 1"));
+}
+
+#[test]
+fn a_whole_pool_needs_no_repair() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let report = json(&["fsck", "--repair"], &devices);
+    assert_eq!((&report["problem_count"], &report["notes"]), (&0.into(), &serde_json::json!([])));
+    assert_eq!(run(&["fsck", "--yes"], &devices).status.code(), Some(2), "--yes needs --repair");
+}
+
+#[test]
+fn a_lost_node_is_given_up_only_when_agreed_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let mut open = engine_embed::LocalPool::open(&devices).unwrap();
+    let names = ["a", "b", "c"];
+    open.run(async move |client, _| {
+        let tree = TreeRef::from(&client.tree_create("t").await.unwrap());
+        for name in names {
+            let attributes = CreateAttributes::default();
+            let created =
+                client.create(tree, tree.root, name.as_bytes(), FileKind::File, attributes);
+            created.await.unwrap();
+        }
+    })
+    .unwrap();
+    open.close().unwrap();
+    // Copies, which this process does not have open.
+    let devices: Vec<PathBuf> = devices
+        .iter()
+        .map(|device| {
+            let copy = device.with_extension("copy");
+            std::fs::copy(device, &copy).unwrap();
+            copy
+        })
+        .collect();
+    // The first subvolume is at home on shard 1.
+    let root = &json(&["dump", "roots", "--shard", "1"], &devices)[2];
+    assert_eq!(root["tree"], "dirents");
+    let (member, block) = (&root["pointer"]["member"], &root["pointer"]["block"]);
+    let device = &devices[member.as_u64().unwrap() as usize];
+    let file = std::fs::OpenOptions::new().write(true).open(device).unwrap();
+    file.write_all_at(&[0xff; 64], block.as_u64().unwrap() * 4096 + 100).unwrap();
+    assert!(fails(8, &["fsck"], &devices).contains("--repair"));
+    assert!(fails(5, &["fsck", "--repair"], &devices).contains("--yes"));
+    let report = json(&["fsck", "--repair", "--yes"], &devices);
+    assert_eq!(report["problem_count"], 0, "{report}");
+    assert!(report["notes"].to_string().contains("is lost"), "{report}");
+    let found = json(&["dump", "path", "t:/lost+found"], &devices);
+    assert_eq!(found.as_array().unwrap().last().unwrap()["value"]["size"], 3, "{found}");
+    assert_eq!(json(&["fsck"], &devices)["problem_count"], 0);
 }

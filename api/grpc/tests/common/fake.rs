@@ -425,6 +425,12 @@ impl Fake {
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Usage { .. } => Ok(Reply::Count(4096)),
+            Request::Repair { owners } => {
+                let count = u64::from(!owners);
+                let notes = vec!["a link count".to_owned(); usize::from(!owners)];
+                let checked = vec![("repairs", count)];
+                Ok(Reply::Fsck(Box::new(FsckReport { checked, notes, ..FsckReport::default() })))
+            }
             Request::DamageList { .. } => Ok(Reply::Damage(match shard {
                 ShardId(0) => vec![DamageEntry {
                     inode: InodeNumber(9),

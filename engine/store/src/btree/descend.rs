@@ -35,6 +35,16 @@ impl Missing {
     pub(crate) fn range(&self) -> (Position, Position) {
         (self.pointer.min, self.max)
     }
+
+    /// Its level.
+    pub(crate) fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// Its identity.
+    pub(crate) fn node(&self) -> u64 {
+        self.pointer.node
+    }
 }
 
 /// Times a node is read again before its content is believed to be bad.

@@ -103,7 +103,7 @@ async fn check_owners(context: &Context, held: &[Held], problems: &mut Problems)
     Ok(())
 }
 
-async fn suspects(context: &Context, held: &[Held]) -> Result<Vec<Held>> {
+pub(crate) async fn suspects(context: &Context, held: &[Held]) -> Result<Vec<Held>> {
     let inodes: Vec<_> = held.iter().map(|held| (held.0, held.1)).collect();
     let owners = ask_owners(context, &inodes).await?;
     let bad: Vec<Held> = held

@@ -24,6 +24,7 @@ use crate::logged::{self, Intent};
 use crate::namespace::{Inode, Namespace, inode_position};
 use crate::subvolume::Tables;
 
+pub(crate) use data::suspects;
 pub(crate) use paths::paths;
 pub(crate) use tables::version_states;
 
@@ -120,7 +121,7 @@ pub(crate) async fn owners(
 }
 
 /// Asks the home shards of inodes about them.
-async fn ask_owners(
+pub(crate) async fn ask_owners(
     context: &Context,
     inodes: &[(InodeNumber, SnapshotId)],
 ) -> Result<BTreeMap<(InodeNumber, SnapshotId), Owner>> {

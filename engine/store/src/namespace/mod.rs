@@ -47,10 +47,9 @@ use crate::transaction::Transaction;
 pub(crate) use format::{Entry, Hashed, Inode, Slot, Xattr, inode_position};
 #[cfg(test)]
 pub(crate) use table::PLACES;
-pub(crate) use table::home_place;
+pub(crate) use table::{NameTable, home_place};
 
 use recent::Recent;
-use table::NameTable;
 
 /// The lock of the whole shard's namespace.
 pub(crate) const SHARD_LOCK: u64 = 0;

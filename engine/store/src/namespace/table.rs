@@ -23,19 +23,19 @@ const PROBES_MAX: u64 = 1024;
 
 /// A table: the names of one inode in one tree.
 #[derive(Clone, Copy)]
-pub(super) struct NameTable {
-    pub(super) tree: Tree,
-    pub(super) inode: InodeNumber,
-    pub(super) snapshot: SnapshotId,
-    pub(super) hash_key: u64,
+pub(crate) struct NameTable {
+    pub(crate) tree: Tree,
+    pub(crate) inode: InodeNumber,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) hash_key: u64,
 }
 
 /// What a search came to.
-pub(super) struct Found<T> {
+pub(crate) struct Found<T> {
     /// Where the name is, or could be put.
-    pub(super) place: u64,
+    pub(crate) place: u64,
     /// What is there.
-    pub(super) entry: Option<T>,
+    pub(crate) entry: Option<T>,
 }
 
 #[cfg(test)]
@@ -55,7 +55,7 @@ pub(crate) fn home_place(hash_key: u64, name: &[u8]) -> u64 {
 }
 
 impl NameTable {
-    pub(super) fn position(&self, place: u64) -> Position {
+    pub(crate) fn position(&self, place: u64) -> Position {
         Position::new(self.inode.0, place, self.snapshot.0)
     }
 
@@ -69,7 +69,7 @@ impl NameTable {
     }
 
     /// Searches for `name`.
-    pub(super) async fn find<T: Hashed>(
+    pub(crate) async fn find<T: Hashed>(
         &self,
         transaction: &mut Transaction<'_>,
         name: &[u8],
@@ -95,13 +95,13 @@ impl NameTable {
     }
 
     /// Puts `entry` where [`NameTable::find`] said.
-    pub(super) fn put<T: Hashed>(&self, transaction: &mut Transaction<'_>, place: u64, entry: &T) {
+    pub(crate) fn put<T: Hashed>(&self, transaction: &mut Transaction<'_>, place: u64, entry: &T) {
         transaction.put(self.tree, self.position(place), entry.encode());
     }
 
     /// Removes what is at `place`: leaves a whiteout if the chain goes on, else also takes away the
     /// whiteouts before it.
-    pub(super) async fn remove<T: Hashed>(
+    pub(crate) async fn remove<T: Hashed>(
         &self,
         transaction: &mut Transaction<'_>,
         place: u64,
@@ -120,7 +120,7 @@ impl NameTable {
     }
 
     /// The first entry after `place`, and its place.
-    pub(super) async fn next<T: Hashed>(
+    pub(crate) async fn next<T: Hashed>(
         &self,
         transaction: &mut Transaction<'_>,
         place: u64,

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use engine_device::DeviceQueue;
+use futures::stream::{self, StreamExt as _};
 
 use crate::btree::NodePointer;
 use crate::error::{Result, StoreError};
@@ -24,8 +25,11 @@ use crate::key::{Position, Tree, Value};
 use crate::space::Space;
 use crate::tail::Tail;
 
-/// Blocks of data that are read, at most: 16 MiB, a fraction of a second on a disk.
+/// Blocks of data that are read, at most: 16 MiB, a fraction of a second on a disk, since they were
+/// written one after the other.
 const BLOCKS_MAX: u32 = 4096;
+/// Extents that are read side by side.
+const READS_MAX: usize = 16;
 /// Nodes that are read, at most.
 const NODES_MAX: u32 = 64;
 /// Losses that are told one by one; the rest is counted.
@@ -44,6 +48,7 @@ pub(super) async fn verify(
         tail: Tail::new(space, members),
         members,
         blocks_left: BLOCKS_MAX,
+        extents: Vec::new(),
         nodes_left: NODES_MAX,
         lines: Vec::new(),
         more: 0,
@@ -62,6 +67,7 @@ pub(super) async fn verify(
             }
         }
     }
+    look.extents().await?;
     if look.more > 0 {
         look.lines.push(format!("and {} more things that were flushed are lost", look.more));
     }
@@ -93,6 +99,8 @@ struct Look<'a> {
     tail: Tail<'a>,
     members: &'a [Rc<dyn DeviceQueue>],
     blocks_left: u32,
+    /// Extents to read, each with its position and the entry that names it.
+    extents: Vec<(Position, Extent, u64)>,
     nodes_left: u32,
     lines: Vec<String>,
     more: u64,
@@ -109,14 +117,8 @@ impl Look<'_> {
                 return Ok(());
             }
             self.blocks_left -= extent.blocks;
-            let found = self.tail.extent(&extent).await;
-            let pointer = extent.pointers[0];
-            let start = position.offset.saturating_sub(u64::from(extent.blocks));
-            let what = format!(
-                "blocks {start} to {} of inode {} version {}",
-                position.offset, position.inode, position.snapshot
-            );
-            return self.note(found, &what, (pointer.member, pointer.block), seq);
+            self.extents.push((position, extent, seq));
+            return Ok(());
         }
         if self.nodes_left == 0 {
             return Ok(());
@@ -128,6 +130,23 @@ impl Look<'_> {
         let what =
             format!("node {} of tree {tree:?} ({:?} to {position:?})", pointer.node, pointer.min);
         self.note(found, &what, (location.member, location.block), seq)
+    }
+
+    async fn extents(&mut self) -> Result<()> {
+        let extents = std::mem::take(&mut self.extents);
+        let tail = &self.tail;
+        let reads = stream::iter(extents.iter().map(|(_, extent, _)| tail.extent(extent)));
+        let found: Vec<Result<()>> = reads.buffered(READS_MAX).collect().await;
+        for ((position, extent, seq), found) in extents.iter().zip(found) {
+            let pointer = extent.pointers[0];
+            let start = position.offset.saturating_sub(u64::from(extent.blocks));
+            let what = format!(
+                "blocks {start} to {} of inode {} version {}",
+                position.offset, position.inode, position.snapshot
+            );
+            self.note(found, &what, (pointer.member, pointer.block), *seq)?;
+        }
+        Ok(())
     }
 
     fn note(

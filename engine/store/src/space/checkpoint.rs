@@ -6,7 +6,7 @@ use super::table::{Bucket, BucketId, Tables};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, RecordWriter};
-use crate::key::{Counter, Position, Tree};
+use crate::key::{Counter, Position, Tree, Value};
 use crate::times::Timed;
 
 /// Bytes of a checkpoint's journal record.
@@ -25,7 +25,7 @@ impl Engine {
     /// Writes the state of a bucket into the buckets tree.
     pub(crate) async fn checkpoint_bucket(&self, id: BucketId) -> Result<()> {
         let position = Position::new(u64::from(id.0), u64::from(id.1), 0);
-        let node = self.admit_key(Tree::Buckets, position).await?;
+        let node = self.admit_key(Tree::Buckets, position, CHECKPOINT_BYTES).await?;
         let stamp = self.journal.stamp();
         let mut tables = self.space.tables.borrow_mut();
         let bucket = tables.bucket(id);
@@ -47,7 +47,7 @@ impl Engine {
     /// Writes a counter into the counters tree.
     pub(crate) async fn checkpoint_counter(&self, counter: Counter) -> Result<()> {
         let position = Position::new(counter.0, 0, 0);
-        let node = self.admit_key(Tree::Counters, position).await?;
+        let node = self.admit_key(Tree::Counters, position, CHECKPOINT_BYTES).await?;
         let stamp = self.journal.stamp();
         let mut counters = self.counters.borrow_mut();
         let Some(state) = counters.get_mut(&counter) else { return Ok(()) };
@@ -59,11 +59,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Sets a key without counting what that does to space: for repairs, which count afterwards.
+    pub(crate) async fn set_key(
+        &self,
+        tree: Tree,
+        position: Position,
+        value: Option<Value>,
+    ) -> Result<()> {
+        let bytes = RecordWriter::put_bytes(value.as_ref().map_or(0, |value| value.len()));
+        let node = self.admit_key(tree, position, bytes).await?;
+        self.apply_at(&node, position, value);
+        self.commits.set(self.commits.get() + 1);
+        Ok(())
+    }
+
     /// Waits until the leaf for a key may be changed in this turn.
     async fn admit_key(
         &self,
         tree: Tree,
         position: Position,
+        bytes: usize,
     ) -> Result<std::rc::Rc<crate::btree::Node>> {
         loop {
             let node = self.node_for(tree, 0, position).await?;
@@ -71,10 +86,10 @@ impl Engine {
                 self.waits.on(Timed::BlockedNodeLock, node.lock.released()).await;
                 continue;
             }
-            if self.journal.has_room(CHECKPOINT_BYTES, Class::Reclaim) {
+            if self.journal.has_room(bytes, Class::Reclaim) {
                 return Ok(node);
             }
-            self.journal.admit(CHECKPOINT_BYTES, Class::Reclaim).await?;
+            self.journal.admit(bytes, Class::Reclaim).await?;
         }
     }
 

@@ -105,6 +105,14 @@ impl Bucket {
         }
     }
 
+    /// Begins anew, empty; what memory knows of it besides stays.
+    pub(crate) fn reopen(&mut self, kind: BucketKind, generation: u32) {
+        let (dirty_seq, known_as) = (self.dirty_seq, self.known_as);
+        *self = Self::new(kind, generation);
+        self.dirty_seq = dirty_seq;
+        self.known_as = known_as;
+    }
+
     /// Nothing is in it and nobody is about to put something in.
     pub(crate) fn is_empty(&self) -> bool {
         !self.open

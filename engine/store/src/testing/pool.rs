@@ -15,7 +15,7 @@ use futures::channel::oneshot;
 use super::TestRuntime;
 use crate::api::{Link, Reply, Request};
 use crate::client::Client;
-use crate::engine::EngineConfig;
+use crate::engine::{EngineConfig, Opening};
 use crate::error::{Result, StoreError};
 use crate::limits::Limits;
 use crate::pool::FormatOptions;
@@ -186,6 +186,10 @@ impl Pool {
     }
 
     async fn open(&self, shard: ShardId) -> Result<()> {
+        self.open_as(shard, Opening::Whole).await
+    }
+
+    async fn open_as(&self, shard: ShardId, opening: Opening) -> Result<()> {
         let engine = EngineConfig {
             shard,
             shard_count: self.link.shard_count(),
@@ -194,7 +198,7 @@ impl Pool {
         };
         let peers = Rc::new(self.link.clone());
         let config = ShardConfig { engine, peers, limits: self.limits.clone() };
-        let opened = Shard::open(config).await?;
+        let opened = Shard::open_as(config, opening).await?;
         self.link.shards.borrow_mut()[usize::from(shard.0)] = Some(opened);
         Ok(())
     }
@@ -212,6 +216,24 @@ impl Pool {
         self.runtime.block_on(async move {
             for shard in 0..opening.link.shard_count() {
                 opening.open(ShardId(shard)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// As [`Pool::crash_and_open`], whatever cannot be read.
+    pub(crate) fn crash_and_salvage(&self) {
+        self.try_crash_and_salvage().unwrap();
+    }
+
+    /// As [`Pool::crash_and_salvage`]; the first shard that refuses all the same ends it.
+    pub(crate) fn try_crash_and_salvage(&self) -> Result<()> {
+        self.runtime.crash();
+        self.link.shards.borrow_mut().fill(None);
+        let opening = self.clone();
+        self.runtime.block_on(async move {
+            for shard in 0..opening.link.shard_count() {
+                opening.open_as(ShardId(shard), Opening::Salvage).await?;
             }
             Ok(())
         })

@@ -23,7 +23,9 @@ use nvme_target::{Target, TargetCore};
 use super::admission::Admission;
 use super::backend::EngineBackend;
 use super::link::{Control, CoreLink, Hub, Message, ShardPeers, core_of};
+use engine_embed::OPENING_MAX;
 use engine_embed::poller::QueuePoller;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::pollers::TargetPoller;
 use crate::exports::Volumes;
@@ -130,13 +132,14 @@ impl Control for Assembled {
 }
 
 impl Core {
-    /// Opens the shards of this core, all at once: each mostly waits for its device.
+    /// Opens the shards of this core, some at a time: each mostly waits for its device, and holds its
+    /// journal in memory meanwhile.
     async fn open_shards(&self) -> Result<()> {
         let mine = (0..self.plan.shard_count)
             .map(ShardId)
             .filter(|shard| core_of(*shard, self.cores) == self.core);
-        let opened = futures::future::join_all(mine.map(|shard| self.open_shard(shard))).await;
-        opened.into_iter().collect()
+        let opened = stream::iter(mine).map(|shard| self.open_shard(shard));
+        opened.buffer_unordered(OPENING_MAX).try_collect().await
     }
 
     async fn open_shard(&self, shard: ShardId) -> Result<()> {

@@ -22,8 +22,6 @@ pub enum Bug {
     ReplayPastFlush,
     /// Requests are answered before the journal has been written.
     EarlyAcknowledge,
-    /// A file is cut off on several shards without an intent: a crash between leaves a part.
-    UnloggedTruncate,
     /// A node that is shorter than its parent says is taken as it is.
     StaleNodeAccepted,
     /// Blocks are given to clients whatever their checksums say.
@@ -48,7 +46,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 19] = [
+    pub const ALL: [(&'static str, Self); 18] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -57,7 +55,6 @@ impl Bug {
         ("accounting-drift", Self::AccountingDrift),
         ("replay-past-flush", Self::ReplayPastFlush),
         ("early-acknowledge", Self::EarlyAcknowledge),
-        ("unlogged-truncate", Self::UnloggedTruncate),
         ("stale-node-accepted", Self::StaleNodeAccepted),
         ("checksum-not-verified", Self::ChecksumNotVerified),
         ("early-slot-reuse", Self::EarlySlotReuse),

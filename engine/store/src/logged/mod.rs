@@ -12,7 +12,6 @@ use crate::api::SubvolumeKind;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::key::{Counter, Position, Tree};
-use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 
 /// A subvolume that is being created.
@@ -55,9 +54,6 @@ impl OperationId {
 
 /// Commits to `intent` with `transaction`.
 pub(crate) fn put(transaction: &mut Transaction<'_>, intent: &Intent) -> OperationId {
-    if planted::is(Bug::UnloggedTruncate) && matches!(intent, Intent::Truncate { .. }) {
-        return OperationId(0);
-    }
     let id = OperationId(transaction.take(Counter::NEXT_OPERATION));
     replace(transaction, id, intent);
     id

@@ -13,7 +13,6 @@ use crate::data::{BlockRange, Prepared, clear_range};
 use crate::error::{Result, StoreError};
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent};
-use crate::planted::{self, Bug};
 
 impl Namespace {
     pub(super) async fn set_attributes(
@@ -94,7 +93,7 @@ impl Namespace {
                     }
                     done = clear_range(transaction, &rest).await?.is_none();
                 }
-                if done || planted::is(Bug::UnloggedTruncate) {
+                if done {
                     inode.data_limit = inode.data_limit.min(from);
                 }
                 let intent = Intent::Truncate { inode: number, snapshot, size };

@@ -133,6 +133,10 @@ impl Engine {
         let copygc = Scoped::new(alloc_site!("copygc"), Rc::clone(&engine).copygc_loop());
         runtime.spawn("copygc", Box::pin(copygc));
         runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
+        let members = (0_u8..).zip(&engine.config.members);
+        let discard = members.filter(|(_, queue)| queue.info().discard).map(|(index, _)| index);
+        engine.start_discards(discard);
+        runtime.spawn("discard", Box::pin(Rc::clone(&engine).discard_loop()));
         Ok(engine)
     }
 
@@ -247,6 +251,7 @@ impl Engine {
     /// # Errors
     /// When the flush fails.
     pub async fn close(&self) -> Result<()> {
+        self.end_discards().await;
         let result = self.flush().await;
         if result.is_ok() {
             // Only spares the next open its replay: everything is durable already.

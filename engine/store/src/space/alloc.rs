@@ -191,7 +191,7 @@ impl Engine {
         let seq = self.journal.seq();
         let all = self.space.all_slots();
         let mut tables = self.space.tables.borrow_mut();
-        let Some(id) = tables.free.pop_first() else { return };
+        let Some(id) = tables.take_free() else { return };
         let now = tables.written_blocks;
         let generation = {
             let bucket = tables.bucket(id);
@@ -248,7 +248,10 @@ impl Engine {
         }
         // What is admitted fits, so this is for what nobody could foresee: buckets that became stuck
         // since, or so many that are being written to that nothing else is left.
-        let held = self.space.tables.borrow().victims.len() > 0;
+        let held = {
+            let tables = self.space.tables.borrow();
+            tables.victims.len() > 0 || !tables.discarding.is_empty()
+        };
         if held {
             let changed = std::pin::pin!(changed);
             let late = self.config.runtime.sleep(HELD_WAIT_NS);

@@ -40,7 +40,7 @@ pub(super) struct Victim {
 impl Space {
     /// Free buckets above what data must leave alone at which copygc starts: room to work ahead. Less
     /// than the dead space that admission leaves, so that it can be reached.
-    fn gc_headroom(&self) -> usize {
+    pub(super) fn gc_headroom(&self) -> usize {
         1 + (self.tables.borrow().owned / 64).min(64) as usize
     }
 }

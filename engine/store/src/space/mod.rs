@@ -12,6 +12,7 @@
 mod alloc;
 mod checkpoint;
 mod copygc;
+mod discard;
 pub(crate) mod format;
 mod moves;
 mod regions;

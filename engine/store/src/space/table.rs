@@ -135,6 +135,10 @@ pub(crate) struct Tables {
     pub(crate) buckets: BTreeMap<BucketId, Bucket>,
     /// The lowest is taken first, so that what is used stays together and whole regions stay empty.
     pub(crate) free: BTreeSet<BucketId>,
+    /// Of the free ones, those that were emptied and not discarded; those taken out meanwhile.
+    pub(super) to_discard: BTreeSet<BucketId>,
+    pub(super) wants_discard: bool,
+    pub(crate) discarding: BTreeSet<BucketId>,
     /// Buckets emptied, and slots freed, by the entry of that number.
     pub(crate) draining: VecDeque<(u64, BucketId)>,
     pub(crate) slots_draining: VecDeque<(u64, BucketId, u8)>,
@@ -177,6 +181,11 @@ pub(crate) struct Space {
     pub(crate) gc_wanted: Notify,
     pub(crate) source: RefCell<Option<Rc<dyn RegionSource>>>,
     pub(crate) acquiring: Cell<bool>,
+    /// Members that take discards; one that failed leaves.
+    pub(crate) discard_members: RefCell<BTreeSet<u8>>,
+    pub(crate) discarded_bytes: Cell<u64>,
+    /// The shard is being closed: nothing is begun in the background.
+    pub(crate) closing: Cell<bool>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -189,6 +198,9 @@ impl Space {
         let tables = Tables {
             buckets: BTreeMap::new(),
             free: BTreeSet::new(),
+            to_discard: BTreeSet::new(),
+            wants_discard: false,
+            discarding: BTreeSet::new(),
             draining: VecDeque::new(),
             slots_draining: VecDeque::new(),
             partial: BTreeSet::new(),
@@ -215,6 +227,9 @@ impl Space {
             gc_wanted: Notify::default(),
             source: RefCell::default(),
             acquiring: Cell::new(false),
+            discard_members: RefCell::default(),
+            discarded_bytes: Cell::new(0),
+            closing: Cell::new(false),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),
@@ -232,6 +247,7 @@ impl Space {
         out.push(("space_live_blocks", tables.live_blocks));
         out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
         out.push(("space_allocation_waits", self.allocation_waits.get()));
+        out.push(("space_discarded_bytes", self.discarded_bytes.get()));
         out.push(("copygc_buckets_to_empty", tables.victims.len() as u64));
         out.push(("copygc_buckets_stuck", tables.stuck.len() as u64));
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
@@ -374,7 +390,7 @@ impl Tables {
             bucket.summary = None;
             // Before the regions are known it counts as free by its kind: see add_region.
             if self.regions_known {
-                self.free.insert(id);
+                self.note_free(id);
             }
             any = true;
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
 use engine_device::{
-    BlockDevice, Completion, DeviceInfo, DeviceQueue, Faults, FaultyDevice, MemoryDevice, Operation,
+    BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Faults, FaultyDevice, MemoryDevice,
+    Operation,
 };
 use futures::channel::oneshot;
 
@@ -29,11 +30,14 @@ pub(crate) struct Asked {
     pub(crate) written_bytes: Cell<u64>,
     /// (offset, length) of discards.
     pub(crate) discards: RefCell<Vec<(u64, u64)>>,
+    /// What the devices answer to a discard, when not by filling the range with garbage.
+    pub(crate) discard_fails: Cell<bool>,
 }
 
 /// A queue that remembers what it was asked.
 struct Recorder {
     inner: Rc<dyn DeviceQueue>,
+    device: MemoryDevice,
     asked: Rc<Asked>,
 }
 
@@ -50,6 +54,13 @@ impl DeviceQueue for Recorder {
             }
             Operation::Discard { offset, len } => {
                 self.asked.discards.borrow_mut().push((*offset, *len));
+                if self.asked.discard_fails.get() {
+                    let device = self.info().name.clone();
+                    return done.complete(Err(DeviceError::Gone { device }));
+                }
+                let range = *offset as usize..(*offset + *len) as usize;
+                self.device.with_bytes(|bytes| bytes[range].fill(0xdb));
+                return self.inner.submit(Operation::Flush, done);
             }
             _ => {}
         }
@@ -172,7 +183,8 @@ impl Pool {
         let order = self.order.borrow();
         let queues = order.iter().map(|index| {
             let inner = self.faulty[*index].open_queue(32).unwrap();
-            let queue = Rc::new(Recorder { inner, asked: Rc::clone(&self.asked) });
+            let (device, asked) = (self.devices[*index].clone(), Rc::clone(&self.asked));
+            let queue = Rc::new(Recorder { inner, device, asked });
             let queue = queue as Rc<dyn DeviceQueue>;
             self.runtime.add_queue(Rc::clone(&queue));
             queue

@@ -1,11 +1,12 @@
 //! Space: filling, emptying and overwriting small pools, to the last block.
 
 use engine_base::random::Random;
+use engine_base::runtime::Runtime;
 use engine_base::{BLOCK_SIZE, MIB};
 use engine_device::BlockDevice;
 use engine_memory::Buffer;
 
-use super::Pool;
+use super::{Pool, with_seeds};
 use crate::api::{CreateAttributes, Data, FileKind, SetAttributes, TreeRef};
 use crate::client::VolumeRef;
 use crate::error::{Result, StoreError};
@@ -288,5 +289,62 @@ fn names_are_removed_from_a_full_pool() {
         fsck(&pool).await;
         let mut again = Written::new(&pool, 64 * MIB).await;
         again.write(0, 2048).await.unwrap();
+    });
+}
+
+/// The device fills with garbage what is discarded: nothing that is needed may be among it.
+#[test]
+fn emptied_buckets_are_discarded_and_nothing_else() {
+    with_seeds(|seed| {
+        let pool = small_pool(seed, 1, 32);
+        let (blocks, kept) = (16 * 256, 3000);
+        let content = pool.run(async move |pool| {
+            let mut random = Random::new(seed);
+            let mut written = Written::new(&pool, 32 * MIB).await;
+            written.fill(&mut random, &mut 0, blocks).await.unwrap();
+            pool.client().flush().await.unwrap();
+            assert!(pool.asked().discards.borrow().is_empty(), "nothing was emptied yet");
+            written.discard(0, kept / 2).await;
+            written.discard(blocks / 2 + kept / 2, blocks / 2 - kept / 2).await;
+            assert!(pool.asked().discards.borrow().is_empty(), "it is not durable yet");
+            pool.client().flush().await.unwrap();
+            for _ in 0..400 {
+                let at = random.below(blocks as u64) as usize;
+                written.write(at, 1).await.unwrap();
+            }
+            pool.client().flush().await.unwrap();
+            pool.runtime.sleep(1_000_000_000).await;
+            let discarded = pool.asked().discards.borrow().iter().map(|(_, len)| len).sum::<u64>();
+            assert!(discarded > 3 * MIB, "{discarded} bytes were discarded");
+            assert_eq!(counter(&pool, "space_discarded_bytes"), discarded);
+            written.verify().await;
+            fsck(&pool).await;
+            // One is on its way when the process ends.
+            written.discard(0, 1024).await;
+            written
+        });
+        pool.crash_and_open();
+        pool.run(async move |pool| {
+            content.verify().await;
+            fsck(&pool).await;
+        });
+    });
+}
+
+#[test]
+fn a_device_that_fails_a_discard_is_not_asked_again() {
+    small_pool(9, 1, 32).run(async move |pool| {
+        pool.asked().discard_fails.set(true);
+        let mut written = Written::new(&pool, 32 * MIB).await;
+        for _ in 0..3 {
+            written.fill(&mut Random::new(1), &mut 0, 1024).await.unwrap();
+            written.discard(0, 1024).await;
+            pool.client().flush().await.unwrap();
+            pool.runtime.sleep(1_000_000_000).await;
+        }
+        assert_eq!(pool.asked().discards.borrow().len(), 1);
+        written.fill(&mut Random::new(1), &mut 0, 4096).await.unwrap();
+        written.verify().await;
+        fsck(&pool).await;
     });
 }

@@ -1,0 +1,165 @@
+//! Telling devices which buckets hold nothing any more, so that they need not keep it.
+//!
+//! A bucket is discarded after it became free, that is after the entry that emptied it is durable: whatever
+//! recovery goes back to, nothing of worth is in it. While its discard is on its way it is not among the free
+//! buckets, so no write can meet it there; a crash meanwhile leaves a free bucket with any content. That is what
+//! free buckets hold anyway, and nothing reads one before it was written.
+//!
+//! It happens in the background, some time after buckets became free, so that neighbours go in one command and
+//! what is used again at once is not discarded at all. It takes buckets only while more are free than
+//! copygc wants, and a bounded number at a time. A device that cannot, or that answers with an error, is not
+//! asked again until the shard is opened anew. What was free when the shard stopped is not discarded later.
+
+use std::rc::Rc;
+
+use engine_device::QueueExt;
+
+use super::table::{BucketId, Tables};
+use crate::engine::Engine;
+
+/// Time that buckets stay free before they are discarded: neighbours join them meanwhile.
+const DELAY_NS: u64 = 200_000_000;
+/// Buckets that are on their way at a time.
+const BUCKETS_MAX: usize = 64;
+
+/// Neighbouring buckets of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    member: u8,
+    first: u32,
+    count: u32,
+}
+
+impl Engine {
+    /// These members take discards.
+    pub(crate) fn start_discards(&self, members: impl Iterator<Item = u8>) {
+        let mut known = self.space.discard_members.borrow_mut();
+        known.extend(members);
+        self.space.tables.borrow_mut().wants_discard = !known.is_empty();
+    }
+
+    /// Discards free buckets until the engine stops.
+    pub(crate) async fn discard_loop(self: Rc<Self>) {
+        loop {
+            let wanted = self.space.changed.notified();
+            if self.stopped().is_some() || self.space.discard_members.borrow().is_empty() {
+                return;
+            }
+            if self.space.tables.borrow().to_discard.is_empty() {
+                wanted.await;
+                continue;
+            }
+            self.config.runtime.sleep(DELAY_NS).await;
+            let taken = self.take_for_discard();
+            if taken.is_empty() {
+                wanted.await;
+                continue;
+            }
+            let runs = runs_of(&taken);
+            let commands = runs.iter().map(|run| self.discard_run(*run));
+            futures::future::join_all(commands).await;
+        }
+    }
+
+    /// Takes buckets out of the free ones, the highest first: they are the last to be used again.
+    fn take_for_discard(&self) -> Vec<BucketId> {
+        let keep = self.space.keep_for_others() + self.space.gc_headroom();
+        let mut tables = self.space.tables.borrow_mut();
+        if self.stopped().is_some() || self.space.closing.get() {
+            return Vec::new();
+        }
+        let spare = tables.free.len().saturating_sub(keep);
+        let members = self.space.discard_members.borrow();
+        tables.to_discard.retain(|id| members.contains(&id.0));
+        let most = spare.min(BUCKETS_MAX);
+        let mut taken: Vec<_> = tables.to_discard.iter().rev().take(most).copied().collect();
+        taken.reverse();
+        for id in &taken {
+            tables.to_discard.remove(id);
+            assert!(tables.free.remove(id), "{id:?} is to be discarded and not free");
+            tables.discarding.insert(*id);
+        }
+        taken
+    }
+
+    async fn discard_run(&self, run: Run) {
+        let bucket_bytes = u64::from(self.superblock().bucket_bytes);
+        let (offset, len) = (u64::from(run.first), u64::from(run.count));
+        let done = match self.member(run.member) {
+            Ok(queue) => queue.discard(offset * bucket_bytes, len * bucket_bytes).await.is_ok(),
+            Err(_) => false,
+        };
+        if done {
+            let bytes = self.space.discarded_bytes.get() + len * bucket_bytes;
+            self.space.discarded_bytes.set(bytes);
+        } else {
+            self.space.discard_members.borrow_mut().remove(&run.member);
+        }
+        let mut tables = self.space.tables.borrow_mut();
+        tables.wants_discard = !self.space.discard_members.borrow().is_empty();
+        for bucket in run.first..run.first + run.count {
+            tables.discarding.remove(&(run.member, bucket));
+            tables.free.insert((run.member, bucket));
+        }
+        drop(tables);
+        self.space.changed.notify_all();
+    }
+
+    /// Starts no more discards and waits for those on their way: after a close another may use the
+    /// devices.
+    pub(crate) async fn end_discards(&self) {
+        self.space.closing.set(true);
+        loop {
+            let changed = self.space.changed.notified();
+            if self.space.tables.borrow().discarding.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Tables {
+    /// A bucket became free.
+    pub(super) fn note_free(&mut self, id: BucketId) {
+        self.free.insert(id);
+        if self.wants_discard {
+            self.to_discard.insert(id);
+        }
+    }
+
+    /// Takes the lowest free bucket.
+    pub(super) fn take_free(&mut self) -> Option<BucketId> {
+        let id = self.free.pop_first()?;
+        self.to_discard.remove(&id);
+        Some(id)
+    }
+}
+
+/// Joins neighbours; `ids` are in order.
+fn runs_of(ids: &[BucketId]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (member, bucket) in ids.iter().copied() {
+        match runs.last_mut() {
+            Some(run) if run.member == member && run.first + run.count == bucket => run.count += 1,
+            _ => runs.push(Run { member, first: bucket, count: 1 }),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_one_member_join() {
+        let runs = runs_of(&[(0, 3), (0, 4), (0, 6), (1, 7), (1, 8)]);
+        let expected = [(0, 3, 2), (0, 6, 1), (1, 7, 2)].map(|(member, first, count)| Run {
+            member,
+            first,
+            count,
+        });
+        assert_eq!(runs, expected);
+    }
+}

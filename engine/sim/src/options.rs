@@ -202,6 +202,32 @@ impl Options {
     /// The options of `seed`.
     #[must_use]
     pub fn of_seed(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
+        let mut options = Self::drawn(seed, operations, faults, plant);
+        // A stream of its own, too.
+        let full = Random::new(seed ^ 0x6675_6c6c).chance(1, 8);
+        if full && options.damage.is_none() && plant.is_none() {
+            options.fill_up();
+        }
+        options
+    }
+
+    /// Makes a pool that gets full: its volumes are larger than it is, and written widely. So admission
+    /// refuses, copygc works at its limit, and shards need each other's regions.
+    fn fill_up(&mut self) {
+        let shards = u64::from(self.shard_count);
+        let size_bytes = 24 * MIB * shards;
+        self.members.truncate(1);
+        for member in &mut self.members {
+            member.size_bytes = size_bytes;
+        }
+        self.format.bucket_bytes = self.format.bucket_bytes.min(256 << 10);
+        self.format.node_bytes = self.format.node_bytes.min(self.format.bucket_bytes);
+        self.volumes = vec![(6 * 1024, 1); 1 + usize::from(self.shard_count)];
+        let mix = &mut self.volume_mix;
+        (mix.write, mix.blocks_max, mix.hot_eighths) = (mix.write.max(20), 256, 0);
+    }
+
+    fn drawn(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
         let mut random = Random::new(seed ^ 0x7365_6564);
         let random = &mut random;
         // A stream of its own: a switch added here leaves the rest of every seed as it was.

@@ -365,6 +365,15 @@ pub enum Request {
     RegionAcquire {
         /// Who asks.
         shard: ShardId,
+        /// It is out of space and can write so many blocks more: a region may be taken from a shard that
+        /// has more left.
+        short: Option<u64>,
+    },
+    /// Gives up a region, emptied and forgotten, if there is more to spare than `blocks` beside it; asked
+    /// of any shard, by shard 0. -> `Region`
+    RegionGive {
+        /// Blocks that the shard can still write for which it is.
+        blocks: u64,
     },
     /// All regions of a shard. -> `Regions`
     RegionList {

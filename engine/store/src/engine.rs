@@ -303,9 +303,11 @@ impl Engine {
         *number
     }
 
-    /// An identity for a new node: never given before, since journal numbers rise for ever.
+    /// An identity for a new node: never given before, since journal numbers rise for ever, nor by
+    /// another shard, since it ends in the shard's number.
     pub(crate) fn new_node_id(&self) -> u64 {
-        let id = (self.last_node_id.get() + 1).max(self.journal.seq() << 20);
+        let number = ((self.last_node_id.get() >> 8) + 1).max(self.journal.seq() << 12);
+        let id = number << 8 | u64::from(self.shard().0);
         self.last_node_id.set(id);
         id
     }

@@ -49,12 +49,18 @@ pub struct ShardConfig {
     pub limits: Limits,
 }
 
-/// Shard 0 gives itself regions.
-struct OwnRegions(Weak<Engine>);
+/// Shard 0 gives itself regions; those of others it gets as all do.
+struct OwnRegions {
+    engine: Weak<Engine>,
+    peers: PeerRegions,
+}
 
 impl RegionSource for OwnRegions {
-    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>> {
-        let engine = self.0.upgrade();
+    fn acquire(&self, short: Option<u64>) -> LocalBoxFuture<'static, Result<Option<Region>>> {
+        if short.is_some() {
+            return self.peers.acquire(short);
+        }
+        let engine = self.engine.upgrade();
         Box::pin(async move {
             match engine {
                 Some(engine) => engine.region_acquire(ShardId(0)).await,
@@ -64,7 +70,7 @@ impl RegionSource for OwnRegions {
     }
 
     fn list(&self) -> LocalBoxFuture<'static, Result<Vec<Region>>> {
-        let engine = self.0.upgrade();
+        let engine = self.engine.upgrade();
         Box::pin(async move {
             match engine {
                 Some(engine) => engine.region_list(ShardId(0)).await,
@@ -81,8 +87,9 @@ struct PeerRegions {
 }
 
 impl RegionSource for PeerRegions {
-    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>> {
-        let call = self.peers.call(ShardId(0), Request::RegionAcquire { shard: self.shard });
+    fn acquire(&self, short: Option<u64>) -> LocalBoxFuture<'static, Result<Option<Region>>> {
+        let request = Request::RegionAcquire { shard: self.shard, short };
+        let call = self.peers.call(ShardId(0), request);
         Box::pin(async move {
             match call.await? {
                 Reply::Region(region) => Ok(region),
@@ -129,9 +136,10 @@ impl Shard {
         let ShardConfig { engine, peers, limits } = config;
         let engine = Engine::open_as(engine, opening).await?;
         let shard = engine.shard();
+        let regions = PeerRegions { peers: Rc::clone(&peers), shard };
         engine.set_region_source(match shard {
-            ShardId(0) => Rc::new(OwnRegions(Rc::downgrade(&engine))),
-            _ => Rc::new(PeerRegions { peers: Rc::clone(&peers), shard }),
+            ShardId(0) => Rc::new(OwnRegions { engine: Rc::downgrade(&engine), peers: regions }),
+            _ => Rc::new(regions),
         });
         let context = Rc::new(Context::new(engine, peers, limits)?);
         let tables = match context.shard() {
@@ -232,9 +240,12 @@ impl Shard {
             | Request::VolumeSize { .. }) => {
                 crate::subvolume::handle_step(&self.context, request).await
             }
-            Request::RegionAcquire { shard } => {
+            Request::RegionAcquire { shard, short } => {
                 self.tables()?;
-                self.context.engine.region_acquire(shard).await.map(Reply::Region)
+                self.region_acquire(shard, short).await.map(Reply::Region)
+            }
+            Request::RegionGive { blocks } => {
+                self.context.engine.give_region(blocks).await.map(Reply::Region)
             }
             Request::RegionList { shard } => {
                 self.tables()?;
@@ -311,6 +322,26 @@ impl Shard {
         status.counters.push(("request_read_bytes", read));
         status.counters.push(("request_written_bytes", written));
         Ok(status)
+    }
+
+    /// A region for `shard`: one that nobody has, or if it is `short`, one that another can spare.
+    async fn region_acquire(&self, shard: ShardId, short: Option<u64>) -> Result<Option<Region>> {
+        let engine = &self.context.engine;
+        if let Some(region) = engine.region_acquire(shard).await? {
+            return Ok(Some(region));
+        }
+        let Some(blocks) = short else { return Ok(None) };
+        for donor in self.context.shards().filter(|donor| *donor != shard) {
+            let call = self.context.peers.call(donor, Request::RegionGive { blocks });
+            // One that cannot give, for whatever reason, is passed over.
+            if let Ok(Ok(Reply::Region(Some(region)))) =
+                self.context.background.unless_stopped(call).await
+            {
+                engine.region_move(region, donor, shard).await?;
+                return Ok(Some(region));
+            }
+        }
+        Ok(None)
     }
 
     /// The blocks of a client's range, which must lie in one chunk of this shard.

@@ -229,7 +229,7 @@ impl Engine {
         self.space.allocation_waits.set(self.space.allocation_waits.get() + 1);
         // Taken before anything is waited for, so that nothing that becomes free is missed.
         let changed = self.space.changed.notified();
-        if self.acquire_region().await? {
+        if self.acquire_region(None).await? {
             return Ok(());
         }
         if self.space.is_draining() {

@@ -18,7 +18,7 @@ use super::table::{BucketId, Tables};
 use crate::engine::Engine;
 
 /// Time that buckets stay free before they are discarded: neighbours join them meanwhile.
-const DELAY_NS: u64 = 200_000_000;
+const DELAY_NS: u64 = 5_000_000;
 /// Buckets that are on their way at a time.
 const BUCKETS_MAX: usize = 64;
 
@@ -98,8 +98,11 @@ impl Engine {
         let mut tables = self.space.tables.borrow_mut();
         tables.wants_discard = !self.space.discard_members.borrow().is_empty();
         for bucket in run.first..run.first + run.count {
-            tables.discarding.remove(&(run.member, bucket));
-            tables.free.insert((run.member, bucket));
+            let id = (run.member, bucket);
+            tables.discarding.remove(&id);
+            if !tables.is_leaving(id) {
+                tables.free.insert(id);
+            }
         }
         drop(tables);
         self.space.changed.notify_all();
@@ -122,6 +125,9 @@ impl Engine {
 impl Tables {
     /// A bucket became free.
     pub(super) fn note_free(&mut self, id: BucketId) {
+        if self.is_leaving(id) {
+            return;
+        }
         self.free.insert(id);
         if self.wants_discard {
             self.to_discard.insert(id);

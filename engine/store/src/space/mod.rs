@@ -14,6 +14,7 @@ mod checkpoint;
 mod copygc;
 mod discard;
 pub(crate) mod format;
+mod give;
 mod moves;
 mod regions;
 mod reserve;

@@ -13,8 +13,10 @@ use crate::times::Timed;
 
 /// Where a shard gets its regions from: shard 0, by way of messages.
 pub trait RegionSource {
-    /// One more region for this shard; `None`: there is none left. Durable when answered.
-    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>>;
+    /// One more region for this shard; `None`: there is none left. Durable when answered. `short`: the
+    /// shard is out of space and can write so many blocks more; then one may be taken from another shard
+    /// that has more left.
+    fn acquire(&self, short: Option<u64>) -> LocalBoxFuture<'static, Result<Option<Region>>>;
 
     /// The regions this shard has.
     fn list(&self) -> LocalBoxFuture<'static, Result<Vec<Region>>>;
@@ -39,25 +41,27 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks for one more region. False: there is none left.
-    pub(crate) async fn acquire_region(&self) -> Result<bool> {
-        if self.space.tables.borrow().regions_exhausted {
+    /// Asks for one more region; `short`: see [`RegionSource::acquire`]. False: there is none to be had.
+    pub(crate) async fn acquire_region(&self, short: Option<u64>) -> Result<bool> {
+        if short.is_none() && self.space.tables.borrow().regions_exhausted {
             return Ok(false);
         }
+        let refusals = self.space.refusals.get();
         if self.space.acquiring.replace(true) {
-            // Somebody else is asking; what comes is for all.
+            // Somebody else is asking; what comes is for all, and so is a refusal.
             self.waits.on(Timed::BlockedRegion, self.space.changed.notified()).await;
-            return Ok(true);
+            return Ok(refusals == self.space.refusals.get());
         }
         let _done = AcquireDone(self);
         let source = self.region_source()?;
-        match self.waits.on(Timed::BlockedRegion, source.acquire()).await? {
+        match self.waits.on(Timed::BlockedRegion, source.acquire(short)).await? {
             Some(region) => {
                 self.add_region(region)?;
                 Ok(true)
             }
             None => {
                 self.space.tables.borrow_mut().regions_exhausted = true;
+                self.space.refusals.set(refusals + u64::from(short.is_some()));
                 Ok(false)
             }
         }
@@ -99,6 +103,9 @@ impl Engine {
         let first = region.index * superblock.region_buckets;
         let end = superblock.member_buckets(region.member).min(first + superblock.region_buckets);
         let mut tables = self.space.tables.borrow_mut();
+        if !tables.regions.insert((region.member, region.index)) {
+            return Err(StoreError::corrupt("region", format!("{region:?} was given twice")));
+        }
         for bucket in first..end {
             let id = (region.member, bucket);
             if superblock.is_reserved(region.member, bucket) {
@@ -146,6 +153,25 @@ impl Engine {
             self.flush().await?;
         }
         Ok(region)
+    }
+
+    /// Writes down that a region went from one shard to another; durable when it returns. Shard 0 only.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not the giver's; when the table cannot be read or written.
+    pub async fn region_move(&self, region: Region, from: ShardId, to: ShardId) -> Result<()> {
+        let position = Position::new(u64::from(region.member), u64::from(region.index), 0);
+        self.transact_as(Class::Reclaim, async |transaction| {
+            let owner = transaction.get(Tree::Regions, position).await?;
+            if owner.as_deref() != Some(&from.0.to_le_bytes()[..]) {
+                let what = format!("{region:?} that shard {from} gave is not its own");
+                return Err(StoreError::corrupt("regions", what));
+            }
+            transaction.put(Tree::Regions, position, Value::from_slice(&to.0.to_le_bytes()));
+            Ok(())
+        })
+        .await?;
+        self.flush().await
     }
 
     /// The regions of `shard`. Shard 0 only.

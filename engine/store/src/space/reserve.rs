@@ -129,7 +129,8 @@ impl Engine {
                 self.space.tables.borrow_mut().reserved_blocks += blocks + index_blocks;
                 return Ok(Reservation { space: Rc::clone(&self.space), blocks, index_blocks });
             }
-            if !self.acquire_region().await? {
+            // What others have to spare is as good as what nobody has, only dearer.
+            if !self.acquire_region(None).await? && !self.acquire_region(Some(available)).await? {
                 return Err(StoreError::NoSpace {
                     needed_bytes: needed * BLOCK_SIZE,
                     available_bytes: available * BLOCK_SIZE,

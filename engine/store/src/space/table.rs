@@ -14,6 +14,9 @@ use crate::sync::Notify;
 /// Member and index of a bucket.
 pub(crate) type BucketId = (u8, u32);
 
+/// Member and index of a region.
+pub(crate) type RegionId = (u8, u32);
+
 /// What a bucket holds. The numbers are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -145,7 +148,11 @@ pub(crate) struct Tables {
     /// Index buckets with a slot to give.
     pub(crate) partial: BTreeSet<BucketId>,
     pub(crate) open: [Option<OpenBucket>; 2],
-    /// Buckets handed to this shard that can be used at all.
+    /// Regions handed to this shard, and the one it is about to give up.
+    pub(crate) regions: BTreeSet<RegionId>,
+    pub(super) leaving: Option<RegionId>,
+    pub(super) region_buckets: u32,
+    /// Buckets handed to this shard that can be used at all, without those that are leaving.
     pub(crate) owned: u64,
     pub(crate) index_buckets: u64,
     /// Slots that hold nodes of the index.
@@ -181,6 +188,9 @@ pub(crate) struct Space {
     pub(crate) gc_wanted: Notify,
     pub(crate) source: RefCell<Option<Rc<dyn RegionSource>>>,
     pub(crate) acquiring: Cell<bool>,
+    /// Times that no other shard had a region to spare; regions that this one gave.
+    pub(super) refusals: Cell<u64>,
+    pub(super) regions_given: Cell<u64>,
     /// Members that take discards; one that failed leaves.
     pub(crate) discard_members: RefCell<BTreeSet<u8>>,
     pub(crate) discarded_bytes: Cell<u64>,
@@ -205,6 +215,9 @@ impl Space {
             slots_draining: VecDeque::new(),
             partial: BTreeSet::new(),
             open: [None; 2],
+            regions: BTreeSet::new(),
+            leaving: None,
+            region_buckets: superblock.region_buckets,
             owned: 0,
             index_buckets: 0,
             used_slots: 0,
@@ -227,6 +240,8 @@ impl Space {
             gc_wanted: Notify::default(),
             source: RefCell::default(),
             acquiring: Cell::new(false),
+            refusals: Cell::new(0),
+            regions_given: Cell::new(0),
             discard_members: RefCell::default(),
             discarded_bytes: Cell::new(0),
             closing: Cell::new(false),
@@ -247,6 +262,9 @@ impl Space {
         out.push(("space_live_blocks", tables.live_blocks));
         out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
         out.push(("space_allocation_waits", self.allocation_waits.get()));
+        out.push(("space_regions", tables.regions.len() as u64));
+        out.push(("space_regions_given", self.regions_given.get()));
+        out.push(("space_regions_refused", self.refusals.get()));
         out.push(("space_discarded_bytes", self.discarded_bytes.get()));
         out.push(("copygc_buckets_to_empty", tables.victims.len() as u64));
         out.push(("copygc_buckets_stuck", tables.stuck.len() as u64));
@@ -399,9 +417,10 @@ impl Tables {
 
     /// Keeps `partial` in step with the slots of an index bucket.
     pub(crate) fn note_slots(&mut self, id: BucketId, all_slots: u64) {
+        let leaving = self.is_leaving(id);
         let bucket = self.bucket(id);
         let taken = bucket.slots | bucket.slots_pending | bucket.slots_draining;
-        if bucket.kind == BucketKind::Index && !bucket.draining && taken != all_slots {
+        if !leaving && bucket.kind == BucketKind::Index && !bucket.draining && taken != all_slots {
             self.partial.insert(id);
         } else {
             self.partial.remove(&id);

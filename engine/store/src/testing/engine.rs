@@ -21,7 +21,7 @@ use crate::pool::FormatOptions;
 struct OwnRegions(std::rc::Weak<Engine>);
 
 impl RegionSource for OwnRegions {
-    fn acquire(&self) -> LocalBoxFuture<'static, Result<Option<Region>>> {
+    fn acquire(&self, _short: Option<u64>) -> LocalBoxFuture<'static, Result<Option<Region>>> {
         let engine = self.0.upgrade().expect("the engine asks");
         Box::pin(async move { engine.region_acquire(ShardId(0)).await })
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
 use engine_device::{
-    BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Faults, FaultyDevice, MemoryDevice,
-    Operation,
+    BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Faults, FaultyDevice,
+    MemoryDevice, Operation,
 };
 use futures::channel::oneshot;
 

@@ -348,3 +348,95 @@ fn a_device_that_fails_a_discard_is_not_asked_again() {
         fsck(&pool).await;
     });
 }
+
+/// The regions that each open shard takes for its own.
+fn owned_regions(pool: &Pool) -> Vec<std::collections::BTreeSet<(u8, u32)>> {
+    (0..pool.shard_count())
+        .map(|shard| pool.shard(shard).engine().space.tables.borrow().regions.clone())
+        .collect()
+}
+
+fn no_region_has_two_owners(pool: &Pool) {
+    let all = owned_regions(pool);
+    let together = all.iter().flatten().collect::<std::collections::BTreeSet<_>>().len();
+    assert_eq!(together, all.iter().map(|regions| regions.len()).sum::<usize>());
+}
+
+/// One shard after the other is filled with all that the pool has; what the one has more the other has less.
+#[test]
+fn one_shard_can_use_the_whole_pool() {
+    for seed in [1, 2] {
+        let pool = small_pool(seed, 2, 48);
+        let mut content = pool.run(async move |pool| {
+            let mut written = Written::new(&pool, 192 * MIB).await;
+            written.fill(&mut Random::new(seed), &mut 0, 5000).await.unwrap();
+            written
+        });
+        let mut most = 0;
+        for round in 0..4 {
+            content = pool.run(async move |pool| {
+                let free = content.free_blocks().await;
+                let mut filled = 0;
+                // Chunks of 4 MiB lie on the two shards in turns.
+                let chunks = (0..48).filter(|chunk| chunk % 2 == round % 2);
+                'full: for at in
+                    chunks.flat_map(|chunk| (0..16).map(move |at| chunk * 1024 + at * 64))
+                {
+                    if content.blocks[at] == 0 {
+                        match content.write(at, 64).await {
+                            Ok(()) => filled += 64,
+                            Err(StoreError::NoSpace { .. }) => break 'full,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+                println!("seed {seed} round {round}: {filled} written of {free}");
+                // The reserves of the other shard, and less than a region of its own.
+                assert!(filled * 10 > free * 8, "{filled} blocks written of {free} that were free");
+                no_region_has_two_owners(&pool);
+                content.verify().await;
+                content
+            });
+            if round % 2 == 1 {
+                pool.crash_and_open();
+            }
+            content = pool.run(async move |pool| {
+                no_region_has_two_owners(&pool);
+                content.verify().await;
+                if round > 1 {
+                    fsck(&pool).await;
+                }
+                for chunk in (0..48).filter(|chunk| chunk % 2 == round % 2) {
+                    content.discard(chunk * 1024, 1024).await;
+                }
+                pool.client().flush().await.unwrap();
+                content
+            });
+            most = most.max(counter(&pool, "space_regions_given"));
+        }
+        assert!(most > 10, "{most} regions were given");
+    }
+}
+
+/// What a host drops (Deallocate, Write Zeroes) is free to the block, whatever extents it cuts.
+#[test]
+fn what_clients_discard_is_free_to_the_block() {
+    with_seeds(|seed| {
+        small_pool(seed, 2, 48).run(async move |pool| {
+            let mut random = Random::new(seed);
+            let mut written = Written::new(&pool, 16 * MIB).await;
+            for _ in 0..200 {
+                let from = random.below(4000) as usize;
+                let count = random.range(1, 96) as usize;
+                match random.chance(1, 2) {
+                    true => written.write(from, count).await.unwrap(),
+                    false => written.discard(from, count).await,
+                }
+                let held = written.blocks.iter().filter(|stamp| **stamp != 0).count() as u64;
+                let used = pool.client().subvolume_usage(written.volume.snapshot).await.unwrap();
+                assert_eq!(used, held * BLOCK_SIZE);
+            }
+            written.verify().await;
+        });
+    });
+}

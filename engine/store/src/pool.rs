@@ -148,8 +148,7 @@ fn plan(members: &[Rc<dyn DeviceQueue>], options: &FormatOptions) -> Result<Supe
              shards need 24 each; use larger devices, fewer shards or smaller buckets"
         ));
     }
-    // Thirty-two regions or more for each shard, so that what one shard holds follows its needs: a
-    // region less is what it can be refused while others have room.
+    // Thirty-two regions or more for each shard, so that what one shard holds follows its needs.
     let region = (buckets / u64::from(shards) / 32).clamp(1, 256) as u32;
     superblock.region_buckets = options.region_buckets.unwrap_or(region);
     superblock.validate()?;

@@ -46,6 +46,9 @@ impl Engine {
                 bucket.summary = None;
             }
             tables.drain_if_empty(id, seq);
+            drop(tables);
+            // Who waits for space was told that nothing can be gained while the bucket was held.
+            self.space.changed.notify_all();
         }
     }
 

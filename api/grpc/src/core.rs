@@ -17,6 +17,7 @@ use crate::status::{OnResource, Resource, bad_field, precondition};
 /// Types of resources in `google.rpc.ResourceInfo`.
 pub(crate) mod kind {
     pub(crate) const EXPORT: &str = "cairn.v1.Export";
+    pub(crate) const SERVER: &str = "cairn.v1.Server";
     pub(crate) const FILE: &str = "cairn.v1.File";
     pub(crate) const SUBVOLUME: &str = "cairn.v1.Subvolume";
     pub(crate) const VOLUME: &str = "cairn.v1.Volume";

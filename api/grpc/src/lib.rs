@@ -9,6 +9,7 @@
 //! nor shrunk. Left to others: permissions of files (whoever may connect may do everything), the
 //! NVMe/TCP target, and storage itself. Knows no devices.
 
+mod allocations;
 mod convert;
 mod core;
 pub mod export;

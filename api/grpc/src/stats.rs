@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 
 use engine_base::histogram;
 use engine_base::time_stats::TimeSnapshot;
+use engine_memory::profile::{report, set_mode};
 use engine_store::api::{Link, ShardStatus};
 use proto::v1;
 use proto::v1::stats_service_server::StatsService;
 use tonic::{Request, Response, Status};
 
+use crate::allocations;
 use crate::convert;
-use crate::core::Shared;
+use crate::core::{Shared, kind};
 use crate::export::ExportControl;
 use crate::limits::{FILTER_BYTES_MAX, TIME_STATS_MAX, WAITS_DEFAULT, WAITS_MAX};
 use crate::observe::{CoreTime, Scope, Timing, WaitingNow};
-use crate::status::{OnResource, bad_field};
+use crate::status::{OnResource, Resource, bad_field, precondition};
 
 fn shard(from: ShardStatus) -> v1::ShardStats {
     let counters = from.counters.into_iter();
@@ -192,5 +194,40 @@ where
             })
         };
         call.run(work).await.map(Response::new)
+    }
+
+    async fn get_allocations(
+        &self,
+        request: Request<v1::GetAllocationsRequest>,
+    ) -> Result<Response<v1::GetAllocationsResponse>, Status> {
+        let call = self.admit("GetAllocations", &request)?;
+        let work = async {
+            let all = report();
+            let report = match request.get_ref().largest {
+                0 => all,
+                count => all.largest(count as usize),
+            };
+            let profiling = allocations::profiling(report.mode).into();
+            let sites = report.holdings.into_iter().map(allocations::site).collect();
+            Ok(v1::GetAllocationsResponse { profiling, sites })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn set_allocation_profiling(
+        &self,
+        request: Request<v1::SetAllocationProfilingRequest>,
+    ) -> Result<Response<v1::SetAllocationProfilingResponse>, Status> {
+        let call = self.admit("SetAllocationProfiling", &request)?;
+        let wanted = allocations::mode(request.get_ref().profiling)?;
+        let name = format!("{wanted:?}");
+        let work = async {
+            set_mode(wanted).map_err(|error| {
+                let resource = Resource { kind: kind::SERVER, name: "allocation profiling" };
+                precondition("PROFILING_NEVER", resource, &error.to_string())
+            })?;
+            Ok(v1::SetAllocationProfilingResponse {})
+        };
+        call.change(&name, work).await
     }
 }

@@ -241,6 +241,16 @@ async fn pool_and_statistics_are_shown() {
         (stats.shards[0].counters[0].name.as_str(), stats.shards[0].counters[0].value),
         ("journal_entries", 11)
     );
+    let wanted = v1::GetAllocationsRequest { largest: 1 };
+    let largest = stand.stats().get_allocations(wanted).await.unwrap().into_inner();
+    assert_eq!(largest.sites.len(), 1);
+    assert_eq!(largest.profiling(), v1::AllocationProfiling::On);
+    let all = v1::GetAllocationsRequest { largest: 0 };
+    let all = stand.stats().get_allocations(all).await.unwrap().into_inner();
+    assert!(all.sites.iter().any(|site| site.name == "free buffers"), "{all:?}");
+    let unset = v1::SetAllocationProfilingRequest { profiling: 0 };
+    let refused = stand.stats().set_allocation_profiling(unset).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     let info = stand.stats().get_server_info(v1::GetServerInfoRequest {}).await.unwrap();
     let info = info.into_inner();
     assert_eq!((info.version.as_str(), info.started_ns), ("1.2.3", 42));

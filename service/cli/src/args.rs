@@ -169,6 +169,8 @@ pub(crate) enum Command {
     Waits(WaitsArguments),
     /// What the daemon does, live; q ends it
     Top(TopArguments),
+    /// Which part of the daemon holds how much memory, in the format of Linux's /proc/allocinfo
+    Allocinfo(AllocinfoArguments),
     /// Prints the completion script of a shell
     Completion {
         /// Which shell
@@ -406,6 +408,28 @@ pub(crate) struct TopArguments {
     /// Looks twice, prints what happened between, and ends; so it does when the output is no terminal
     #[arg(long)]
     pub(crate) once: bool,
+}
+
+/// `allocinfo`.
+#[derive(Args, Debug)]
+pub(crate) struct AllocinfoArguments {
+    /// Prints the largest first
+    #[arg(long, short)]
+    pub(crate) sort: bool,
+    /// Prints the largest COUNT only, the largest first
+    #[arg(long, short, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) top: Option<u32>,
+    /// Switches counting instead of printing; after `never` only a restart switches it on again
+    #[arg(long, value_name = "MODE", value_enum, conflicts_with_all = ["sort", "top"])]
+    pub(crate) profiling: Option<Profiling>,
+}
+
+/// Whether the daemon counts allocations.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum Profiling {
+    On,
+    Off,
+    Never,
 }
 
 /// `fsck`.

@@ -5,6 +5,7 @@
 //! progress go to standard error. Exit codes are those of [`failure::exit`].
 
 mod admin;
+mod allocinfo;
 mod args;
 mod connect;
 mod damage;
@@ -82,6 +83,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Fsck(arguments) => admin::check(session, &arguments, output).await,
         Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
+        Command::Allocinfo(arguments) => allocinfo::run(session, &arguments, output).await,
         Command::Timestats(arguments) => times::timestats(session, arguments, output).await,
         Command::Waits(arguments) => times::waits(session, arguments, output).await,
         Command::Top(arguments) => top::run(session, &arguments, output).await,

@@ -129,6 +129,39 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// The only test that switches the server's counting, which is that of this process.
+#[test]
+fn allocinfo_has_the_shape_of_the_kernels() {
+    let stand = Stand::new();
+    let _kept = engine_memory::Buffer::try_new(100_000).unwrap();
+    let text = stand.ok(&["allocinfo", "--sort"]);
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("allocinfo - version: 1.0"));
+    assert_eq!(lines.next(), Some("#     <size>  <calls> <tag info>"));
+    let mut previous = u64::MAX;
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words.len(), 5, "{line}");
+        let bytes = words[0].parse().unwrap();
+        assert!(bytes <= previous, "{text}");
+        previous = bytes;
+        assert!(words[2].contains(".rs:") && words[4].starts_with("func:"), "{line}");
+    }
+    let json = stand.json(&["allocinfo", "--top", "2"]);
+    assert_eq!(json["profiling"], "on");
+    assert_eq!(json["sites"].as_array().unwrap().len(), 2);
+    assert!(json["sites"][0]["live_bytes"].as_u64() >= json["sites"][1]["live_bytes"].as_u64());
+    stand.fails(2, &["allocinfo", "--top", "0"]);
+    stand.fails(2, &["allocinfo", "--profiling", "sometimes"]);
+
+    assert_eq!(stand.ok(&["allocinfo", "--profiling", "off"]), "allocation profiling is off\n");
+    assert_eq!(stand.json(&["allocinfo"])["profiling"], "off");
+    stand.ok(&["allocinfo", "--profiling", "on"]);
+    stand.ok(&["allocinfo", "--profiling", "never"]);
+    let errors = stand.fails(5, &["allocinfo", "--profiling", "on"]);
+    assert!(errors.contains("until the process ends"), "{errors}");
+}
+
 #[test]
 fn time_statistics_waits_and_the_live_view() {
     let stand = Stand::new();

@@ -4,6 +4,7 @@
 //! machine, [`lifecycle`] runs the daemon. [`pool`] opens the devices, [`assembly`] starts the cores,
 //! [`serve`] is what runs on them and how requests reach them.
 
+mod allocations;
 mod args;
 mod assembly;
 mod config;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         complain(&why);
         return ExitCode::from(EXIT_FAILURE);
     }
+    allocations::start(config.memory.allocation_profiling);
     lifecycle::run(&config)
 }
 

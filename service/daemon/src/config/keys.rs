@@ -173,6 +173,16 @@ pub(crate) const KEYS: &[Key] = &[
         advice: "512 keeps sixteen fast devices busy",
     },
     Key {
+        section: "memory",
+        name: "allocation_profiling",
+        kind: Kind::Choice(&["on", "off", "never"]),
+        default: Some("\"on\""),
+        example: "",
+        doc: "Whether it is counted which part of the daemon holds how much memory (cairn \
+              allocinfo). \"off\" can be switched on later, \"never\" not before a restart.",
+        advice: "leave it on: it costs about one fortieth of the processor time of small requests",
+    },
+    Key {
         section: "grpc",
         name: "socket",
         kind: Kind::Path,

@@ -84,6 +84,20 @@ pub(crate) struct Memory {
     pub(crate) index_cache_mib: u64,
     /// Data of requests in progress on all cores together, in MiB.
     pub(crate) io_buffers_mib: u64,
+    /// Whether allocations are counted.
+    pub(crate) allocation_profiling: Profiling,
+}
+
+/// Whether allocations are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Profiling {
+    /// From the start.
+    On,
+    /// Until it is switched on.
+    Off,
+    /// Not in this process.
+    Never,
 }
 
 /// The gRPC server.

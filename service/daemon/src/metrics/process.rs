@@ -1,5 +1,8 @@
 //! The process's own figures, from /proc/self (proc(5)), under the names that Prometheus clients use.
 
+use engine_memory::profile::{Mode, report};
+use engine_memory::usage;
+
 use super::families::Families;
 
 /// Ticks per second of the times in /proc: USER_HZ is 100 on every Linux port that Rust supports.
@@ -31,6 +34,45 @@ pub(crate) fn collect(families: &mut Families) {
     }
 }
 
+/// Sites shown one by one; what the others hold is summed up.
+const SITES_MAX: usize = 32;
+
+/// Adds who holds most memory.
+pub(crate) fn allocations(families: &mut Families) {
+    let report = report();
+    let is_on = f64::from(u8::from(report.mode == Mode::On));
+    let help = "Whether allocations are counted.";
+    families.gauge("cairn_allocation_profiling", help, &[], is_on);
+    let all_bytes = report.live_bytes();
+    let largest = report.largest(SITES_MAX);
+    let others = all_bytes.saturating_sub(largest.live_bytes());
+    for one in &largest.holdings {
+        let place = format!("{}:{}", one.file, one.line);
+        let labels = [("name", one.name), ("site", place.as_str()), ("kind", one.kind.name())];
+        let help = "Memory held now, by the place that asked for it; the largest only.";
+        families.gauge("cairn_allocation_bytes", help, &labels, one.live_bytes as f64);
+        let help = "Allocations held now.";
+        families.gauge("cairn_allocation_objects", help, &labels, one.live_objects as f64);
+        let help = "The most memory held at one time.";
+        families.gauge("cairn_allocation_bytes_max", help, &labels, one.peak_bytes as f64);
+    }
+    let help = "Memory held now by places that are not shown one by one.";
+    families.gauge("cairn_allocation_bytes_others", help, &[], others as f64);
+    let usage = usage();
+    let help = "Requests for buffer memory that were refused.";
+    families.counter("cairn_buffer_failures_total", help, &[], usage.failures as f64);
+    for (kind, bytes) in [
+        ("live", usage.live_bytes),
+        ("cached", usage.cached_bytes),
+        ("mapped", usage.mapped_bytes),
+        ("peak", usage.peak_bytes),
+        ("limit", usage.limit_bytes),
+    ] {
+        let help = "Memory of I/O buffers.";
+        families.gauge("cairn_buffer_bytes", help, &[("kind", kind)], bytes as f64);
+    }
+}
+
 /// The number behind `field` of /proc/self/status.
 fn field_of(status: &str, field: &str) -> Option<f64> {
     let line = status.lines().find(|line| line.starts_with(field))?;
@@ -56,6 +98,17 @@ mod tests {
         assert_eq!(cpu_seconds(stat), Some(3.0));
         assert_eq!(cpu_seconds("7 (a) S 1".to_owned()), None);
         assert_eq!(cpu_seconds(String::new()), None);
+    }
+
+    #[test]
+    fn the_largest_holders_are_shown() {
+        let mut families = Families::default();
+        allocations(&mut families);
+        let text = String::from_utf8(families.encode().unwrap()).unwrap();
+        assert!(text.contains("cairn_allocation_bytes{name=\"unscoped\","), "{text}");
+        assert!(text.contains("cairn_buffer_bytes{kind=\"limit\"}"), "{text}");
+        let sites = text.lines().filter(|line| line.starts_with("cairn_allocation_bytes{")).count();
+        assert!(sites <= SITES_MAX);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use engine_memory::alloc_site;
+use engine_memory::profile::Scoped;
 use engine_shard::{ReactorStats, TaskClass};
 use engine_store::api::ShardStatus;
 use engine_store::client::Client;
@@ -60,9 +62,16 @@ pub(crate) struct Sources {
 
 impl Scrape for Sources {
     async fn scrape(&self) -> Result<Vec<u8>, String> {
+        Scoped::new(alloc_site!("metrics"), self.collect()).await
+    }
+}
+
+impl Sources {
+    async fn collect(&self) -> Result<Vec<u8>, String> {
         let mut families = Families::default();
         self.build(&mut families);
         process::collect(&mut families);
+        process::allocations(&mut families);
         self.reactors(&mut families);
         self.devices(&mut families);
         self.waits(&mut families);

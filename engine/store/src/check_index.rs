@@ -111,6 +111,7 @@ impl Engine {
                     Err(error) => return Err(error),
                 };
                 let _shared = node.lock.shared();
+                self.read_ahead_of(&node);
                 walk.nodes += 1;
                 if level == 0 {
                     walk.keys += node.body.borrow().keys.len() as u64;

@@ -8,7 +8,7 @@ use crate::btree::{Found, Node, NodePin};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::Extent;
-use crate::journal::{Holder, Record, RecordWriter};
+use crate::journal::{Class, Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::space::BucketKind;
@@ -61,6 +61,11 @@ impl Engine {
             if let Some(error) = self.stopped() {
                 return Err(error);
             }
+            if transaction.class == Class::Normal && self.cache.is_too_dirty() {
+                let cleaned = self.cache.cleaned.notified();
+                self.waits.on(Timed::BlockedIndexMemory, cleaned).await;
+                continue;
+            }
             if !self.leaves_for(&transaction, &mut nodes).await? {
                 continue;
             }
@@ -70,6 +75,8 @@ impl Engine {
             }
             self.validate(&transaction)?;
             let change = self.space_change(&transaction, &nodes)?;
+            // In memory a key takes about twice what it takes in the journal.
+            self.cache.evict(bytes * 2);
             self.apply(transaction, &nodes, change);
             return Ok(());
         }
@@ -86,7 +93,9 @@ impl Engine {
                     None => nodes.push(NodePin::new(node)),
                 },
                 Found::Missing(missing) => {
-                    self.read_in(missing).await?;
+                    let others = transaction.updates[index + 1..].iter();
+                    let others = others.map(|other| (other.tree, other.position));
+                    self.read_in_with(missing, others).await?;
                     return Ok(false);
                 }
             }
@@ -251,6 +260,11 @@ impl Engine {
         if body.dirty_seq.is_none() {
             body.dirty_seq = Some(seq);
             self.journal.pin(seq, Holder::Node(node.id));
+        }
+        drop(body);
+        self.cache.account(node);
+        if self.cache.wants_cleaning() {
+            self.reclaim_wanted.notify_all();
         }
     }
 

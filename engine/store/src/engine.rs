@@ -132,6 +132,8 @@ impl Engine {
         runtime.spawn("journal reclaim", Box::pin(reclaim));
         let copygc = Scoped::new(alloc_site!("copygc"), Rc::clone(&engine).copygc_loop());
         runtime.spawn("copygc", Box::pin(copygc));
+        let ahead = Scoped::new(alloc_site!("node cache"), Rc::clone(&engine).read_ahead_loop());
+        runtime.spawn("index read-ahead", Box::pin(ahead));
         runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
         let members = (0_u8..).zip(&engine.config.members);
         let discard = members.filter(|(_, queue)| queue.info().discard).map(|(index, _)| index);
@@ -145,10 +147,11 @@ impl Engine {
         *self.space.source.borrow_mut() = Some(source);
     }
 
-    /// Bounds the memory for cached index nodes, roughly, in bytes. Dirty nodes may exceed it until they
-    /// are written.
+    /// Bounds the memory for index nodes, in bytes. What operations have in use stays beyond it, and four
+    /// nodes in any case.
     pub fn set_cache_bytes(&self, bytes: usize) {
-        self.cache.bytes_max.set(bytes);
+        self.cache.set_bytes_max(bytes);
+        self.reclaim_wanted.notify_all();
     }
 
     /// Clock, timers, tasks, randomness.
@@ -288,6 +291,8 @@ impl Engine {
         self.reclaim_wanted.notify_all();
         self.committed.notify_all();
         self.damage.noted.notify_all();
+        self.cache.cleaned.notify_all();
+        self.cache.ahead_wanted.notify_all();
     }
 
     /// Current value of a counter.
@@ -324,7 +329,10 @@ impl Engine {
             let node = self.node_for(tree, 0, from).await?;
             self.mark_read(reads, &node)?;
             let body = node.body.borrow();
-            if let Some((position, value)) = body.keys.next(from, to.min(node.max)) {
+            if let Some((position, value, place)) = body.keys.next_placed(from, to.min(node.max)) {
+                if node.is_scanned(place) {
+                    self.read_ahead_of(&node);
+                }
                 return Ok(Some((*position, value.clone())));
             }
             if node.max >= to {
@@ -436,11 +444,21 @@ impl Engine {
             if self.stopped().is_some() {
                 return;
             }
-            let Some(before) = self.journal.reclaim_before() else {
+            let mut holders = match self.journal.reclaim_before() {
+                Some(before) => self.journal.holders_before(before, RECLAIM_BATCH),
+                None => Vec::new(),
+            };
+            if self.cache.wants_cleaning() {
+                for node in self.cache.to_clean(RECLAIM_BATCH) {
+                    if !holders.contains(&Holder::Node(node.id)) {
+                        holders.push(Holder::Node(node.id));
+                    }
+                }
+            }
+            if holders.is_empty() {
                 futures::future::select(std::pin::pin!(wanted), std::pin::pin!(work)).await;
                 continue;
-            };
-            let holders = self.journal.holders_before(before, RECLAIM_BATCH);
+            }
             let mut busy = holders.iter().all(|holder| matches!(holder, Holder::NodeWriting(_)));
             let written = holders.into_iter().map(|holder| self.release_pin(holder));
             for result in futures::future::join_all(written).await {
@@ -489,8 +507,11 @@ impl Engine {
         out.push(("replayed_keys", self.replayed_keys.get()));
         out.push(("replay_dropped_entries", self.replay_dropped.get()));
         let cache = &self.cache;
-        out.push(("btree_cache_nodes", cache.nodes.borrow().len() as u64));
+        out.push(("btree_cache_nodes", cache.len() as u64));
         out.push(("btree_cache_bytes", cache.bytes() as u64));
+        out.push(("btree_cache_dirty_bytes", cache.dirty_bytes() as u64));
+        out.push(("btree_cache_peak_bytes", cache.peak_bytes() as u64));
+        out.push(("btree_reads_ahead", cache.reads_ahead.get()));
         out.push(("btree_cache_hits", cache.hits.get()));
         out.push(("btree_cache_misses", cache.misses.get()));
         out.push(("btree_cache_evictions", cache.evictions.get()));

@@ -51,6 +51,7 @@ pub(crate) async fn recover(
     let (superblock, mut notes) = members::superblock(&config).await?;
     let superblock = Rc::new(superblock);
     let area = superblock.journals[usize::from(config.shard.0)];
+    let node_bytes = superblock.node_bytes as usize;
     let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
     let place = Place {
         queue: Rc::clone(&config.members[usize::from(area.member)]),
@@ -77,7 +78,7 @@ pub(crate) async fn recover(
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
         waits,
         reserve: Reserve::try_new(write_bytes_max)?,
-        cache: Cache::new(cache_bytes),
+        cache: Cache::new(cache_bytes, node_bytes),
         space,
         counters: RefCell::default(),
         taken: RefCell::default(),
@@ -239,8 +240,11 @@ impl Engine {
                 }
                 for (position, (seq, value)) in overlay.remove(&(tree, level)).unwrap_or_default() {
                     let node = self.node_for(tree, level, position).await?;
-                    self.change_node(&node, position, value);
-                    self.replay_dirty(&node, seq);
+                    // What was written out before the end is not dirty again.
+                    if node.body.borrow().keys.get(&position) != value.as_ref() {
+                        self.change_node(&node, position, value);
+                        self.replay_dirty(&node, seq);
+                    }
                     self.replayed_keys.set(self.replayed_keys.get() + 1);
                 }
             }
@@ -270,6 +274,7 @@ impl Engine {
             self.journal.unpin(older, Holder::Node(node.id));
         }
         self.journal.pin(seq, Holder::Node(node.id));
+        self.cache.account(node);
     }
 
     fn replay_delta(&self, seq: u64, ordinal: u32, record: &Record<'_>) -> Result<()> {

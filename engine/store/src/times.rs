@@ -61,6 +61,8 @@ timed! {
     JournalWrite "journal_write"
     /// Members are flushed and a journal entry is written through.
     JournalFlushWrite "journal_flush_write"
+    /// A commit waits until index nodes that differ from disk take less memory.
+    BlockedIndexMemory "blocked_index_memory"
     /// An allocation waits for a free bucket.
     BlockedAllocate "blocked_allocate"
     /// Something waits for shard 0 to hand out a region.

@@ -41,6 +41,11 @@ impl Missing {
         self.level
     }
 
+    /// What it will take in memory, about: on disk, twice for the map around the keys.
+    fn memory_bytes(&self) -> usize {
+        usize::from(self.pointer.written_blocks) * BLOCK_SIZE as usize * 2 + size_of::<Node>()
+    }
+
     /// Its identity.
     pub(crate) fn node(&self) -> u64 {
         self.pointer.node
@@ -66,14 +71,17 @@ impl Engine {
         while node.level > level {
             let (max, pointer) = child_for(&node, position)?;
             match self.cache.get(pointer.node) {
-                Some(child) => node = child,
+                Some(child) => {
+                    node.used.set(self.cache.next_tick());
+                    node = child;
+                }
                 None => {
                     let level = node.level - 1;
                     return Ok(Found::Missing(Missing { tree, level, pointer, max }));
                 }
             }
         }
-        node.used.set(self.cache.next_tick());
+        self.cache.used(&node);
         Ok(Found::Node(node))
     }
 
@@ -104,14 +112,23 @@ impl Engine {
         }
     }
 
-    /// Reads a node into the cache, or waits for who does already.
+    /// Reads a node into the cache, or waits: for who does already, or for memory. The caller looks again
+    /// from the root, and does so in the turn in which it calls: what it found may change while it waits.
     pub(crate) async fn read_in(&self, missing: Missing) -> Result<()> {
         let id = missing.pointer.node;
+        let bytes = missing.memory_bytes();
+        if !self.cache.may_read(bytes) {
+            self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
+            return Ok(());
+        }
         if !self.cache.reading.borrow_mut().insert(id) {
             self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
             return Ok(());
         }
-        let _done = ReadDone { engine: self, id };
+        self.cache.evict(bytes);
+        self.cache.reading_bytes.set(self.cache.reading_bytes.get() + bytes);
+        self.cache.note_peak();
+        let done = ReadDone { engine: self, id, bytes };
         self.cache.misses.set(self.cache.misses.get() + 1);
         let _timed = self.waits.start(Timed::NodeRead);
         let mut tries = 0;
@@ -122,8 +139,13 @@ impl Engine {
                 Err(_) => tries += 1,
             }
         };
-        self.cache.evict();
-        self.cache.insert(&Rc::new(node));
+        drop(done);
+        // An ancestor may have been evicted meanwhile; nothing else can have come in its place.
+        if let Found::Missing(now) = self.descend(missing.tree, missing.level, missing.max)?
+            && now.pointer.node == id
+        {
+            self.cache.insert_read(&Rc::new(node));
+        }
         Ok(())
     }
 
@@ -172,12 +194,15 @@ impl Engine {
 struct ReadDone<'e> {
     engine: &'e Engine,
     id: u64,
+    bytes: usize,
 }
 
 impl Drop for ReadDone<'_> {
     fn drop(&mut self) {
-        self.engine.cache.reading.borrow_mut().remove(&self.id);
-        self.engine.cache.read_done.notify_all();
+        let cache = &self.engine.cache;
+        cache.reading.borrow_mut().remove(&self.id);
+        cache.reading_bytes.set(cache.reading_bytes.get() - self.bytes);
+        cache.read_done.notify_all();
     }
 }
 

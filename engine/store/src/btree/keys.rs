@@ -17,12 +17,35 @@ pub(crate) type Positions = Sorted<()>;
 /// Keys of one run: a change moves half of them on average, some 2 KiB.
 const RUN_KEYS_MAX: usize = 64;
 
+/// What a value takes on the heap beyond its own size.
+pub(crate) trait HeapBytes {
+    /// Bytes of memory elsewhere.
+    fn heap_bytes(&self) -> usize;
+}
+
+impl HeapBytes for Value {
+    fn heap_bytes(&self) -> usize {
+        if self.spilled() { self.capacity() } else { 0 }
+    }
+}
+
+impl HeapBytes for () {
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+}
+
 /// Values by position.
 pub(crate) struct Sorted<V> {
     lasts: Vec<Position>,
     runs: Vec<Run<V>>,
     len: usize,
+    /// Bytes that values take on the heap beyond their runs.
+    spilled: usize,
 }
+
+/// The place of a key among the others, as (run, place in it): good until the next change.
+pub(crate) type Place = (u32, u32);
 
 struct Run<V> {
     positions: Vec<Position>,
@@ -31,7 +54,7 @@ struct Run<V> {
 
 impl<V> Default for Sorted<V> {
     fn default() -> Self {
-        Self { lasts: Vec::new(), runs: Vec::new(), len: 0 }
+        Self { lasts: Vec::new(), runs: Vec::new(), len: 0, spilled: 0 }
     }
 }
 
@@ -56,7 +79,7 @@ impl<V> Run<V> {
     }
 }
 
-impl<V> Sorted<V> {
+impl<V: HeapBytes> Sorted<V> {
     pub(crate) fn new() -> Self {
         Self::default()
     }
@@ -67,6 +90,13 @@ impl<V> Sorted<V> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes of memory that the keys take: runs have the room of a full one from the start.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let entry = size_of::<Position>() + size_of::<V>();
+        let run = size_of::<Run<V>>() + size_of::<Position>() + RUN_KEYS_MAX * entry;
+        self.runs.len() * run + self.spilled
     }
 
     /// Index of the first run that reaches to `position`.
@@ -81,10 +111,20 @@ impl<V> Sorted<V> {
 
     /// The first key in `from ..= to`.
     pub(crate) fn next(&self, from: Position, to: Position) -> Option<(&Position, &V)> {
-        let run = self.runs.get(self.run_for(&from))?;
+        self.next_placed(from, to).map(|(position, value, _)| (position, value))
+    }
+
+    /// The first key in `from ..= to`, and its place.
+    pub(crate) fn next_placed(
+        &self,
+        from: Position,
+        to: Position,
+    ) -> Option<(&Position, &V, Place)> {
+        let index = self.run_for(&from);
+        let run = self.runs.get(index)?;
         let at = run.first_from(&from);
         let position = &run.positions[at];
-        (*position <= to).then(|| (position, &run.values[at]))
+        (*position <= to).then(|| (position, &run.values[at], (index as u32, at as u32)))
     }
 
     /// The last key in `from ..= to`.
@@ -112,6 +152,7 @@ impl<V> Sorted<V> {
 
     /// Puts a value and gives back the one it replaces.
     pub(crate) fn insert(&mut self, position: Position, value: V) -> Option<V> {
+        self.spilled += value.heap_bytes();
         let mut index = self.run_for(&position);
         if index == self.runs.len() {
             // Past all keys: at the end of the last run, or, when that is full, in a new one.
@@ -125,7 +166,9 @@ impl<V> Sorted<V> {
         }
         let mut at = self.runs[index].first_from(&position);
         if self.runs[index].positions.get(at) == Some(&position) {
-            return Some(std::mem::replace(&mut self.runs[index].values[at], value));
+            let old = std::mem::replace(&mut self.runs[index].values[at], value);
+            self.spilled -= old.heap_bytes();
+            return Some(old);
         }
         if self.runs[index].len() == RUN_KEYS_MAX {
             self.split(index);
@@ -152,6 +195,7 @@ impl<V> Sorted<V> {
         run.positions.remove(at);
         let value = run.values.remove(at);
         self.len -= 1;
+        self.spilled -= value.heap_bytes();
         if run.len() == 0 {
             self.runs.remove(index);
             self.lasts.remove(index);
@@ -171,13 +215,14 @@ impl<V> Sorted<V> {
         self.lasts.append(&mut other.lasts);
         self.runs.append(&mut other.runs);
         self.len += std::mem::take(&mut other.len);
+        self.spilled += std::mem::take(&mut other.spilled);
     }
 
     /// Takes out the keys at or past `position`.
     pub(crate) fn split_off(&mut self, position: &Position) -> Self {
         let index = self.run_for(position);
-        let mut right =
-            Self { lasts: self.lasts.split_off(index), runs: self.runs.split_off(index), len: 0 };
+        let (lasts, runs) = (self.lasts.split_off(index), self.runs.split_off(index));
+        let mut right = Self { lasts, runs, len: 0, spilled: 0 };
         // The first of these runs may begin before the cut.
         if let Some(run) = right.runs.first_mut() {
             let at = run.first_from(position);
@@ -191,6 +236,8 @@ impl<V> Sorted<V> {
         }
         right.len = right.runs.iter().map(|run| run.len()).sum();
         self.len -= right.len;
+        right.spilled = right.iter().map(|(_, value)| value.heap_bytes()).sum();
+        self.spilled -= right.spilled;
         right
     }
 
@@ -257,6 +304,7 @@ mod tests {
         assert_eq!((keys.len(), keys.is_empty()), (model.len(), model.is_empty()));
         assert_eq!(keys.last(), model.keys().next_back());
         assert!(keys.runs.iter().all(|run| (1..=RUN_KEYS_MAX).contains(&run.len())));
+        assert_eq!(keys.spilled, keys.iter().map(|(_, value)| value.heap_bytes()).sum::<usize>());
         assert!(keys.lasts.iter().eq(keys.runs.iter().map(|run| &run.positions[run.len() - 1])));
     }
 
@@ -271,7 +319,8 @@ mod tests {
                 let at = position(&mut random, most);
                 let grows = step % 8000 < 5000;
                 if random.chance(if grows { 3 } else { 1 }, 4) {
-                    let value = Value::from_slice(&step.to_le_bytes());
+                    let len = *random.pick(&[4, 48, 49, 200]);
+                    let value = Value::from_elem(step as u8, len);
                     assert_eq!(keys.insert(at, value.clone()), model.insert(at, value));
                 } else {
                     assert_eq!(keys.remove(&at), model.remove(&at));

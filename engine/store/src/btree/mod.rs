@@ -10,8 +10,10 @@
 //! In memory a node is one sorted map of its live keys. Changes are applied to it in one turn by
 //! commits; its lock (see `six`) keeps write-outs of one node apart and numbers the changes.
 //!
-//! Always holds: the ancestors of a cached node are cached; only clean leaves without holders are evicted.
+//! Always holds: the ancestors of a cached node are cached; only clean nodes without holders and without
+//! cached children are evicted.
 
+mod ahead;
 mod cache;
 mod descend;
 pub(crate) mod format;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use engine_memory::alloc_scope;
 
 use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
-use super::keys::{Keys, Positions};
+use super::keys::{Keys, Place, Positions};
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree, Value};
 use crate::planted::{self, Bug};
@@ -26,6 +26,15 @@ pub(crate) struct Node {
     pub(crate) holders: Cell<u32>,
     /// Tick of the last use, for eviction.
     pub(crate) used: Cell<u64>,
+    /// Nodes that had been read in when it came into the cache.
+    pub(crate) born: Cell<u64>,
+    /// It was used again after others had been read in.
+    pub(crate) hot: Cell<bool>,
+    /// It is in the cache, which counts it with these bytes: all, and dirty.
+    pub(crate) cached: Cell<bool>,
+    pub(crate) charged: Cell<(usize, usize)>,
+    /// How an iteration has come along.
+    pub(crate) scan: Cell<Scan>,
     /// Rewritten, or evicted: no longer what the tree is made of.
     pub(crate) dead: Cell<bool>,
 }
@@ -47,6 +56,18 @@ pub(crate) struct Body {
     pub(crate) written_blocks: u16,
     pub(crate) bsets: u16,
 }
+
+/// Notices iterations: keys that are found one after the other.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Scan {
+    /// Place of the key that comes next, if somebody iterates.
+    next: Place,
+    /// Keys found in order so far.
+    keys: u32,
+}
+
+/// Keys found in order that make an iteration.
+const SCAN_KEYS: u32 = 16;
 
 /// Keeps a node in the cache.
 pub(crate) struct NodePin(Rc<Node>);
@@ -99,6 +120,11 @@ impl Node {
             body: RefCell::new(body),
             holders: Cell::new(0),
             used: Cell::new(0),
+            born: Cell::new(0),
+            hot: Cell::new(false),
+            cached: Cell::new(false),
+            charged: Cell::default(),
+            scan: Cell::default(),
             dead: Cell::new(false),
         }
     }
@@ -165,6 +191,23 @@ impl Node {
             written_blocks: body.written_blocks,
             min: self.min,
         }
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let body = self.body.borrow();
+        size_of::<Self>() + body.keys.heap_bytes() + body.dirty.heap_bytes()
+    }
+
+    /// Notes that a search for the next key found the one at `place`. True once for each iteration
+    /// over the node: it is time to read ahead.
+    pub(crate) fn is_scanned(&self, place: Place) -> bool {
+        let scan = self.scan.get();
+        let (run, at) = place;
+        let goes_on = place == scan.next || place == (scan.next.0 + 1, 0);
+        let keys = if goes_on { scan.keys.saturating_add(1) } else { 0 };
+        self.scan.set(Scan { next: (run, at + 1), keys });
+        keys == SCAN_KEYS
     }
 
     /// Whether it holds changes that are not on disk.

@@ -33,6 +33,15 @@ struct Old<'n> {
     taken: Taken,
 }
 
+/// What was in nodes that are being replaced.
+#[derive(Default)]
+struct Emptied {
+    keys: Keys,
+    dirty: Positions,
+    dirty_seq: Option<u64>,
+    grown_bytes: u64,
+}
+
 /// Bytes that a bucket slot record takes, with room to spare.
 const SLOT_RECORD_BYTES: usize = 16;
 
@@ -199,21 +208,7 @@ impl Engine {
         let single = pieces.len() == 1;
         let joined = olds.len() > 1;
         let (tree, level) = (olds[0].node.tree, olds[0].node.level);
-        // Current keys and what became dirty since the rewrite began go on in the new nodes.
-        let mut keys = Keys::new();
-        let mut dirty = Positions::new();
-        let mut dirty_seq: Option<u64> = None;
-        let mut grown_bytes = 0;
-        for old in &olds {
-            let mut body = old.node.body.borrow_mut();
-            keys.append(&mut body.keys);
-            dirty.append(&mut body.dirty);
-            grown_bytes += body.grown_bytes;
-            if let Some(seq) = body.dirty_seq.take() {
-                self.journal.unpin(seq, Holder::Node(old.node.id));
-                dirty_seq = Some(dirty_seq.map_or(seq, |oldest| oldest.min(seq)));
-            }
-        }
+        let Emptied { mut keys, mut dirty, dirty_seq, grown_bytes } = self.empty(&olds);
         let mut news = Vec::with_capacity(pieces.len());
         for piece in pieces.into_iter().rev() {
             let own_keys = keys.split_off(&piece.min);
@@ -256,6 +251,24 @@ impl Engine {
         if !single {
             self.cache.splits.set(self.cache.splits.get() + 1);
         }
+    }
+
+    /// Takes the current keys, and what became dirty since the rewrite began: they go on in new nodes.
+    fn empty(&self, olds: &[Old<'_>]) -> Emptied {
+        let mut all = Emptied::default();
+        for old in olds {
+            let mut body = old.node.body.borrow_mut();
+            all.keys.append(&mut body.keys);
+            all.dirty.append(&mut body.dirty);
+            all.grown_bytes += body.grown_bytes;
+            if let Some(seq) = body.dirty_seq.take() {
+                self.journal.unpin(seq, Holder::Node(old.node.id));
+                all.dirty_seq = Some(all.dirty_seq.map_or(seq, |oldest| oldest.min(seq)));
+            }
+            drop(body);
+            self.cache.account(old.node);
+        }
+        all
     }
 
     /// Makes the tree point to the new nodes.

@@ -72,6 +72,8 @@ impl Engine {
         body.writing_seq = Some(seq);
         self.journal.pin(seq, Holder::NodeWriting(node.id));
         let grown_bytes = std::mem::take(&mut body.grown_bytes);
+        drop(body);
+        self.cache.account(node);
         Taken { positions, seq, grown_bytes }
     }
 
@@ -89,6 +91,8 @@ impl Engine {
         }
         body.dirty_seq = Some(taken.seq);
         self.journal.pin(taken.seq, Holder::Node(node.id));
+        drop(body);
+        self.cache.account(node);
     }
 
     async fn append(&self, node: &Rc<Node>) -> Result<()> {
@@ -135,6 +139,7 @@ impl Engine {
             }
             body.writing_seq = None;
         }
+        self.cache.account(node);
         if let Some(parent) = parent {
             let pointer = node.pointer().encode();
             self.apply_at(&parent, node.max, Some(pointer));

@@ -29,6 +29,8 @@ use crate::key::{Position, Tree, Value};
 const EXTENTS_MAX: usize = 64;
 /// Blocks that are moved at a time, unless it is one extent: bounds what a move keeps in memory.
 const BLOCKS_MAX: u32 = 128;
+/// Entries of a summary whose leaves are read in side by side.
+const WARM_ENTRIES: usize = 32;
 /// Dead blocks that are read along rather than cut a read in two.
 const GAP_BLOCKS_MAX: u64 = 8;
 
@@ -70,14 +72,21 @@ impl Engine {
     ) -> Result<()> {
         let mut batch = Batch::default();
         let mut result = Ok(());
-        for entry in entries {
+        let first = |entry: &SummaryEntry| {
             let start = entry.end.saturating_sub(u64::from(entry.blocks));
+            Position::new(entry.inode, start.saturating_add(1), 0)
+        };
+        for (index, entry) in entries.iter().enumerate() {
+            if index.is_multiple_of(WARM_ENTRIES) {
+                let soon = entries[index..].iter().take(WARM_ENTRIES);
+                self.warm(Tree::Extents, soon.map(first)).await;
+            }
             let last = Position::new(
                 entry.inode,
                 entry.end.saturating_add(u64::from(EXTENT_BLOCKS_MAX)),
                 u32::MAX,
             );
-            let mut from = Position::new(entry.inode, start + 1, 0);
+            let mut from = first(entry);
             while self.still_lives(victim)
                 && let Some((position, value)) = self.read().next(Tree::Extents, from, last).await?
             {

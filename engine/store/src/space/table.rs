@@ -259,6 +259,7 @@ impl Space {
         out.push(("space_buckets_free", tables.free.len() as u64));
         out.push(("space_buckets_draining", tables.draining.len() as u64));
         out.push(("space_buckets_index", tables.index_buckets));
+        out.push(("space_index_slots_used", tables.used_slots));
         out.push(("space_live_blocks", tables.live_blocks));
         out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
         out.push(("space_allocation_waits", self.allocation_waits.get()));

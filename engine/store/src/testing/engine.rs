@@ -32,7 +32,11 @@ impl RegionSource for OwnRegions {
     }
 }
 
-async fn open(runtime: &Rc<TestRuntime>, device: &MemoryDevice, cache_bytes: usize) -> Rc<Engine> {
+pub(super) async fn open(
+    runtime: &Rc<TestRuntime>,
+    device: &MemoryDevice,
+    cache_bytes: usize,
+) -> Rc<Engine> {
     let queue = device.open_queue(32).unwrap();
     runtime.add_queue(Rc::clone(&queue));
     let config = EngineConfig {
@@ -47,7 +51,7 @@ async fn open(runtime: &Rc<TestRuntime>, device: &MemoryDevice, cache_bytes: usi
     engine
 }
 
-fn small_pool(runtime: &Rc<TestRuntime>, mib: u64) -> MemoryDevice {
+pub(super) fn small_pool(runtime: &Rc<TestRuntime>, mib: u64) -> MemoryDevice {
     let device = MemoryDevice::new("memory", mib << 20, 4096);
     let formatted = device.clone();
     let inner = Rc::clone(runtime);

@@ -14,6 +14,7 @@ mod damage_list;
 mod dump;
 mod engine;
 mod faults;
+mod index_memory;
 mod logged;
 mod space;
 mod tail;

@@ -258,6 +258,7 @@ impl BlockDevice for FaultyDevice {
         Ok(Rc::new(FaultyQueue {
             inner: self.inner.open_queue(depth)?,
             faults: self.faults.clone(),
+            size_bytes: Cell::new(self.info().size_bytes),
             entries: RefCell::default(),
             polls: Cell::new(0),
         }))
@@ -268,6 +269,8 @@ struct FaultyQueue {
     /// Dropped before the entries, so that nothing is in flight when those are answered.
     inner: Rc<dyn DeviceQueue>,
     faults: Faults,
+    /// Bytes of the device as far as is known by now.
+    size_bytes: Cell<u64>,
     entries: RefCell<VecDeque<Entry>>,
     polls: Cell<u64>,
 }
@@ -404,8 +407,17 @@ impl DeviceQueue for FaultyQueue {
         self.inner.info()
     }
 
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        if self.faults.is_gone() {
+            return Err(DeviceError::Gone { device: self.info().name.clone() });
+        }
+        let size_bytes = self.inner.refresh_size()?;
+        self.size_bytes.set(self.size_bytes.get().max(size_bytes));
+        Ok(size_bytes)
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
-        if let Err(error) = self.info().check(&operation) {
+        if let Err(error) = self.info().check_within(&operation, self.size_bytes.get()) {
             done.complete(Err(error));
             return;
         }

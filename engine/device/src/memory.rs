@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Operation, Outcome};
@@ -14,6 +15,7 @@ use crate::{BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Opera
 pub struct MemoryDevice {
     info: Arc<DeviceInfo>,
     bytes: Arc<Mutex<Vec<u8>>>,
+    size_bytes: Arc<AtomicU64>,
 }
 
 impl MemoryDevice {
@@ -37,7 +39,21 @@ impl MemoryDevice {
             max_transfer_bytes: 1 << 20,
         };
         let bytes = Arc::new(Mutex::new(vec![0; size_bytes as usize]));
-        Self { info: Arc::new(info), bytes }
+        Self { info: Arc::new(info), bytes, size_bytes: Arc::new(AtomicU64::new(size_bytes)) }
+    }
+
+    /// Makes the device larger, by zeroes at its end; nothing when it is as large already.
+    ///
+    /// # Panics
+    /// When the size is not a multiple of the block size.
+    pub fn extend(&self, size_bytes: u64) {
+        assert!(size_bytes.is_multiple_of(u64::from(self.info.block_size)));
+        self.with_bytes(|bytes| {
+            if bytes.len() < size_bytes as usize {
+                bytes.resize(size_bytes as usize, 0);
+                self.size_bytes.store(size_bytes, Ordering::Release);
+            }
+        });
     }
 
     /// The whole content, for tests that look at or change what is "on disk".
@@ -92,8 +108,13 @@ impl DeviceQueue for MemoryQueue {
         &self.device.info
     }
 
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        Ok(self.device.size_bytes.load(Ordering::Acquire))
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
-        match self.device.info.check(&operation) {
+        let size_bytes = self.device.size_bytes.load(Ordering::Acquire);
+        match self.device.info.check_within(&operation, size_bytes) {
             Ok(()) => self.waiting.borrow_mut().push_back((operation, done)),
             Err(error) => done.complete(Err(error)),
         }

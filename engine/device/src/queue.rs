@@ -12,12 +12,13 @@ use crate::{Completion, DeviceError, IoFuture, completion_pair};
 /// The pieces of one write, in order. Their sum is a multiple of the device's block size.
 pub type IoVec = SmallVec<[Slice; 4]>;
 
-/// Geometry and capabilities of a device, fixed while it is open.
+/// Geometry and capabilities of a device, fixed while it is open; its size may change, see
+/// [`DeviceQueue::refresh_size`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Name for people: a path, or a PCI address and namespace.
     pub name: String,
-    /// Bytes of the device; a multiple of `block_size`.
+    /// Bytes of the device when it was opened; a multiple of `block_size`.
     pub size_bytes: u64,
     /// Unit in bytes of offsets and lengths (512 or 4096).
     pub block_size: u32,
@@ -92,6 +93,14 @@ pub trait BlockDevice: Send + Sync {
 pub trait DeviceQueue {
     /// Geometry and capabilities.
     fn info(&self) -> &DeviceInfo;
+
+    /// Looks how large the device is now, in whole blocks. It may have grown since it was opened: then
+    /// this queue takes operations up to the new end from here on. One that has shrunk tells so, and
+    /// answers operations past its end with errors of its own.
+    ///
+    /// # Errors
+    /// When the device does not tell.
+    fn refresh_size(&self) -> Result<u64, DeviceError>;
 
     /// Starts an operation. Never blocks; `done` is answered from [`DeviceQueue::poll`], or from
     /// here when the operation is invalid.
@@ -169,11 +178,20 @@ impl<Q: DeviceQueue + ?Sized> QueueExt for Q {
 }
 
 impl DeviceInfo {
-    /// Checks alignment and range of an operation; every implementation calls this first.
+    /// Checks alignment and range of an operation; every implementation calls this first, or
+    /// [`DeviceInfo::check_within`].
     ///
     /// # Errors
     /// [`DeviceError::Misaligned`] or [`DeviceError::OutOfRange`].
     pub fn check(&self, operation: &Operation) -> Result<(), DeviceError> {
+        self.check_within(operation, self.size_bytes)
+    }
+
+    /// [`DeviceInfo::check`] for a device that has `size_bytes` by now.
+    ///
+    /// # Errors
+    /// As [`DeviceInfo::check`].
+    pub fn check_within(&self, operation: &Operation, size_bytes: u64) -> Result<(), DeviceError> {
         let (what, offset, len) = match operation {
             Operation::Read { offset, buffer } => ("read", *offset, buffer.len() as u64),
             Operation::Write { offset, data, .. } => {
@@ -188,8 +206,8 @@ impl DeviceInfo {
             return Err(DeviceError::Misaligned { what, offset, unit: self.block_size });
         }
         match offset.checked_add(len) {
-            Some(end) if end <= self.size_bytes => Ok(()),
-            _ => Err(DeviceError::OutOfRange { offset, len, size: self.size_bytes }),
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(DeviceError::OutOfRange { offset, len, size: size_bytes }),
         }
     }
 }

@@ -100,6 +100,29 @@ fn a_queue_keeps_its_device_open() {
 }
 
 #[test]
+fn a_file_that_grew_is_used_up_to_its_new_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("device");
+    FileDevice::create(&path, 1 << 20, Allocation::Sparse).unwrap();
+    let device = FileDevice::open(&path, &OpenOptions::default()).unwrap();
+    let (queue, other) = (device.open_queue(4).unwrap(), device.open_queue(4).unwrap());
+    let write = |at| {
+        let data = IoVec::from_iter([buffer(4096, 1).freeze()]);
+        block_on(&*queue, queue.write(at, data, false))
+    };
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len((2 << 20) + 1000).unwrap();
+    assert!(matches!(write(1 << 20), Err(DeviceError::OutOfRange { .. })), "nobody looked yet");
+    assert_eq!(queue.refresh_size(), Ok(2 << 20), "whole blocks");
+    write((2 << 20) - 4096).unwrap();
+    assert!(write(2 << 20).is_err());
+    let read = block_on(&*other, other.read((2 << 20) - 4096, buffer(4096, 0))).unwrap();
+    assert!(read.iter().all(|byte| *byte == 1), "the other queue knows as well");
+    file.set_len(1 << 20).unwrap();
+    assert_eq!(queue.refresh_size(), Ok(1 << 20), "one that has shrunk says so");
+}
+
+#[test]
 fn read_only_devices_refuse_changes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("device");

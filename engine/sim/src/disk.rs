@@ -658,6 +658,13 @@ impl DeviceQueue for SimQueue {
         &self.disk.info
     }
 
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        match self.disk.state.borrow().presence {
+            Presence::Here => Ok(self.disk.info.size_bytes),
+            _ => Err(DeviceError::Gone { device: self.disk.info.name.clone() }),
+        }
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
         if let Err(error) = self.disk.info.check(&operation) {
             done.complete(Err(error));

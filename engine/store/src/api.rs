@@ -9,6 +9,9 @@ use smallvec::SmallVec;
 
 use crate::damage::DamageEntry;
 use crate::error::{Result, StoreError};
+pub use crate::resize::{
+    MemberSize, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ShardLeft,
+};
 
 /// Pieces of data, in order.
 pub type Data = SmallVec<[Slice; 4]>;
@@ -226,6 +229,8 @@ pub enum Request {
         verify_data: bool,
     },
 
+    /// Sizes of members: see [`ResizeRequest`] for who is asked, and the answers.
+    Resize(ResizeRequest),
     /// Repairs this shard. -> `Fsck`, whose notes say what was done
     Repair {
         /// Only what depends on the names of other shards, once these are repaired.
@@ -688,6 +693,10 @@ pub enum Reply {
     Inode(InodeNumber),
     /// State of a shard.
     Status(Box<ShardStatus>),
+    /// Sizes of members.
+    Resize(Box<ResizeStatus>),
+    /// What is left to be moved away.
+    ResizeLeft(Box<ShardLeft>),
     /// Result of a check.
     Fsck(Box<FsckReport>),
     /// What is lost.
@@ -738,6 +747,7 @@ impl Request {
                 | Self::InodePaths { .. }
                 | Self::FsckOwners { .. }
                 | Self::FsckVersions { .. }
+                | Self::Resize(_)
         )
     }
 }

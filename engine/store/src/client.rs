@@ -9,8 +9,8 @@ use engine_memory::Slice;
 
 use crate::api::{
     Attributes, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind, FsckReport, Link,
-    PutMode, RenameMode, Reply, Request, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
-    TreeRef, data_len,
+    PutMode, RenameMode, Reply, Request, ResizeRequest, ResizeStatus, SetAttributes, ShardStatus,
+    SubvolumeInfo, SubvolumeKind, TreeRef, data_len,
 };
 use crate::error::Result;
 
@@ -125,6 +125,36 @@ impl<L: Link> Client<L> {
             }
         }
         Ok(report)
+    }
+
+    /// Starts to grow or shrink a member, to `size_bytes` rounded down to whole buckets, or as large as its
+    /// device is. It goes on after the answer: see [`Client::resize_status`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it cannot have that size, with the one it could have; `Busy` while another
+    /// change goes on.
+    pub async fn resize_member(&self, member: u8, size_bytes: Option<u64>) -> Result<ResizeStatus> {
+        self.resize(ResizeRequest::Start { member, size_bytes }).await
+    }
+
+    /// Sizes of the members, and how the newest change of one goes.
+    pub async fn resize_status(&self) -> Result<ResizeStatus> {
+        self.resize(ResizeRequest::Status).await
+    }
+
+    /// Gives up shrinking a member; it is over when the status says so.
+    ///
+    /// # Errors
+    /// `NotFound` when none is being shrunk; `Busy` when it is too late.
+    pub async fn resize_cancel(&self) -> Result<ResizeStatus> {
+        self.resize(ResizeRequest::Cancel).await
+    }
+
+    async fn resize(&self, request: ResizeRequest) -> Result<ResizeStatus> {
+        match self.link.call(ShardId(0), Request::Resize(request)).await? {
+            Reply::Resize(status) => Ok(*status),
+            other => Err(other.mismatch("Resize")),
+        }
     }
 
     /// Repairs what fsck finds wrong, as far as it can be; the notes of the report say what was done.

@@ -134,6 +134,8 @@ impl Engine {
         runtime.spawn("copygc", Box::pin(copygc));
         let ahead = Scoped::new(alloc_site!("node cache"), Rc::clone(&engine).read_ahead_loop());
         runtime.spawn("index read-ahead", Box::pin(ahead));
+        let evacuation = Scoped::new(alloc_site!("copygc"), Rc::clone(&engine).evacuation_loop());
+        runtime.spawn("evacuation", Box::pin(evacuation));
         runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
         let members = (0_u8..).zip(&engine.config.members);
         let discard = members.filter(|(_, queue)| queue.info().discard).map(|(index, _)| index);
@@ -175,8 +177,8 @@ impl Engine {
     }
 
     /// What the pool is made of.
-    pub fn superblock(&self) -> &Superblock {
-        &self.space.superblock
+    pub fn superblock(&self) -> Rc<Superblock> {
+        self.space.superblock()
     }
 
     /// The queue to a member.
@@ -293,6 +295,7 @@ impl Engine {
         self.damage.noted.notify_all();
         self.cache.cleaned.notify_all();
         self.cache.ahead_wanted.notify_all();
+        self.space.ends_moved.notify_all();
     }
 
     /// Current value of a counter.

@@ -34,6 +34,7 @@ mod namespace;
 mod recovery;
 mod repair;
 mod reserve;
+mod resize;
 mod six;
 mod space;
 mod status;

@@ -123,13 +123,10 @@ fn plan(members: &[Rc<dyn DeviceQueue>], options: &FormatOptions) -> Result<Supe
         journals: Vec::new(),
     };
     for (index, member) in members.iter().enumerate() {
-        superblock.members.push(Member {
-            uuid: uuid(&mut random, options.uuid_seed[1]),
-            size_bytes: member.info().size_bytes / bucket * bucket,
-            label: options.member_labels.get(index).cloned().unwrap_or_default(),
-            failure_domain: String::new(),
-            durability: 1,
-        });
+        let uuid = uuid(&mut random, options.uuid_seed[1]);
+        let label = options.member_labels.get(index).cloned().unwrap_or_default();
+        let size_bytes = member.info().size_bytes / bucket * bucket;
+        superblock.members.push(Member::new(uuid, size_bytes, label));
     }
     let mut next = vec![superblock.head_buckets(); members.len()];
     for shard in 0..usize::from(shards) {

@@ -29,6 +29,7 @@ use crate::error::{Result, StoreError};
 use crate::key::Counter;
 use crate::limits::Limits;
 use crate::namespace::Namespace;
+use crate::resize::Resizer;
 use crate::subvolume::Tables;
 
 /// The way from one shard to the others, and to itself. A call's future may be dropped by the
@@ -114,6 +115,8 @@ pub struct Shard {
     context: Rc<Context>,
     /// The pool-wide tables; on shard 0 only.
     tables: Option<Rc<Tables>>,
+    /// Changes of the sizes of members; on shard 0 only.
+    resizer: Option<Rc<Resizer>>,
     namespace: Rc<Namespace>,
 }
 
@@ -147,7 +150,8 @@ impl Shard {
             _ => None,
         };
         let namespace = Namespace::new(&context);
-        let shard = Rc::new(Self { context, tables, namespace });
+        let resizer = tables.is_some().then(|| Resizer::open(&context));
+        let shard = Rc::new(Self { context, tables, resizer, namespace });
         shard.resume().await?;
         Ok(shard)
     }
@@ -251,6 +255,10 @@ impl Shard {
                 self.tables()?;
                 self.context.engine.region_list(shard).await.map(Reply::Regions)
             }
+            Request::Resize(request) => match &self.resizer {
+                Some(resizer) => resizer.handle(request).await,
+                None => crate::resize::handle_step(&self.context, request).await,
+            },
             request @ (Request::Fsck { .. }
             | Request::Repair { .. }
             | Request::FsckOwners { .. }

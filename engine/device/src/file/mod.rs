@@ -9,7 +9,8 @@
 //! open (`flock` for files, `O_EXCL` for block devices); no operation blocks the calling thread;
 //! after a failed flush no flush succeeds until the device is opened anew.
 //!
-//! The file's length is fixed while it is open: growing means to open it anew.
+//! A file or device that grew while it is open is used up to its new end once it was looked at again
+//! ([`DeviceQueue::refresh_size`], through any of its queues).
 
 mod open;
 mod probe;
@@ -19,7 +20,7 @@ mod ring;
 use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 pub use open::{Allocation, DirectIo, OpenOptions};
 
@@ -39,6 +40,8 @@ pub struct FileDevice {
 struct Shared {
     file: File,
     info: DeviceInfo,
+    /// Bytes of the device as far as is known by now; it never falls.
+    size_bytes: AtomicU64,
     read_only: bool,
     /// Units of direct I/O; `None` when it is buffered.
     direct: Option<Alignment>,

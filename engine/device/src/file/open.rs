@@ -6,14 +6,14 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::probe::{self, BLOCK_BYTES_MIN};
 use super::ring::Ring;
-use super::{Alignment, FileDevice, Shared};
+use super::{FileDevice, Shared};
 use crate::{DeviceError, DeviceInfo};
 
 /// Largest block size in bytes: the alignment of our buffers.
@@ -187,17 +187,14 @@ fn open(path: &Path, options: &OpenOptions) -> Result<FileDevice, String> {
         write_zeroes: writable && facts.as_ref().map_or(punch, |facts| facts.write_zeroes),
         max_transfer_bytes: TRANSFER_BYTES_MAX,
     };
-    let (direct, buffered_because) = match direct {
-        Ok(Alignment { memory, length }) => (Some(Alignment { memory, length }), None),
-        Err(reason) => (None, Some(reason)),
-    };
     Ok(FileDevice {
         shared: Arc::new(Shared {
             file,
+            size_bytes: AtomicU64::new(info.size_bytes),
             info,
             read_only: options.read_only,
-            direct,
-            buffered_because,
+            buffered_because: direct.as_ref().err().cloned(),
+            direct: direct.ok(),
             zero_by_punch: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
         }),

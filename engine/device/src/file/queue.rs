@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 
 use engine_memory::Buffer;
 
-use super::Shared;
 use super::ring::{Request, Ring};
+use super::{Shared, probe};
 use crate::{Completion, DeviceError, DeviceInfo, DeviceQueue, Operation, Outcome};
 
 /// How often in a row an operation is begun anew because the kernel asked for it (EINTR, EAGAIN):
@@ -195,7 +195,8 @@ impl FileQueue {
     /// Why an operation cannot be accepted.
     fn refusal(&self, operation: &Operation) -> Option<DeviceError> {
         let shared = &self.shared;
-        if let Err(error) = shared.info.check(operation) {
+        let size_bytes = shared.size_bytes.load(Ordering::Acquire);
+        if let Err(error) = shared.info.check_within(operation, size_bytes) {
             return Some(error);
         }
         if let Some(cause) = &self.state.borrow().broken {
@@ -232,6 +233,17 @@ enum Verdict {
 impl DeviceQueue for FileQueue {
     fn info(&self) -> &DeviceInfo {
         &self.shared.info
+    }
+
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        let (file, info) = (&self.shared.file, &self.shared.info);
+        let size_bytes = probe::size_bytes(file).map_err(|error| DeviceError::Open {
+            path: info.name.clone(),
+            cause: format!("its size: {error}"),
+        })?;
+        let size_bytes = size_bytes - size_bytes % u64::from(info.block_size);
+        self.shared.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        Ok(size_bytes)
     }
 
     fn submit(&self, operation: Operation, done: Completion) {

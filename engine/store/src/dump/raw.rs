@@ -49,6 +49,7 @@ fn content(superblock: &Superblock) -> Vec<(&'static str, Item)> {
             ("member", (index as u64).into()),
             ("uuid", Item::Uuid(member.uuid)),
             ("size", member.size_bytes.into()),
+            ("shrink_to", member.shrink_to_bytes.into()),
             ("label", Item::Name(member.label.clone().into_bytes())),
             ("failure_domain", Item::Name(member.failure_domain.clone().into_bytes())),
             ("durability", member.durability.into()),

@@ -103,6 +103,10 @@ impl DeviceQueue for Absent {
         &self.0
     }
 
+    fn refresh_size(&self) -> std::result::Result<u64, DeviceError> {
+        Err(DeviceError::Gone { device: self.0.name.clone() })
+    }
+
     fn submit(&self, _operation: Operation, done: Completion) {
         done.complete(Err(DeviceError::Gone { device: self.0.name.clone() }));
     }

@@ -78,7 +78,7 @@ fn check_member(
              removed; nothing was changed: give the devices in the order of the member table"
         ));
     };
-    let (size, has) = (member.size_bytes, device.info().size_bytes);
+    let (size, has) = (member.size_bytes, device.refresh_size()?);
     if size > has {
         return bad(format!(
             "{name} has shrunk to {has} bytes, the pool uses {size}; nothing was changed: give it \

@@ -96,14 +96,19 @@ impl Space {
         }
     }
 
-    /// Free buckets that only the index may take: what its dirty nodes may need at once.
-    pub(crate) fn keep_for_index(&self) -> usize {
-        (self.tables.borrow().owned / 16).clamp(2, 64) as usize
+    /// Free buckets of `owned` that only the index may take: what its dirty nodes may need at once.
+    fn index_kept_of(owned: u64) -> usize {
+        (owned / 16).clamp(2, 64) as usize
+    }
+
+    /// As [`Space::keep_for_others`], of `owned` buckets.
+    pub(super) fn kept_of(owned: u64) -> usize {
+        KEEP_FOR_MOVED + Self::index_kept_of(owned)
     }
 
     /// Free buckets that clients' data must leave alone.
     pub(crate) fn keep_for_others(&self) -> usize {
-        KEEP_FOR_MOVED + self.keep_for_index()
+        Self::kept_of(self.tables.borrow().owned)
     }
 }
 

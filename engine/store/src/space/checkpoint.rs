@@ -103,6 +103,11 @@ impl Engine {
             let bad = || StoreError::corrupt("bucket", format!("{position:?} does not exist"));
             let member = u8::try_from(position.inode).map_err(|_| bad())?;
             let id = (member, u32::try_from(position.offset).map_err(|_| bad())?);
+            if self.is_left_behind(id, &state) {
+                self.stamps.borrow_mut().buckets.insert(id, state.stamp);
+                from = position.successor();
+                continue;
+            }
             self.space.check_pointer(id.0, self.space.first_block(id), 1)?;
             let mut bucket = Bucket::new(state.kind, state.generation);
             bucket.live_blocks = state.live_blocks;

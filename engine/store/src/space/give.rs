@@ -53,11 +53,12 @@ impl Drop for Leaving<'_> {
         let mut tables = self.engine.space.tables.borrow_mut();
         tables.leaving = None;
         if !self.gone {
-            tables.owned += u64::from(self.engine.usable_buckets(self.region));
+            let superblock = self.engine.superblock();
+            tables.owned += u64::from(tables.usable_buckets(&superblock, self.region));
             let all = self.engine.space.all_slots();
             for id in tables.buckets_of(self.region) {
                 let free = tables.buckets.get(&id).is_none_or(|it| it.kind == BucketKind::Free);
-                let reserved = self.engine.superblock().is_reserved(id.0, id.1);
+                let reserved = superblock.is_reserved(id.0, id.1);
                 if free && !reserved && !tables.discarding.contains(&id) {
                     tables.note_free(id);
                 }
@@ -88,10 +89,6 @@ impl Engine {
         Ok(Some(Region { member: region.0, index: region.1 }))
     }
 
-    fn usable_buckets(&self, region: RegionId) -> u32 {
-        self.superblock().usable_buckets(region.0, region.1)
-    }
-
     /// The region with the least to move, if one can be spared and none is leaving already.
     fn choose_region(&self, blocks: u64) -> Option<RegionId> {
         let most =
@@ -102,8 +99,13 @@ impl Engine {
             return None;
         }
         let node_blocks = u64::from(self.space.node_blocks());
+        let superblock = self.superblock();
         let cost = |region: RegionId| {
             let mut cost = 0;
+            // What is past an end is of no use to anybody.
+            if tables.is_cut(&superblock, region) {
+                return None;
+            }
             for id in tables.buckets_of(region) {
                 let Some(bucket) = tables.buckets.get(&id) else { continue };
                 if bucket.open || bucket.pins > 0 || bucket.slots_pending != 0 {
@@ -121,9 +123,10 @@ impl Engine {
     }
 
     fn start_leaving(&self, region: RegionId) -> Leaving<'_> {
+        let superblock = self.superblock();
         let mut tables = self.space.tables.borrow_mut();
         tables.leaving = Some(region);
-        tables.owned -= u64::from(self.usable_buckets(region));
+        tables.owned -= u64::from(tables.usable_buckets(&superblock, region));
         for id in tables.buckets_of(region) {
             tables.free.remove(&id);
             tables.to_discard.remove(&id);
@@ -173,7 +176,7 @@ impl Engine {
     }
 
     /// Rewrites the nodes of an index bucket, to other places.
-    async fn empty_index_bucket(&self, id: BucketId) -> Result<()> {
+    pub(super) async fn empty_index_bucket(&self, id: BucketId) -> Result<()> {
         let slots = self.space.tables.borrow_mut().bucket(id).slots;
         let node_blocks = u64::from(self.space.node_blocks());
         for slot in (0..64).filter(|slot| slots & (1 << slot) != 0) {
@@ -246,12 +249,13 @@ impl Tables {
         (first..first.saturating_add(self.region_buckets)).map(move |bucket| (member, bucket))
     }
 
-    /// Whether a bucket is in the region that is leaving: then nothing may be placed in it.
+    /// Whether a bucket is in the region that is leaving, or past an end: then nothing may be placed in
+    /// it.
     pub(super) fn is_leaving(&self, id: BucketId) -> bool {
-        self.leaving == Some((id.0, id.1 / self.region_buckets))
+        self.leaving == Some((id.0, id.1 / self.region_buckets)) || self.is_closed(id)
     }
 
-    fn note_slots_if_index(&mut self, id: BucketId, all_slots: u64) {
+    pub(super) fn note_slots_if_index(&mut self, id: BucketId, all_slots: u64) {
         if self.buckets.get(&id).is_some_and(|bucket| bucket.kind == BucketKind::Index) {
             self.note_slots(id, all_slots);
         }

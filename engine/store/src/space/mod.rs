@@ -18,6 +18,7 @@ mod give;
 mod moves;
 mod regions;
 mod reserve;
+mod resize;
 mod summary;
 mod table;
 mod victims;

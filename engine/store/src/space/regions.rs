@@ -79,15 +79,20 @@ impl Engine {
         let member = u8::try_from(position.inode).map_err(|_| bad())?;
         let index = u32::try_from(position.offset).map_err(|_| bad())?;
         let region = Region { member, index };
-        if position.snapshot != 0 {
+        let members = self.space.superblock().members.len();
+        if position.snapshot != 0 || usize::from(member) >= members {
             return Err(bad());
         }
-        self.check_region(region)?;
         Ok(region)
     }
 
+    /// Whether a region is on its member: one that was shrunk may have left keys behind, which go soon.
+    fn is_within(&self, region: Region) -> bool {
+        region.index < self.space.superblock().member_regions(region.member)
+    }
+
     fn check_region(&self, region: Region) -> Result<()> {
-        let superblock = &self.space.superblock;
+        let superblock = self.space.superblock();
         if usize::from(region.member) >= superblock.members.len()
             || region.index >= superblock.member_regions(region.member)
         {
@@ -98,7 +103,7 @@ impl Engine {
 
     /// Takes the buckets of a region into the tables.
     fn add_region(&self, region: Region) -> Result<()> {
-        let superblock = &self.space.superblock;
+        let superblock = self.space.superblock();
         self.check_region(region)?;
         let first = region.index * superblock.region_buckets;
         let end = superblock.member_buckets(region.member).min(first + superblock.region_buckets);
@@ -109,6 +114,9 @@ impl Engine {
         for bucket in first..end {
             let id = (region.member, bucket);
             if superblock.is_reserved(region.member, bucket) {
+                continue;
+            }
+            if tables.is_closed(id) {
                 continue;
             }
             tables.owned += 1;
@@ -128,7 +136,8 @@ impl Engine {
         let owner = Value::from_slice(&shard.0.to_le_bytes());
         let region = self
             .transact_as(Class::Reclaim, async |transaction| {
-                for member in 0..self.space.superblock.members.len() as u8 {
+                let superblock = self.space.superblock();
+                for member in 0..superblock.members.len() as u8 {
                     let mut next = 0;
                     let last = Position::new(u64::from(member), u64::MAX, 0);
                     // The first gap: regions are given out in order, so this is short.
@@ -140,7 +149,8 @@ impl Engine {
                         next += 1;
                         from = Position::new(u64::from(member), next, 0);
                     }
-                    if next < u64::from(self.space.superblock.member_regions(member)) {
+                    let end = self.space.tables.borrow().given_end(member);
+                    if next < u64::from(end.div_ceil(superblock.region_buckets)) {
                         let position = Position::new(u64::from(member), next, 0);
                         transaction.put(Tree::Regions, position, owner.clone());
                         return Ok(Some(Region { member, index: next as u32 }));
@@ -185,29 +195,55 @@ impl Engine {
         while let Some((position, value)) =
             transaction.next(Tree::Regions, from, Position::MAX).await?
         {
-            if value[..] == shard.0.to_le_bytes() {
-                regions.push(self.region_at(position)?);
+            let region = self.region_at(position)?;
+            if value[..] == shard.0.to_le_bytes() && self.is_within(region) {
+                regions.push(region);
             }
             from = position.successor();
         }
         Ok(regions)
     }
 
-    /// Buckets that can be allocated in regions that no shard has. Shard 0 only.
-    pub(crate) async fn unassigned_buckets(&self) -> Result<u64> {
-        let superblock = &self.space.superblock;
-        let mut buckets = 0;
+    /// Forgets who had the regions that members lost when they were shrunk; durable when it returns.
+    /// Shard 0 only; idempotent.
+    pub(crate) async fn drop_regions_past_ends(&self) -> Result<()> {
+        let superblock = self.space.superblock();
+        let mut any = false;
         for member in 0..superblock.members.len() as u8 {
-            for index in 0..superblock.member_regions(member) {
-                buckets += u64::from(superblock.usable_buckets(member, index));
+            let first = u64::from(superblock.member_regions(member));
+            let from = Position::new(u64::from(member), first, 0);
+            let last = Position::new(u64::from(member), u64::MAX, 0);
+            while let Some((position, _)) = self.read().next(Tree::Regions, from, last).await? {
+                any = true;
+                self.transact_as(Class::Reclaim, async |transaction| {
+                    transaction.delete(Tree::Regions, position);
+                    Ok(())
+                })
+                .await?;
             }
         }
+        if any { self.flush().await } else { Ok(()) }
+    }
+
+    /// Buckets that can be allocated in regions that no shard has. Shard 0 only.
+    pub(crate) async fn unassigned_buckets(&self) -> Result<u64> {
+        let superblock = self.space.superblock();
+        let ends = self.space.tables.borrow().ends.clone();
+        let usable = |member: u8, index: u32| {
+            u64::from(superblock.usable_buckets(member, index, ends[usize::from(member)]))
+        };
+        let mut buckets: u64 = (0..superblock.members.len() as u8)
+            .flat_map(|member| (0..superblock.member_regions(member)).map(move |at| (member, at)))
+            .map(|(member, index)| usable(member, index))
+            .sum();
         let mut transaction = self.read();
         let mut from = Position::MIN;
         while let Some((position, _)) = transaction.next(Tree::Regions, from, Position::MAX).await?
         {
-            let Region { member, index } = self.region_at(position)?;
-            buckets -= u64::from(superblock.usable_buckets(member, index));
+            let region = self.region_at(position)?;
+            if self.is_within(region) {
+                buckets = buckets.saturating_sub(usable(region.member, region.index));
+            }
             from = position.successor();
         }
         Ok(buckets)

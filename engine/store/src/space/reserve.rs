@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
 
-use super::table::Space;
+use super::table::{Space, Tables};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::key::Tree;
@@ -61,16 +61,21 @@ impl Drop for Reservation {
 impl Space {
     /// Data blocks that this shard's buckets can hold for clients.
     pub(crate) fn capacity_blocks(&self) -> u64 {
-        let keep = self.keep_for_others() as u64;
         let tables = self.tables.borrow();
+        self.capacity_of(&tables, tables.owned)
+    }
+
+    /// As [`Space::capacity_blocks`], with `owned` buckets.
+    pub(super) fn capacity_of(&self, tables: &Tables, owned: u64) -> u64 {
+        let keep = Self::kept_of(owned) as u64;
         // Copygc frees a bucket by filling another: it needs dead blocks to exist. Two buckets' worth
         // are enough to always find one more (one may lie idle in the bucket that is being filled with
         // what is moved); what is above makes it cheap.
-        let slack = 2 + tables.owned / 32;
+        let slack = 2 + owned / 32;
         // Every tree will have a node of its own sooner or later.
-        let slots = u64::from(self.superblock.bucket_bytes / self.superblock.node_bytes);
+        let slots = u64::from(self.slots());
         let index = tables.index_buckets.max((Tree::ALL.len() as u64).div_ceil(slots));
-        let usable = tables.owned.saturating_sub(index + keep + slack);
+        let usable = owned.saturating_sub(index + keep + slack);
         usable * u64::from(self.data_blocks())
     }
 
@@ -79,15 +84,25 @@ impl Space {
     pub(crate) fn available_blocks(&self, unwritten_bytes: u64) -> u64 {
         let capacity = self.capacity_blocks();
         let tables = self.tables.borrow();
-        let slots = u64::from(self.superblock.bucket_bytes / self.superblock.node_bytes);
-        let spare = (tables.index_buckets * slots).saturating_sub(tables.used_slots);
-        let growth = (2 * unwritten_bytes + NODES_AHEAD * u64::from(self.superblock.node_bytes))
-            .saturating_sub(spare * u64::from(self.superblock.node_bytes))
+        capacity.saturating_sub(self.used_blocks(&tables, unwritten_bytes))
+    }
+
+    /// Blocks that are taken off the capacity, or will be.
+    pub(super) fn used_blocks(&self, tables: &Tables, unwritten_bytes: u64) -> u64 {
+        let slots = u64::from(self.slots());
+        let node_bytes = u64::from(self.node_bytes());
+        let mut spare = (tables.index_buckets * slots).saturating_sub(tables.used_slots);
+        if tables.shrinks_to.is_some() {
+            // Free slots past the end are of no use.
+            spare = 0;
+        }
+        let growth = (2 * unwritten_bytes + NODES_AHEAD * node_bytes)
+            .saturating_sub(spare * node_bytes)
             .div_ceil(BLOCK_SIZE);
         // Dead blocks that cannot be had back are as good as alive.
         let used =
             tables.live_blocks + tables.stuck_dead + tables.pending_blocks + tables.reserved_blocks;
-        capacity.saturating_sub(used + growth)
+        used + growth
     }
 
     /// Blocks that clients can write in any pieces until they are refused: what can be granted, without

@@ -151,6 +151,10 @@ pub(crate) struct Tables {
     /// Regions handed to this shard, and the one it is about to give up.
     pub(crate) regions: BTreeSet<RegionId>,
     pub(super) leaving: Option<RegionId>,
+    /// By member, the bucket from which on nothing is placed; see [`super::resize`].
+    pub(super) ends: Vec<u32>,
+    /// A member that may be shrunk, and where to: regions past that are not given any more.
+    pub(super) shrinks_to: Option<(u8, u32)>,
     pub(super) region_buckets: u32,
     /// Buckets handed to this shard that can be used at all, without those that are leaving.
     pub(crate) owned: u64,
@@ -180,7 +184,10 @@ pub(crate) struct Tables {
 
 /// The space of a shard.
 pub(crate) struct Space {
-    pub(crate) superblock: Rc<Superblock>,
+    superblock: RefCell<Rc<Superblock>>,
+    /// Of the superblock, those that never change.
+    bucket_bytes: u32,
+    node_bytes: u32,
     pub(crate) tables: RefCell<Tables>,
     /// Something became free, or a task that waits should look again.
     pub(crate) changed: Notify,
@@ -196,6 +203,12 @@ pub(crate) struct Space {
     pub(crate) discarded_bytes: Cell<u64>,
     /// The shard is being closed: nothing is begun in the background.
     pub(crate) closing: Cell<bool>,
+    /// An end was moved, or the superblock was replaced.
+    pub(crate) ends_moved: Notify,
+    /// Number of the superblock with which all that is past the ends was found empty.
+    pub(super) emptied: Cell<u64>,
+    /// What went wrong when it was last tried to empty it.
+    pub(super) evacuation_error: RefCell<Option<String>>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -217,6 +230,8 @@ impl Space {
             open: [None; 2],
             regions: BTreeSet::new(),
             leaving: None,
+            ends: (0..superblock.members.len() as u8).map(|at| superblock.member_end(at)).collect(),
+            shrinks_to: super::resize::shrinking(&superblock),
             region_buckets: superblock.region_buckets,
             owned: 0,
             index_buckets: 0,
@@ -234,7 +249,9 @@ impl Space {
             regions_known: false,
         };
         Self {
-            superblock,
+            bucket_bytes: superblock.bucket_bytes,
+            node_bytes: superblock.node_bytes,
+            superblock: RefCell::new(superblock),
             tables: RefCell::new(tables),
             changed: Notify::default(),
             gc_wanted: Notify::default(),
@@ -245,6 +262,9 @@ impl Space {
             discard_members: RefCell::default(),
             discarded_bytes: Cell::new(0),
             closing: Cell::new(false),
+            ends_moved: Notify::default(),
+            emptied: Cell::new(0),
+            evacuation_error: RefCell::default(),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),
@@ -282,7 +302,7 @@ impl Space {
 
     /// Blocks of a bucket.
     pub(crate) fn bucket_blocks(&self) -> u32 {
-        self.superblock.bucket_bytes / 4096
+        self.bucket_bytes / 4096
     }
 
     /// Blocks of a data bucket that hold data; the rest is its summary.
@@ -292,12 +312,32 @@ impl Space {
 
     /// Blocks of a node slot.
     pub(crate) fn node_blocks(&self) -> u32 {
-        self.superblock.node_bytes / 4096
+        self.node_bytes / 4096
+    }
+
+    /// Slots of an index bucket.
+    pub(crate) fn slots(&self) -> u32 {
+        self.bucket_bytes / self.node_bytes
+    }
+
+    /// Bytes of a node slot.
+    pub(crate) fn node_bytes(&self) -> u32 {
+        self.node_bytes
+    }
+
+    /// What the pool is made of, as of the newest superblock that is durable.
+    pub(crate) fn superblock(&self) -> Rc<Superblock> {
+        Rc::clone(&self.superblock.borrow())
+    }
+
+    /// Replaces it.
+    pub(super) fn set_superblock(&self, superblock: Rc<Superblock>) {
+        *self.superblock.borrow_mut() = superblock;
     }
 
     /// Slots of an index bucket, as a mask of ones.
     pub(crate) fn all_slots(&self) -> u64 {
-        let slots = self.superblock.bucket_bytes / self.superblock.node_bytes;
+        let slots = self.slots();
         if slots == 64 { u64::MAX } else { (1 << slots) - 1 }
     }
 
@@ -316,15 +356,15 @@ impl Space {
         let bad = || {
             StoreError::corrupt("pointer", format!("{blocks} blocks at {block} of member {member}"))
         };
-        if usize::from(member) >= self.superblock.members.len() || blocks == 0 {
+        let superblock = self.superblock.borrow();
+        if usize::from(member) >= superblock.members.len() || blocks == 0 {
             return Err(bad());
         }
         let id = self.bucket_of(member, block);
         let last = block.checked_add(u64::from(blocks) - 1).ok_or_else(bad)?;
-        if block / u64::from(self.bucket_blocks())
-            >= u64::from(self.superblock.member_buckets(member))
+        if block / u64::from(self.bucket_blocks()) >= u64::from(superblock.member_buckets(member))
             || self.bucket_of(member, last) != id
-            || self.superblock.is_reserved(member, id.1)
+            || superblock.is_reserved(member, id.1)
         {
             return Err(bad());
         }
@@ -340,9 +380,10 @@ impl Tables {
 
     /// Keeps the lists for copygc in step with a data bucket that was changed.
     pub(crate) fn list_bucket(&mut self, id: BucketId) {
-        let blocks = self.data_blocks;
+        let (blocks, closed) = (self.data_blocks, self.is_closed(id));
         let bucket = self.bucket(id);
-        let belongs = bucket.belongs(blocks);
+        // One past the end is emptied by others, and no space is gained from it.
+        let belongs = if closed { KnownAs::Nothing } else { bucket.belongs(blocks) };
         let was = std::mem::replace(&mut bucket.known_as, belongs);
         if was == belongs {
             return;

@@ -20,6 +20,8 @@ pub const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 const MAGIC: [u8; 8] = *b"CAIRNPL\0";
 /// Version of this layout.
 const VERSION: u32 = 0;
+/// Least buckets of a member.
+const MEMBER_BUCKETS_MIN: u32 = 8;
 const LABEL_BYTES: usize = 32;
 const MEMBERS_OFFSET: usize = 4096;
 const MEMBER_BYTES: usize = 128;
@@ -84,7 +86,9 @@ struct DiskMember {
     sequence: U64,
     label: [u8; LABEL_BYTES],
     failure_domain: [u8; LABEL_BYTES],
-    reserved2: [u8; 24],
+    /// Size that the member is being shrunk to; 0: it is not.
+    shrink_to_bytes: U64,
+    reserved2: [u8; 16],
 }
 
 /// Where a shard's journal lies.
@@ -144,6 +148,17 @@ pub struct Member {
     pub failure_domain: String,
     /// How many copies one copy on this member counts for.
     pub durability: u8,
+    /// Bytes that will be left of it when it is empty behind them, a multiple of the bucket size and less
+    /// than `size_bytes`; 0: it is not being shrunk.
+    pub shrink_to_bytes: u64,
+}
+
+impl Member {
+    /// One that fails alone and counts once.
+    pub(crate) fn new(uuid: [u8; 16], size_bytes: u64, label: String) -> Self {
+        let failure_domain = String::new();
+        Self { uuid, size_bytes, label, failure_domain, durability: 1, shrink_to_bytes: 0 }
+    }
 }
 
 /// Where a shard's journal lies: adjacent buckets of one member.
@@ -217,18 +232,44 @@ impl Superblock {
             })
     }
 
-    /// Buckets of region `index` of a member that can be allocated.
+    /// The bucket of a member from which on none is given out: the last one, with the third copy, or the
+    /// one that will be the last.
     #[must_use]
-    pub fn usable_buckets(&self, member: u8, index: u32) -> u32 {
-        let first = index * self.region_buckets;
-        let end = self.member_buckets(member).min(first + self.region_buckets);
+    pub fn member_end(&self, member: u8) -> u32 {
+        let shape = &self.members[usize::from(member)];
+        let bytes = match shape.shrink_to_bytes {
+            0 => shape.size_bytes,
+            bytes => bytes,
+        };
+        (bytes / u64::from(self.bucket_bytes)) as u32 - 1
+    }
+
+    /// Bytes of the smallest member at `member` that holds the copies, the journals on it and `buckets`
+    /// more.
+    #[must_use]
+    pub fn size_for(&self, member: u8, buckets: u64) -> u64 {
+        let journals = self.journals.iter().filter(|journal| journal.member == member);
+        let (mut taken, mut end) = (u64::from(self.head_buckets()), 0);
+        for journal in journals {
+            taken += u64::from(journal.buckets);
+            end = end.max(u64::from(journal.first_bucket) + u64::from(journal.buckets));
+        }
+        let all = (taken + buckets).max(end) + 1;
+        all.max(u64::from(MEMBER_BUCKETS_MIN)) * u64::from(self.bucket_bytes)
+    }
+
+    /// Buckets of region `index` of a member before bucket `end` that can be allocated.
+    #[must_use]
+    pub fn usable_buckets(&self, member: u8, index: u32, end: u32) -> u32 {
+        let first = index.saturating_mul(self.region_buckets);
+        let last = self.member_buckets(member) - 1;
+        let end = end.min(last).min(first.saturating_add(self.region_buckets)).max(first);
         let overlap = |from: u32, to: u32| to.min(end).saturating_sub(from.max(first));
         let journals = self.journals.iter().filter(|journal| journal.member == member);
         let taken: u32 = journals
             .map(|journal| overlap(journal.first_bucket, journal.first_bucket + journal.buckets))
             .sum();
-        let last = self.member_buckets(member) - 1;
-        end - first - taken - overlap(0, self.head_buckets()) - overlap(last, last + 1)
+        end - first - taken - overlap(0, self.head_buckets())
     }
 
     /// Byte offsets of the three copies on a member of `size_bytes` (a multiple of 64 KiB).
@@ -276,7 +317,8 @@ impl Superblock {
                 sequence: U64::new(self.sequence),
                 label: pad(&member.label),
                 failure_domain: pad(&member.failure_domain),
-                reserved2: [0; 24],
+                shrink_to_bytes: U64::new(member.shrink_to_bytes),
+                reserved2: [0; 16],
             };
             slot.copy_from_slice(disk.as_bytes());
         }
@@ -332,6 +374,7 @@ impl Superblock {
                 label: unpad(&disk.label),
                 failure_domain: unpad(&disk.failure_domain),
                 durability: disk.durability,
+                shrink_to_bytes: disk.shrink_to_bytes.get(),
             })
             .collect();
         let journals = bytes[JOURNALS_OFFSET..]
@@ -384,10 +427,18 @@ impl Superblock {
         for member in &self.members {
             let buckets = member.size_bytes / u64::from(bucket);
             if !member.size_bytes.is_multiple_of(u64::from(bucket))
-                || buckets < 8
+                || buckets < u64::from(MEMBER_BUCKETS_MIN)
                 || buckets > u64::from(u32::MAX >> 1)
             {
                 return bad("size of a member is out of range");
+            }
+            let to = member.shrink_to_bytes;
+            if to != 0
+                && (!to.is_multiple_of(u64::from(bucket))
+                    || to / u64::from(bucket) < u64::from(MEMBER_BUCKETS_MIN)
+                    || to >= member.size_bytes)
+            {
+                return bad("size that a member is being shrunk to is out of range");
             }
         }
         for journal in &self.journals {
@@ -396,7 +447,7 @@ impl Superblock {
                 || !(JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&bytes)
                 || journal.first_bucket < self.head_buckets()
                 || u64::from(journal.first_bucket) + u64::from(journal.buckets)
-                    >= u64::from(self.member_buckets(journal.member))
+                    > u64::from(self.member_end(journal.member))
             {
                 return bad("a journal lies outside its member or its size is out of range");
             }
@@ -451,6 +502,7 @@ pub(crate) mod tests {
                 label: "ssd.0".to_owned(),
                 failure_domain: String::new(),
                 durability: 1,
+                shrink_to_bytes: 128 << 20,
             }],
             journals: vec![
                 JournalArea { member: 0, first_bucket: 1, buckets: 8 },
@@ -470,12 +522,19 @@ pub(crate) mod tests {
     #[test]
     fn usable_buckets_are_those_not_reserved() {
         let superblock = sample();
-        for index in 0..superblock.member_regions(0) {
+        assert_eq!(superblock.member_end(0), 511);
+        for (index, before) in (0..superblock.member_regions(0))
+            .flat_map(|at| [0, 5, 12, 511, 520, 1023, 1024, 5000].map(|before| (at, before)))
+        {
             let first = index * superblock.region_buckets;
             let end = superblock.member_buckets(0).min(first + superblock.region_buckets);
-            let counted = (first..end).filter(|bucket| !superblock.is_reserved(0, *bucket)).count();
-            assert_eq!(superblock.usable_buckets(0, index) as usize, counted, "region {index}");
+            let counted = (first..end)
+                .filter(|bucket| *bucket < before && !superblock.is_reserved(0, *bucket))
+                .count();
+            let usable = superblock.usable_buckets(0, index, before);
+            assert_eq!(usable as usize, counted, "region {index} before {before}");
         }
+        assert_eq!(superblock.size_for(0, 100), (1 + 16 + 100 + 1) * (256 << 10));
     }
 
     #[test]

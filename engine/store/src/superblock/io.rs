@@ -64,25 +64,22 @@ enum Found {
 /// [`ProbeError::NotMember`] when there is no valid copy; others when the device holds a format this
 /// program does not know.
 pub async fn inspect(device: &dyn DeviceQueue) -> std::result::Result<Inspection, ProbeError> {
-    let info = device.info();
+    let device_bytes = device.refresh_size().map_err(StoreError::from)?;
     let mut places = Vec::new();
-    for offset in self::places(info.size_bytes) {
+    for offset in self::places(device_bytes) {
         places.push((offset, look(device, offset).await?));
     }
-    let mut newest: Option<(&Superblock, [u8; 16])> = None;
-    for (_, found) in &places {
-        if let Found::Valid(superblock, uuid) = found
-            && newest.as_ref().is_none_or(|(old, _)| old.sequence < superblock.sequence)
-        {
-            newest = Some((superblock, *uuid));
+    // Of a device that is larger than the member the first two copies tell where the third is.
+    for offset in told_places(&places) {
+        if offset + SUPERBLOCK_BYTES as u64 <= device_bytes {
+            places.push((offset, look(device, offset).await?));
         }
     }
-    let Some((newest, member_uuid)) = newest else {
-        let why = no_copy(&places);
-        return Err(ProbeError::NotMember { device: info.name.clone(), why });
+    let Some((newest, member_uuid)) = newest_of(&places) else {
+        let device = device.info().name.clone();
+        return Err(ProbeError::NotMember { device, why: no_copy(&places) });
     };
-    let member = newest.members.iter().find(|member| member.uuid == member_uuid);
-    let size_bytes = member.map_or(info.size_bytes, |member| member.size_bytes);
+    let size_bytes = own_size(newest, member_uuid).unwrap_or(device_bytes);
     let state =
         |offset: u64| match places.iter().find(|(at, _)| *at == offset).map(|place| &place.1) {
             Some(Found::Valid(superblock, uuid))
@@ -107,6 +104,46 @@ pub async fn probe(
     device: &dyn DeviceQueue,
 ) -> std::result::Result<(Superblock, [u8; 16]), ProbeError> {
     inspect(device).await.map(|found| (found.newest, found.member_uuid))
+}
+
+/// The newest copy of the member of which the first valid copy is: the end of a device that grew may
+/// hold one of a former use.
+fn newest_of(places: &[(u64, Found)]) -> Option<(&Superblock, [u8; 16])> {
+    let mut newest: Option<(&Superblock, [u8; 16])> = None;
+    for (_, found) in places {
+        let Found::Valid(superblock, uuid) = found else { continue };
+        if newest.is_none_or(|(old, member)| {
+            (old.pool_uuid, member) == (superblock.pool_uuid, *uuid)
+                && old.sequence < superblock.sequence
+        }) {
+            newest = Some((superblock, *uuid));
+        }
+    }
+    newest
+}
+
+/// Size in bytes of the member itself, by its own copy.
+fn own_size(superblock: &Superblock, member_uuid: [u8; 16]) -> Option<u64> {
+    let member = superblock.members.iter().find(|member| member.uuid == member_uuid);
+    member.map(|member| member.size_bytes)
+}
+
+/// Where the valid copies say that a copy lies and nobody looked yet.
+fn told_places(places: &[(u64, Found)]) -> Vec<u64> {
+    let mut told = Vec::new();
+    for (_, found) in places {
+        if let Found::Valid(superblock, uuid) = found
+            && let Some(size_bytes) = own_size(superblock, *uuid)
+        {
+            let known = |offset: &u64| places.iter().any(|(at, _)| at == offset);
+            for offset in Superblock::copy_offsets(size_bytes) {
+                if !known(&offset) && !told.contains(&offset) {
+                    told.push(offset);
+                }
+            }
+        }
+    }
+    told
 }
 
 async fn look(device: &dyn DeviceQueue, offset: u64) -> Result<Found> {
@@ -168,7 +205,7 @@ fn places(size_bytes: u64) -> Vec<u64> {
 /// When the device fails.
 pub async fn erase(device: &dyn DeviceQueue) -> Result<()> {
     let zeroes = Buffer::try_new(SUPERBLOCK_BYTES)?.freeze();
-    for offset in places(device.info().size_bytes) {
+    for offset in places(device.refresh_size()?) {
         device.write(offset, IoVec::from_iter([zeroes.clone()]), false).await?;
     }
     Ok(device.flush().await?)

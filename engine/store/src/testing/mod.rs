@@ -16,6 +16,7 @@ mod engine;
 mod faults;
 mod index_memory;
 mod logged;
+mod resize;
 mod space;
 mod tail;
 mod tree_model;

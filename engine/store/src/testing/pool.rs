@@ -32,6 +32,8 @@ pub(crate) struct Asked {
     pub(crate) discards: RefCell<Vec<(u64, u64)>>,
     /// What the devices answer to a discard, when not by filling the range with garbage.
     pub(crate) discard_fails: Cell<bool>,
+    /// Writes until the devices take no more; `None`: no bound.
+    pub(crate) writes_left: Cell<Option<u64>>,
 }
 
 /// A queue that remembers what it was asked.
@@ -46,9 +48,20 @@ impl DeviceQueue for Recorder {
         self.inner.info()
     }
 
+    fn refresh_size(&self) -> std::result::Result<u64, DeviceError> {
+        self.inner.refresh_size()
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
         match &operation {
             Operation::Write { data, .. } => {
+                if let Some(left) = self.asked.writes_left.get() {
+                    if left == 0 {
+                        let device = self.info().name.clone();
+                        return done.complete(Err(DeviceError::Gone { device }));
+                    }
+                    self.asked.writes_left.set(Some(left - 1));
+                }
                 let bytes = data.iter().map(|piece| piece.len() as u64).sum::<u64>();
                 self.asked.written_bytes.set(self.asked.written_bytes.get() + bytes);
             }

@@ -16,7 +16,7 @@ use crate::pool::FormatOptions;
 const PIECE: usize = 64;
 
 /// A small pool with as many buckets as a large one has per shard in a region or two.
-fn small_pool(seed: u64, shards: u16, mib: u64) -> Pool {
+pub(super) fn small_pool(seed: u64, shards: u16, mib: u64) -> Pool {
     let options = FormatOptions {
         shards: Some(shards),
         bucket_bytes: Some(256 << 10),
@@ -28,10 +28,10 @@ fn small_pool(seed: u64, shards: u16, mib: u64) -> Pool {
 }
 
 /// A volume and what its blocks hold: one number in each, 0 for a hole.
-struct Written {
+pub(super) struct Written {
     pool: Pool,
     volume: VolumeRef,
-    blocks: Vec<u32>,
+    pub(super) blocks: Vec<u32>,
     next: u32,
     client_blocks: u64,
 }
@@ -45,14 +45,14 @@ fn block_of(stamp: u32) -> [u8; BLOCK_SIZE as usize] {
 }
 
 impl Written {
-    async fn new(pool: &Pool, bytes: u64) -> Self {
+    pub(super) async fn new(pool: &Pool, bytes: u64) -> Self {
         let info = pool.client().volume_create("v", bytes, 4096).await.unwrap();
         let blocks = vec![0; (bytes / BLOCK_SIZE) as usize];
         let volume = VolumeRef::from(&info);
         Self { pool: pool.clone(), volume, blocks, next: 1, client_blocks: 0 }
     }
 
-    async fn write(&mut self, from: usize, count: usize) -> Result<()> {
+    pub(super) async fn write(&mut self, from: usize, count: usize) -> Result<()> {
         let bytes: Vec<u8> = (0..count as u32).flat_map(|at| block_of(self.next + at)).collect();
         let data = Data::from_iter([Buffer::try_copy_of(&bytes).unwrap().freeze()]);
         let offset = from as u64 * BLOCK_SIZE;
@@ -67,13 +67,13 @@ impl Written {
         result
     }
 
-    async fn discard(&mut self, from: usize, count: usize) {
+    pub(super) async fn discard(&mut self, from: usize, count: usize) {
         let (offset, len) = (from as u64 * BLOCK_SIZE, count as u64 * BLOCK_SIZE);
         self.pool.client().volume_discard(&self.volume, offset, len).await.unwrap();
         self.blocks[from..from + count].fill(0);
     }
 
-    async fn verify(&self) {
+    pub(super) async fn verify(&self) {
         let client = self.pool.client();
         for (at, blocks) in self.blocks.chunks(256).enumerate() {
             let (offset, len) = (at as u64 * 256 * BLOCK_SIZE, blocks.len() as u64 * BLOCK_SIZE);
@@ -86,13 +86,13 @@ impl Written {
     }
 
     /// Blocks that all shards together say can be written.
-    async fn free_blocks(&self) -> usize {
+    pub(super) async fn free_blocks(&self) -> usize {
         let status = self.pool.client().status().await.unwrap();
         (status.iter().map(|shard| shard.available_bytes).sum::<u64>() / BLOCK_SIZE) as usize
     }
 
     /// The volume's block that is filled as number `at`: in turns on all shards, a piece on each.
-    fn place(&self, at: usize) -> usize {
+    pub(super) fn place(&self, at: usize) -> usize {
         let (shards, chunk) = (usize::from(self.pool.shard_count()), 1024);
         let (piece, within) = (at / PIECE, at % PIECE);
         let (group, turn) = (piece / (shards * chunk / PIECE), piece % (shards * chunk / PIECE));
@@ -101,7 +101,12 @@ impl Written {
     }
 
     /// Writes what is not written yet up to block number `want`, or until the pool is full.
-    async fn fill(&mut self, random: &mut Random, filled: &mut usize, want: usize) -> Result<()> {
+    pub(super) async fn fill(
+        &mut self,
+        random: &mut Random,
+        filled: &mut usize,
+        want: usize,
+    ) -> Result<()> {
         let mut most = PIECE;
         while *filled < want {
             let until_next = PIECE - *filled % PIECE;
@@ -117,7 +122,7 @@ impl Written {
     }
 }
 
-fn counter(pool: &Pool, name: &str) -> u64 {
+pub(super) fn counter(pool: &Pool, name: &str) -> u64 {
     let mut sum = 0;
     for shard in 0.. {
         let Some(shard) = pool.open_shard(shard) else { return sum };
@@ -127,7 +132,7 @@ fn counter(pool: &Pool, name: &str) -> u64 {
     sum
 }
 
-async fn fsck(pool: &Pool) {
+pub(super) async fn fsck(pool: &Pool) {
     let report = pool.client().fsck(true).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
@@ -356,7 +361,7 @@ fn owned_regions(pool: &Pool) -> Vec<std::collections::BTreeSet<(u8, u32)>> {
         .collect()
 }
 
-fn no_region_has_two_owners(pool: &Pool) {
+pub(super) fn no_region_has_two_owners(pool: &Pool) {
     let all = owned_regions(pool);
     let together = all.iter().flatten().collect::<std::collections::BTreeSet<_>>().len();
     assert_eq!(together, all.iter().map(|regions| regions.len()).sum::<usize>());

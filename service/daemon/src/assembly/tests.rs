@@ -269,6 +269,10 @@ impl DeviceQueue for CursedQueue {
         self.0.info()
     }
 
+    fn refresh_size(&self) -> std::result::Result<u64, DeviceError> {
+        self.0.refresh_size()
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
         assert!(!matches!(operation, Operation::Write { .. }), "the device is cursed");
         self.0.submit(operation, done);

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use engine_base::runtime::Runtime;
 use engine_device::{
-    Completion, DeviceInfo, DeviceQueue, IoFuture, Operation, Outcome, completion_pair,
+    Completion, DeviceError, DeviceInfo, DeviceQueue, IoFuture, Operation, Outcome, completion_pair,
 };
 
 use engine_base::time_stats::TimeStats;
@@ -189,6 +189,10 @@ impl DeviceQueue for MeasuredQueue {
         self.inner.info()
     }
 
+    fn refresh_size(&self) -> Result<u64, DeviceError> {
+        self.inner.refresh_size()
+    }
+
     fn submit(&self, operation: Operation, done: Completion) {
         let Some(slot) = self.slots.borrow_mut().take(&self.ended) else {
             return self.inner.submit(operation, done);
@@ -239,7 +243,7 @@ mod tests {
     use std::cell::Cell;
 
     use engine_base::runtime::LocalBoxFuture;
-    use engine_device::{BlockDevice as _, DeviceError, MemoryDevice};
+    use engine_device::{BlockDevice as _, MemoryDevice};
     use engine_memory::Buffer;
 
     use super::*;

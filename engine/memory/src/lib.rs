@@ -35,5 +35,5 @@ pub use cache::{
 pub use limits::{CLASS_COUNT, LARGEST_POOLED_BYTES};
 pub use pool::{ClassUsage, Usage};
 #[cfg(feature = "fault-injection")]
-pub use refuse::{Refusing, refuse};
+pub use refuse::{Refusing, refuse, spare};
 pub use region::Region;

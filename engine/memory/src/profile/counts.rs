@@ -17,18 +17,37 @@ const THREADS_MAX: usize = 128;
 /// so peaks are seen to this precision for each thread.
 const PEAK_STEP_BYTES: i64 = 64 << 10;
 
-/// What one thread did on behalf of one tag.
-struct Counter {
+/// What one thread did on behalf of one tag. A cache line of its own.
+#[repr(align(64))]
+pub(crate) struct Counter {
     allocations: AtomicU64,
     frees: AtomicU64,
     /// Bytes allocated less bytes freed by this thread: negative where it frees what others took.
     live_bytes: AtomicI64,
     /// `live_bytes` when the site's peak was looked at last.
     shown_bytes: AtomicI64,
+    /// `live_bytes` past which it is looked at again, above and below: compared with each change, so
+    /// kept and not computed. Both are 0 at first, so that the first change sets them.
+    look_above_bytes: AtomicI64,
+    look_below_bytes: AtomicI64,
 }
 
-/// Four words: the index of a counter is a shift.
-const _: () = assert!(size_of::<Counter>() == 32);
+/// The index of a counter is a shift.
+const _: () = assert!(size_of::<Counter>() == 64);
+
+/// That a counter wants to be looked at: its site holds more or less by a step.
+#[must_use = "the site's peak is missed"]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    Not,
+    Due,
+}
+
+impl Look {
+    const fn due_if(is_due: bool) -> Self {
+        if is_due { Self::Due } else { Self::Not }
+    }
+}
 
 impl Counter {
     const fn new() -> Self {
@@ -37,45 +56,52 @@ impl Counter {
             frees: AtomicU64::new(0),
             live_bytes: AtomicI64::new(0),
             shown_bytes: AtomicI64::new(0),
+            look_above_bytes: AtomicI64::new(0),
+            look_below_bytes: AtomicI64::new(0),
         }
     }
 
-    /// Counts for the thread whose row this is in.
+    /// Counts an allocation, for the thread whose row this is in.
     #[inline]
-    fn allocated(&self, tag: Tag, bytes: usize) {
+    pub(crate) fn allocated(&self, bytes: usize) -> Look {
         bump(&self.allocations);
-        self.grow(tag, bytes as i64);
+        Look::due_if(self.add(bytes as i64) > self.look_above_bytes.load(Ordering::Relaxed))
     }
 
-    /// As above.
+    /// Counts a free; as above.
     #[inline]
-    fn freed(&self, tag: Tag, bytes: usize) {
+    pub(crate) fn freed(&self, bytes: usize) -> Look {
         bump(&self.frees);
-        self.shrink(tag, bytes as i64);
+        let live = self.add((bytes as i64).wrapping_neg());
+        Look::due_if(live < self.look_below_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Counts that an allocation grew by `bytes`, or shrank; as above.
+    #[inline]
+    pub(crate) fn resized(&self, bytes: i64) -> Look {
+        let live = self.add(bytes);
+        let above = self.look_above_bytes.load(Ordering::Relaxed);
+        let below = self.look_below_bytes.load(Ordering::Relaxed);
+        Look::due_if(live > above || live < below)
     }
 
     #[inline]
-    fn grow(&self, tag: Tag, bytes: i64) {
+    fn add(&self, bytes: i64) -> i64 {
         let live = self.live_bytes.load(Ordering::Relaxed).wrapping_add(bytes);
         self.live_bytes.store(live, Ordering::Relaxed);
-        if live.wrapping_sub(self.shown_bytes.load(Ordering::Relaxed)) >= PEAK_STEP_BYTES {
-            self.show(tag, live);
-        }
+        live
     }
 
-    #[inline]
-    fn shrink(&self, tag: Tag, bytes: i64) {
-        let live = self.live_bytes.load(Ordering::Relaxed).wrapping_sub(bytes);
-        self.live_bytes.store(live, Ordering::Relaxed);
-        if self.shown_bytes.load(Ordering::Relaxed).wrapping_sub(live) >= PEAK_STEP_BYTES {
-            self.show(tag, live);
-        }
-    }
-
+    /// Tells what changed since the last look to the site's total, and its peak.
     #[cold]
-    fn show(&self, tag: Tag, live: i64) {
+    pub(crate) fn look(&self, tag: Tag) {
+        let live = self.live_bytes.load(Ordering::Relaxed);
         show(tag, live.wrapping_sub(self.shown_bytes.load(Ordering::Relaxed)));
         self.shown_bytes.store(live, Ordering::Relaxed);
+        let (above, below) =
+            (live.wrapping_add(PEAK_STEP_BYTES), live.wrapping_sub(PEAK_STEP_BYTES));
+        self.look_above_bytes.store(above, Ordering::Relaxed);
+        self.look_below_bytes.store(below, Ordering::Relaxed);
     }
 }
 
@@ -97,9 +123,11 @@ impl Row {
         Self { counters: [const { Counter::new() }; TAGS], taken: AtomicBool::new(false) }
     }
 
+    /// The counter of `tag`. A number that no tag has, of a block that was written past its end, names
+    /// the counter of another one and does no harm beyond that.
     #[inline]
-    fn counter(&self, tag: Tag) -> Option<&Counter> {
-        self.counters.get(usize::from(tag.0))
+    fn counter(&self, tag: Tag) -> &Counter {
+        &self.counters[usize::from(tag.0) % TAGS]
     }
 }
 
@@ -130,8 +158,6 @@ static TOTALS: [Total; TAGS] = [const { Total::new() }; TAGS];
 struct Local {
     /// The current site, as the tag of its heap.
     tag: Cell<Tag>,
-    /// Its counter in `row`: what most allocations need, and no more.
-    counter: Cell<Option<&'static Counter>>,
     row: Cell<Option<&'static Row>>,
     /// Whether it may claim no row any more.
     ended: Cell<bool>,
@@ -141,16 +167,9 @@ impl Local {
     const fn new() -> Self {
         Self {
             tag: Cell::new(Tag::heap(UNSCOPED_NUMBER)),
-            counter: Cell::new(None),
             row: Cell::new(None),
             ended: Cell::new(false),
         }
-    }
-
-    #[inline]
-    fn set_row(&self, row: Option<&'static Row>) {
-        self.row.set(row);
-        self.counter.set(row.and_then(|row| row.counter(self.tag.get())));
     }
 }
 
@@ -166,9 +185,7 @@ impl Drop for Ending {
     fn drop(&mut self) {
         LOCAL.with(|local| {
             local.ended.set(true);
-            let row = local.row.get();
-            local.set_row(None);
-            if let Some(row) = row {
+            if let Some(row) = local.row.take() {
                 row.taken.store(false, Ordering::Release);
             }
         });
@@ -184,44 +201,37 @@ pub(crate) fn current() -> Tag {
 /// Makes `tag`, of a heap, the current one and returns the one before.
 #[inline]
 pub(crate) fn replace_current(tag: Tag) -> Tag {
-    LOCAL.with(|local| {
-        let previous = local.tag.replace(tag);
-        local.set_row(local.row.get());
-        previous
-    })
+    LOCAL.with(|local| local.tag.replace(tag))
 }
 
-/// Counts an allocation of the heap for the current site and returns its tag.
+/// This thread's counter of `tag`, if the thread has a row.
 #[inline]
-pub(crate) fn allocated_here(bytes: usize) -> Tag {
-    let (tag, counter) = LOCAL.with(|local| (local.tag.get(), local.counter.get()));
-    match counter {
-        Some(counter) => counter.allocated(tag, bytes),
-        None => without_row(tag, 1, 0, bytes as i64),
-    }
-    tag
-}
-
-/// The thread's row, if it has one.
-#[inline]
-fn row() -> Option<&'static Row> {
-    LOCAL.with(|local| local.row.get())
+pub(crate) fn counter(tag: Tag) -> Option<&'static Counter> {
+    LOCAL.with(|local| local.row.get()).map(|row| row.counter(tag))
 }
 
 /// Counts an allocation.
 #[inline]
 pub(crate) fn allocated(tag: Tag, bytes: usize) {
-    match row() {
-        Some(row) => row.counter(tag).into_iter().for_each(|counter| counter.allocated(tag, bytes)),
+    match counter(tag) {
+        Some(counter) => {
+            if counter.allocated(bytes) == Look::Due {
+                counter.look(tag);
+            }
+        }
         None => without_row(tag, 1, 0, bytes as i64),
     }
 }
 
-/// Counts a free of what was allocated with `tag`; a tag that cannot be is ignored.
+/// Counts a free of what was allocated with `tag`.
 #[inline]
 pub(crate) fn freed(tag: Tag, bytes: usize) {
-    match row() {
-        Some(row) => row.counter(tag).into_iter().for_each(|counter| counter.freed(tag, bytes)),
+    match counter(tag) {
+        Some(counter) => {
+            if counter.freed(bytes) == Look::Due {
+                counter.look(tag);
+            }
+        }
         None => without_row(tag, 0, 1, -(bytes as i64)),
     }
 }
@@ -229,41 +239,39 @@ pub(crate) fn freed(tag: Tag, bytes: usize) {
 /// Counts that an allocation changed its length.
 #[inline]
 pub(crate) fn resized(tag: Tag, from_bytes: usize, to_bytes: usize) {
-    let bytes = to_bytes as i64 - from_bytes as i64;
-    let Some(row) = row() else { return without_row(tag, 0, 0, bytes) };
-    match row.counter(tag) {
-        Some(counter) if bytes >= 0 => counter.grow(tag, bytes),
-        Some(counter) => counter.shrink(tag, -bytes),
-        None => {}
+    let bytes = (to_bytes as i64).wrapping_sub(from_bytes as i64);
+    match counter(tag) {
+        Some(counter) => {
+            if counter.resized(bytes) == Look::Due {
+                counter.look(tag);
+            }
+        }
+        None => without_row(tag, 0, 0, bytes),
     }
 }
 
 /// Counts an allocation that was refused.
 #[cold]
 pub(crate) fn failed(tag: Tag) {
-    if let Some(total) = TOTALS.get(usize::from(tag.0)) {
-        total.failures.fetch_add(1, Ordering::Relaxed);
-    }
+    TOTALS[usize::from(tag.0) % TAGS].failures.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Adds to what all threads hold, and to its peak.
 #[cold]
 fn show(tag: Tag, bytes: i64) {
-    if let Some(total) = TOTALS.get(usize::from(tag.0)) {
-        let now = total.seen_bytes.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
-        total.peak_bytes.fetch_max(now, Ordering::Relaxed);
-    }
+    let total = &TOTALS[usize::from(tag.0) % TAGS];
+    let now = total.seen_bytes.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
+    total.peak_bytes.fetch_max(now, Ordering::Relaxed);
 }
 
 /// Counts in the common row, and claims a row for the next time.
 #[cold]
 fn without_row(tag: Tag, allocations: u64, frees: u64, bytes: i64) {
-    if let Some(counter) = COMMON.counter(tag) {
-        counter.allocations.fetch_add(allocations, Ordering::Relaxed);
-        counter.frees.fetch_add(frees, Ordering::Relaxed);
-        counter.live_bytes.fetch_add(bytes, Ordering::Relaxed);
-        show(tag, bytes);
-    }
+    let counter = COMMON.counter(tag);
+    counter.allocations.fetch_add(allocations, Ordering::Relaxed);
+    counter.frees.fetch_add(frees, Ordering::Relaxed);
+    counter.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    show(tag, bytes);
     LOCAL.with(claim_row);
 }
 
@@ -276,12 +284,12 @@ fn claim_row(local: &Local) {
         row.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     };
     let Some(row) = ROWS.iter().find(free) else { return };
-    local.set_row(Some(row));
+    local.row.set(Some(row));
     // Last, as registering the destructor may allocate. If it cannot be registered any more, the
     // thread is ending.
     if ENDING.try_with(|_| ()).is_err() {
         local.ended.set(true);
-        local.set_row(None);
+        local.row.set(None);
         row.taken.store(false, Ordering::Release);
     }
 }
@@ -390,13 +398,16 @@ mod tests {
         assert!(taken < THREADS_MAX, "{taken} rows are not given back");
     }
 
+    /// As a block has whose end was overwritten.
     #[test]
-    fn a_tag_that_cannot_be_is_ignored() {
-        allocated(Tag(TAGS as u16), 8);
-        freed(Tag(u16::MAX), 8);
-        resized(Tag(u16::MAX), 8, 16);
-        failed(Tag(u16::MAX));
-        let last = sum(Tag(TAGS as u16 - 1));
-        assert_eq!((last, last.live_bytes), (Sum::default(), 0));
+    fn a_tag_that_cannot_be_does_no_harm() {
+        for tag in [Tag(TAGS as u16), Tag(u16::MAX)] {
+            allocated(tag, 8);
+            resized(tag, 8, 16);
+            freed(tag, 16);
+            failed(tag);
+        }
+        assert_eq!(sum(Tag::NOBODY).live_bytes, 0);
+        assert_eq!(sum(Tag(TAGS as u16 - 1)).live_bytes, 0);
     }
 }

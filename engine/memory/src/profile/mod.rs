@@ -11,7 +11,8 @@
 //! * Every allocation remembers its site (two bytes behind it, or a field of a buffer's descriptor),
 //!   so it is given back to the site that paid, on whatever thread it is freed and whatever the mode
 //!   is by then. Summed over threads the counts are exact once the threads rest.
-//! * Counting takes no lock and allocates nothing. A thread writes a row of counters of its own.
+//! * Counting takes no lock and allocates nothing. A thread writes a row of counters of its own. What it
+//!   costs is measured in docs/benchmarks.md.
 //! * Sites and rows are bounded ([`SITES_MAX`], `THREADS_MAX`); past the bounds counts go to a common
 //!   site or row and stay exact.
 //!

@@ -10,7 +10,7 @@ pub enum Mode {
     /// New allocations are charged to nobody; what was charged is still given back when it is freed,
     /// so switching on again shows no wrong figure, only fewer allocations.
     Off,
-    /// Nothing is counted or given back any more, until the process ends.
+    /// As `Off`, until the process ends: it cannot be switched on again.
     Never,
 }
 
@@ -46,12 +46,6 @@ pub fn set_mode(mode: Mode) -> Result<(), NeverMode> {
 #[inline]
 pub(crate) fn charges() -> bool {
     MODE.load(Ordering::Relaxed) == Mode::On as u8
-}
-
-/// Whether frees are given back to the sites that were charged.
-#[inline]
-pub(crate) fn credits() -> bool {
-    MODE.load(Ordering::Relaxed) != Mode::Never as u8
 }
 
 const _: () = assert!(Mode::On as u8 == 0 && Mode::Off as u8 == 1);

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::btree::{Found, Node, NodePin};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::Extent;
+use crate::extent::ExtentView;
 use crate::journal::{Class, Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
@@ -173,10 +173,10 @@ impl Engine {
         value: &Value,
         sign: i32,
     ) -> Result<()> {
-        let extent = Extent::decode(value)?;
-        let blocks = extent.blocks.cast_signed() * sign;
-        for pointer in &extent.pointers {
-            let id = self.space.check_pointer(pointer.member, pointer.block, extent.blocks)?;
+        let extent = ExtentView::parse(value)?;
+        let blocks = extent.blocks().cast_signed() * sign;
+        for pointer in extent.pointers() {
+            let id = self.space.check_pointer(pointer.member, pointer.block, extent.blocks())?;
             match change.buckets.iter_mut().find(|(bucket, _)| *bucket == id) {
                 Some((_, delta)) => *delta += blocks,
                 None => change.buckets.push((id, blocks)),
@@ -187,7 +187,7 @@ impl Engine {
                     end: position.offset,
                     snapshot: position.snapshot,
                     start_block: (pointer.block - self.space.first_block(id)) as u16,
-                    blocks: extent.blocks as u16,
+                    blocks: extent.blocks() as u16,
                 };
                 change.placed.push((id, entry));
             }

@@ -111,7 +111,11 @@ impl Extent {
             decoded_blocks: U16::new(self.blocks as u16),
             reserved2: U16::new(0),
         };
-        let mut value = Value::from_slice(header.as_bytes());
+        let bytes = size_of::<ExtentHeader>()
+            + size_of::<ExtentPointer>() * self.pointers.len()
+            + size_of::<U32>() * self.checksums.len();
+        let mut value = Value::with_capacity(bytes);
+        value.extend_from_slice(header.as_bytes());
         for pointer in &self.pointers {
             let disk = ExtentPointer {
                 block: U64::new(pointer.block),
@@ -132,9 +136,46 @@ impl Extent {
     /// # Errors
     /// `Corrupt` when the bytes are not an extent of this format.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let view = ExtentView::parse(bytes)?;
+        Ok(view.cut(0, view.blocks()))
+    }
+
+    /// The part `start .. start + blocks` of this extent.
+    ///
+    /// # Panics
+    /// When the part is empty or reaches past the end.
+    #[must_use]
+    pub fn cut(&self, start: u32, blocks: u32) -> Self {
+        assert!(blocks >= 1 && start + blocks <= self.blocks);
+        let pointers = self
+            .pointers
+            .iter()
+            .map(|pointer| Pointer { block: pointer.block + u64::from(start), ..*pointer })
+            .collect();
+        let checksums = self.checksums[start as usize..(start + blocks) as usize].into();
+        Self { blocks, pointers, checksums }
+    }
+}
+
+/// An extent as its value holds it: checked, and copied only where it is wanted. A read of one block
+/// of a long extent needs one of its checksums.
+#[derive(Clone, Copy)]
+pub(crate) struct ExtentView<'a> {
+    blocks: u32,
+    pointers: &'a [ExtentPointer],
+    /// `blocks` of them.
+    checksums: &'a [U32],
+}
+
+impl<'a> ExtentView<'a> {
+    /// Parses a value of the extents tree.
+    ///
+    /// # Errors
+    /// `Corrupt` when the bytes are not an extent of this format.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
         let bad = |why: &str| StoreError::corrupt("extent", why);
         let (header, rest) =
-            ExtentHeader::read_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;
+            ExtentHeader::ref_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;
         let blocks = u32::from(header.blocks.get());
         let pointer_count = usize::from(header.pointers);
         if header.version != VERSION {
@@ -155,46 +196,46 @@ impl Extent {
         if pointer_count == 0 || pointer_count > POINTERS_MAX {
             return Err(bad("number of pointers is out of range"));
         }
-        if rest.len() != pointer_count * 16 + blocks as usize * 4 {
-            return Err(bad("length does not fit its pointers and checksums"));
-        }
-        let (pointers, checksums) = rest.split_at(pointer_count * 16);
-        let pointers = pointers
-            .chunks_exact(16)
-            .filter_map(|raw| ExtentPointer::read_from_bytes(raw).ok())
-            .map(|disk| Pointer {
-                member: disk.member,
-                generation: disk.generation.get(),
-                block: disk.block.get(),
-            })
-            .collect();
-        let checksums = checksums
-            .chunks_exact(4)
-            .filter_map(|raw| U32::read_from_bytes(raw).ok())
-            .map(U32::get)
-            .collect();
-        let extent = Self { blocks, pointers, checksums };
+        let length = || bad("length does not fit its pointers and checksums");
+        let (pointers, rest) = <[ExtentPointer]>::ref_from_prefix_with_elems(rest, pointer_count)
+            .map_err(|_| length())?;
+        let checksums =
+            <[U32]>::ref_from_bytes_with_elems(rest, blocks as usize).map_err(|_| length())?;
         // Whoever uses it counts in bytes from here on.
-        if extent.pointers.iter().any(|pointer| pointer.block >= MEMBER_BLOCKS_MAX) {
+        if pointers.iter().any(|pointer| pointer.block.get() >= MEMBER_BLOCKS_MAX) {
             return Err(bad("lies past the end of any member"));
         }
-        Ok(extent)
+        Ok(Self { blocks, pointers, checksums })
     }
 
-    /// The part `start .. start + blocks` of this extent.
+    /// Length in blocks, 1 to [`EXTENT_BLOCKS_MAX`].
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// Copies, at least one.
+    pub(crate) fn pointers(&self) -> impl ExactSizeIterator<Item = Pointer> {
+        self.pointers.iter().map(|disk| Pointer {
+            member: disk.member,
+            generation: disk.generation.get(),
+            block: disk.block.get(),
+        })
+    }
+
+    /// The part `start .. start + blocks`.
     ///
     /// # Panics
     /// When the part is empty or reaches past the end.
-    #[must_use]
-    pub fn cut(&self, start: u32, blocks: u32) -> Self {
+    pub(crate) fn cut(&self, start: u32, blocks: u32) -> Extent {
         assert!(blocks >= 1 && start + blocks <= self.blocks);
-        let pointers = self
-            .pointers
-            .iter()
-            .map(|pointer| Pointer { block: pointer.block + u64::from(start), ..*pointer })
-            .collect();
-        let checksums = self.checksums[start as usize..(start + blocks) as usize].into();
-        Self { blocks, pointers, checksums }
+        let advanced =
+            |pointer: Pointer| Pointer { block: pointer.block + u64::from(start), ..pointer };
+        let checksums = &self.checksums[start as usize..(start + blocks) as usize];
+        Extent {
+            blocks,
+            pointers: self.pointers().map(advanced).collect(),
+            checksums: checksums.iter().map(|checksum| checksum.get()).collect(),
+        }
     }
 }
 
@@ -227,7 +268,9 @@ mod tests {
         let part = extent.cut(1, 2);
         assert_eq!(part.pointers[0].block, (1 << 40) + 1);
         assert_eq!(part.checksums.as_slice(), [2, 3]);
-        assert_eq!(Extent::decode(&part.encode()), Ok(part));
+        assert_eq!(Extent::decode(&part.encode()), Ok(part.clone()));
+        let value = extent.encode();
+        assert_eq!(ExtentView::parse(&value).unwrap().cut(1, 2), part);
     }
 
     #[test]

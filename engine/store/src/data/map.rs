@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
+use crate::extent::{EXTENT_BLOCKS_MAX, ExtentView, Pointer};
 use crate::key::{Position, Tree};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::transaction::Transaction;
@@ -63,12 +63,14 @@ impl Span {
     }
 }
 
-/// The next extent of the range's inode and version with a key at or past `from`.
-async fn next_extent(
+/// The next extent of the range's inode and version with a key at or past `from`: its key, its first
+/// block, and what `of` takes of it.
+async fn next_extent<T>(
     transaction: &mut Transaction<'_>,
     range: &BlockRange,
     mut from: Position,
-) -> Result<Option<(Position, u64, Extent)>> {
+    of: impl Fn(ExtentView<'_>, u64, u64) -> T,
+) -> Result<Option<(Position, u64, T)>> {
     loop {
         let found = transaction.next(Tree::Extents, from, range.last_key()).await?;
         let Some((position, value)) = found else { return Ok(None) };
@@ -76,12 +78,13 @@ async fn next_extent(
             from = position.successor();
             continue;
         }
-        let extent = Extent::decode(&value)?;
-        let start = position.offset.checked_sub(u64::from(extent.blocks)).ok_or_else(|| {
-            let name = format!("extent of inode {} ending at {}", range.inode, position.offset);
+        let extent = ExtentView::parse(&value)?;
+        let end = position.offset;
+        let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
+            let name = format!("extent of inode {} ending at {end}", range.inode);
             StoreError::corrupt(name, "starts before block 0")
         })?;
-        return Ok((start < range.to).then_some((position, start, extent)));
+        return Ok((start < range.to).then(|| (position, start, of(extent, start, end))));
     }
 }
 
@@ -92,15 +95,16 @@ pub(crate) async fn lookup(engine: &Engine, range: &BlockRange) -> Result<SmallV
     let mut at = range.from;
     while at < range.to {
         let from = range.first_key(at);
-        let Some((position, start, extent)) = next_extent(&mut transaction, range, from).await?
-        else {
-            break;
+        let part = |extent: ExtentView<'_>, start: u64, end: u64| {
+            // Between two steps the map may have changed: `start` may lie before `at`.
+            let (first, end) = (start.max(at), end.min(range.to));
+            let part = extent.cut((first - start) as u32, (end - first) as u32);
+            Span { block: first, pointer: part.pointers[0], checksums: part.checksums }
         };
-        // Between two steps the map may have changed: `start` may lie before `at`.
-        let (first, end) = (start.max(at), position.offset.min(range.to));
-        let part = extent.cut((first - start) as u32, (end - first) as u32);
-        spans.push(Span { block: first, pointer: part.pointers[0], checksums: part.checksums });
-        at = end;
+        let found = next_extent(&mut transaction, range, from, part).await?;
+        let Some((position, _, span)) = found else { break };
+        spans.push(span);
+        at = position.offset.min(range.to);
     }
     Ok(spans)
 }
@@ -114,7 +118,9 @@ pub(crate) async fn clear_range(
 ) -> Result<Option<u64>> {
     let mut from = range.first_key(range.from);
     let budget = transaction.update_count() + BULK_UPDATES_MAX + 2;
-    while let Some((position, start, extent)) = next_extent(transaction, range, from).await? {
+    let whole = |extent: ExtentView<'_>, _, _| extent.cut(0, extent.blocks());
+    while let Some((position, start, extent)) = next_extent(transaction, range, from, whole).await?
+    {
         if transaction.update_count() >= budget {
             return Ok(Some(start.max(range.from)));
         }

@@ -18,6 +18,7 @@ mod gate;
 mod info;
 pub mod limits;
 mod listen;
+mod log_filter;
 pub mod observe;
 mod path;
 mod pool;
@@ -30,5 +31,6 @@ mod volume;
 
 pub use export::{Export, ExportControl, ExportNamespace, ExportSpec};
 pub use info::{MemberInfo, ServerInfo};
+pub use log_filter::LogControl;
 pub use observe::{CoreTime, MethodTimes, Observe, Scope, Timing, WaitingNow};
 pub use server::{Limits, Server, ServerConfig, StartError, TcpConfig, TlsConfig, UnixConfig};

@@ -34,6 +34,10 @@ pub const WAITS_DEFAULT: u32 = 100;
 pub const WAITS_MAX: u32 = 1000;
 /// Longest part of a name that is searched for, in bytes.
 pub const FILTER_BYTES_MAX: usize = 100;
+/// Longest filter of the log, in bytes: room for a directive for each of our modules.
+pub const LOG_FILTER_BYTES_MAX: usize = 2000;
+/// Longest time after which a filter of the log goes by itself, in seconds: a week.
+pub const LOG_FILTER_SECONDS_MAX: u32 = 7 * 24 * 60 * 60;
 /// Largest namespace identifier.
 pub const NSID_MAX: u32 = 1024;
 /// Most hosts listed in an export.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine_base::time_stats::{TimeSnapshot, TimeStats};
 use tokio::time::Instant;
 
+use crate::log_filter::LogFilter;
+
 /// Where something was timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
@@ -82,6 +84,8 @@ pub trait Observe: Send + Sync + 'static {
 pub(crate) struct Shown {
     /// The daemon around the server, if it is shown.
     pub(crate) daemon: Option<Arc<dyn Observe>>,
+    /// What the program logs, if that can be changed.
+    pub(crate) log: Option<LogFilter>,
     /// The server's own methods.
     pub(crate) methods: MethodTimes,
 }

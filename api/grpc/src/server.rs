@@ -32,6 +32,7 @@ use crate::export::ExportControl;
 use crate::gate::Gate;
 use crate::info::ServerInfo;
 use crate::listen::{self, Accept, SocketFile, UnixSocket};
+use crate::log_filter::{LogControl, LogFilter};
 use crate::observe::{MethodTimes, Observe, Shown};
 
 /// How long calls that were given up have to tell their clients so.
@@ -247,6 +248,13 @@ impl Server {
     #[must_use]
     pub fn showing(mut self, observed: Arc<dyn Observe>) -> Self {
         self.shown.daemon = Some(observed);
+        self
+    }
+
+    /// Lets clients change what the program logs. Without it they are told that they cannot.
+    #[must_use]
+    pub fn changing_log(mut self, log: Arc<dyn LogControl>) -> Self {
+        self.shown.log = Some(LogFilter::new(log));
         self
     }
 

@@ -14,7 +14,10 @@ use crate::allocations;
 use crate::convert;
 use crate::core::{Shared, kind};
 use crate::export::ExportControl;
-use crate::limits::{FILTER_BYTES_MAX, TIME_STATS_MAX, WAITS_DEFAULT, WAITS_MAX};
+use crate::limits::{
+    FILTER_BYTES_MAX, LOG_FILTER_BYTES_MAX, TIME_STATS_MAX, WAITS_DEFAULT, WAITS_MAX,
+};
+use crate::log_filter;
 use crate::observe::{CoreTime, Scope, Timing, WaitingNow};
 use crate::status::{OnResource, Resource, bad_field, precondition};
 
@@ -229,5 +232,32 @@ where
             Ok(v1::SetAllocationProfilingResponse {})
         };
         call.change(&name, work).await
+    }
+
+    async fn get_log_filter(
+        &self,
+        request: Request<v1::GetLogFilterRequest>,
+    ) -> Result<Response<v1::GetLogFilterResponse>, Status> {
+        let call = self.admit("GetLogFilter", &request)?;
+        let work = async { Ok(self.shown.log.as_ref().ok_or_else(log_filter::fixed)?.show()) };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<v1::SetLogFilterRequest>,
+    ) -> Result<Response<v1::SetLogFilterResponse>, Status> {
+        let call = self.admit("SetLogFilter", &request)?;
+        let asked = request.get_ref();
+        let work = async {
+            self.shown.log.as_ref().ok_or_else(log_filter::fixed)?.set(asked)?;
+            Ok(v1::SetLogFilterResponse {})
+        };
+        let target = match &asked.filter {
+            Some(filter) if filter.len() > LOG_FILTER_BYTES_MAX => "a filter that is too long",
+            Some(filter) => filter,
+            None => "as configured",
+        };
+        call.change(target, work).await
     }
 }

@@ -222,6 +222,7 @@ impl Engine {
                 return result;
             }
             self.restarts.set(self.restarts.get() + 1);
+            tracing::trace!(shard = self.shard().0, "transaction restarts");
         }
     }
 
@@ -462,6 +463,8 @@ impl Engine {
                 futures::future::select(std::pin::pin!(wanted), std::pin::pin!(work)).await;
                 continue;
             }
+            let (shard, count) = (self.shard().0, holders.len());
+            tracing::debug!(shard, count, "reclaim writes out dirty nodes and tables");
             let mut busy = holders.iter().all(|holder| matches!(holder, Holder::NodeWriting(_)));
             let written = holders.into_iter().map(|holder| self.release_pin(holder));
             for result in futures::future::join_all(written).await {

@@ -73,6 +73,7 @@ pub(crate) async fn recover(
     }
     notes.extend(newest);
     recovered.keep(kept);
+    recovered.tell(place.shard);
     let waits = Rc::new(Waits::new(Rc::clone(&config.runtime)));
     let mut engine = Engine {
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
@@ -96,6 +97,8 @@ pub(crate) async fn recover(
         config,
     };
     let lost = engine.replay(&recovered, opening).await?;
+    let (shard, keys) = (engine.shard().0, engine.replayed_keys.get());
+    tracing::debug!(shard, keys, nodes_lost = lost.len(), "journal replayed");
     engine.recovery_notes.extend(lost);
     engine.settle_for_good(recovered.unflushed).await?;
     Ok(engine)
@@ -138,6 +141,7 @@ impl Engine {
     /// Makes durable what recovery took, and decides for good what of the tail counts. `unflushed`: whether
     /// there was any entry after the newest flush entry.
     async fn settle_for_good(&self, unflushed: bool) -> Result<()> {
+        tracing::debug!(shard = self.shard().0, unflushed, "recovery makes durable what it took");
         if !unflushed {
             // After the end of a process, not of power, what was replayed may still be in a device's
             // cache: from here on it counts as durable.
@@ -202,6 +206,7 @@ impl Engine {
         for record in records(&newest.records) {
             if let Record::Root { tree, level, pointer } = record? {
                 let pointer = NodePointer::decode(pointer)?;
+                tracing::trace!(shard = self.shard().0, ?tree, level, ?pointer, "root");
                 let placed = pointer.location.is_some();
                 mark(if placed { Branch::RootRead } else { Branch::RootEmpty });
                 let range = (Position::MIN, Position::MAX);

@@ -164,11 +164,16 @@ impl Shard {
         self.context.background.check()?;
         // A write of data waits for as much itself, together with others.
         let changes = request.changes() && !matches!(request, Request::DataWrite { .. });
-        let reply = self.carry_out(request).await?;
+        let reply = self.carry_out(request).await.inspect_err(|error| self.tell_refused(error))?;
         if changes {
             self.context.engine.written().await?;
         }
         Ok(reply)
+    }
+
+    #[cold]
+    fn tell_refused(&self, error: &StoreError) {
+        tracing::debug!(shard = self.context.shard().0, %error, "request refused");
     }
 
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Reply> {

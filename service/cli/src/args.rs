@@ -171,6 +171,12 @@ pub(crate) enum Command {
     Top(TopArguments),
     /// Which part of the daemon holds how much memory, in the format of Linux's /proc/allocinfo
     Allocinfo(AllocinfoArguments),
+    /// Shows or changes what the daemon logs, while it runs
+    Debug {
+        /// What to do; without it, shows the filter in force
+        #[command(subcommand)]
+        command: Option<DebugCommand>,
+    },
     /// Prints the completion script of a shell
     Completion {
         /// Which shell
@@ -424,6 +430,21 @@ pub(crate) struct AllocinfoArguments {
     pub(crate) profiling: Option<Profiling>,
 }
 
+/// `debug`.
+#[derive(Subcommand, Debug)]
+pub(crate) enum DebugCommand {
+    /// Logs by FILTER until the daemon ends, or for a time
+    Set {
+        /// Levels by module (off, error, warn, info, debug, trace): info,engine_store::journal=debug
+        filter: String,
+        /// Puts the filter of the configuration back after this time, at most a week: 90s, 10m, 2h
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+        time: Option<u32>,
+    },
+    /// Puts the filter of the configuration back
+    Reset,
+}
+
 /// Whether the daemon counts allocations.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum Profiling {
@@ -450,6 +471,23 @@ pub(crate) struct FsckArguments {
     /// All devices of a pool that no daemon uses
     #[arg(value_name = "DEVICE", num_args = 0..=255)]
     pub(crate) devices: Vec<PathBuf>,
+}
+
+/// A time in whole seconds: "90", "90s", "10m", "2h" or "1d".
+fn parse_time(text: &str) -> Result<u32, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(format!("'{text}' is no time; write 90s, 10m or 2h")),
+    };
+    match digits.parse::<u32>().ok().and_then(|count| count.checked_mul(seconds)) {
+        Some(0) | None => Err(format!("'{text}' is no time; write 90s, 10m or 2h")),
+        Some(seconds) => Ok(seconds),
+    }
 }
 
 fn parse_interval(text: &str) -> Result<std::time::Duration, String> {
@@ -513,6 +551,16 @@ mod tests {
         assert!(parse_mode("10000").is_err() && parse_mode("9").is_err());
         assert_eq!(parse_interval("0.5"), Ok(std::time::Duration::from_millis(500)));
         assert!(["0", "-1", "NaN", "inf", "x"].iter().all(|bad| parse_interval(bad).is_err()));
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604_800)]
+        {
+            assert_eq!(parse_time(text), Ok(seconds));
+        }
+        assert!(
+            ["", "0", "m", "1.5h", "-1", "1w", "99999d", "1 h"]
+                .iter()
+                .all(|t| parse_time(t).is_err())
+        );
         assert_eq!(parse_shards("8"), Ok(8));
         assert!(["0", "3", "512", "x"].iter().all(|bad| parse_shards(bad).is_err()));
         assert_eq!(parse_bucket("1MiB"), Ok(1 << 20));

@@ -9,6 +9,7 @@ mod allocinfo;
 mod args;
 mod connect;
 mod damage;
+mod debug;
 mod dump;
 mod failure;
 mod files;
@@ -84,6 +85,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
         Command::Allocinfo(arguments) => allocinfo::run(session, &arguments, output).await,
+        Command::Debug { command } => debug::run(session, command, output).await,
         Command::Timestats(arguments) => times::timestats(session, arguments, output).await,
         Command::Waits(arguments) => times::waits(session, arguments, output).await,
         Command::Top(arguments) => top::run(session, &arguments, output).await,

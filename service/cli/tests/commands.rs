@@ -18,8 +18,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use api_grpc::{
-    CoreTime, MemberInfo, Observe, Scope, Server, ServerConfig, ServerInfo, Timing, UnixConfig,
-    WaitingNow,
+    CoreTime, LogControl, MemberInfo, Observe, Scope, Server, ServerConfig, ServerInfo, Timing,
+    UnixConfig, WaitingNow,
 };
 use engine_base::time_stats::TimeStats;
 use engine_store::client::Client;
@@ -48,6 +48,19 @@ impl Observe for Daemon {
     }
 }
 
+/// A log that takes every filter but one.
+struct Log;
+
+impl LogControl for Log {
+    fn configured(&self) -> &str {
+        "info"
+    }
+
+    fn apply(&self, filter: &str) -> Result<(), String> {
+        if filter == "loud" { Err("\"loud\" is no level".to_owned()) } else { Ok(()) }
+    }
+}
+
 /// A server in threads of its own, and a directory for it and for local files.
 struct Stand {
     directory: tempfile::TempDir,
@@ -64,7 +77,8 @@ impl Stand {
             .unwrap();
         let unix = Some(UnixConfig::new(directory.path().join("sock")));
         let config = ServerConfig { unix, ..ServerConfig::default() };
-        let server = runtime.block_on(Server::bind(&config)).unwrap().showing(Arc::new(Daemon));
+        let server = runtime.block_on(Server::bind(&config)).unwrap();
+        let server = server.showing(Arc::new(Daemon)).changing_log(Arc::new(Log));
         let info = ServerInfo {
             version: "1.2.3".to_owned(),
             pool_uuid: [1; 16],
@@ -160,6 +174,26 @@ fn allocinfo_has_the_shape_of_the_kernels() {
     stand.ok(&["allocinfo", "--profiling", "never"]);
     let errors = stand.fails(5, &["allocinfo", "--profiling", "on"]);
     assert!(errors.contains("until the process ends"), "{errors}");
+}
+
+#[test]
+fn debug_shows_and_changes_what_is_logged() {
+    let stand = Stand::new();
+    assert_eq!(stand.ok(&["debug"]), "info  (as configured)\n");
+    let filter = "info,engine_store::journal=debug";
+    let set = stand.ok(&["debug", "set", filter]);
+    assert_eq!(set, format!("{filter}  (until it is changed; configured: info)\n"));
+    let refused = stand.fails(2, &["debug", "set", "loud"]);
+    assert!(refused.contains("\"loud\" is no level"), "{refused}");
+    let json = stand.json(&["debug"]);
+    assert_eq!((&json["filter"], &json["changed"]), (&filter.into(), &true.into()));
+    assert_eq!(json["remaining_seconds"], serde_json::Value::Null);
+    let json = stand.json(&["debug", "set", "debug", "--for", "2h"]);
+    assert!((7000..=7200).contains(&json["remaining_seconds"].as_u64().unwrap()), "{json}");
+    stand.fails(2, &["debug", "set", "debug", "--for", "8d"]);
+    stand.fails(2, &["debug", "set", "debug", "--for", "soon"]);
+    assert_eq!(stand.ok(&["debug", "reset"]), "info  (as configured)\n");
+    assert_eq!(stand.json(&["debug"])["changed"], false);
 }
 
 #[test]

@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use crate::assembly::{self, Assembly, Faults};
 use crate::config::Config;
 use crate::exports::{Exports, SharedExports};
+use crate::logging::Logging;
 use crate::metrics::observed::Observed;
 use crate::metrics::scrape::Sources;
 use crate::metrics::server;
@@ -49,7 +50,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 type Failure = String;
 
 /// Runs the daemon to its end.
-pub(crate) fn run(config: &Config) -> ExitCode {
+pub(crate) fn run(config: &Config, log: Logging) -> ExitCode {
     let pool = match members::open(&config.pool.devices) {
         Ok(pool) => pool,
         Err(problems) => {
@@ -72,7 +73,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    match runtime.block_on(live(config, pool)) {
+    match runtime.block_on(live(config, pool, log)) {
         Ok(()) => {
             tracing::info!("clean shutdown");
             ExitCode::SUCCESS
@@ -109,11 +110,11 @@ impl Signals {
     }
 }
 
-async fn live(config: &Config, pool: Pool) -> Result<(), Failure> {
+async fn live(config: &Config, pool: Pool, log: Logging) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| format!("cannot watch signals: {error}"))?;
     tokio::spawn(ignore_hangup());
     let started_ns = Clock::new().wall_clock_ns();
-    let sockets = Sockets::bind(config).await?;
+    let sockets = Sockets::bind(config, log).await?;
     let info = server_info(&pool, started_ns);
     let devices = pool.members.iter().map(|member| {
         let device: Arc<dyn BlockDevice> = Arc::new(member.device.clone());
@@ -192,9 +193,10 @@ struct Sockets {
 }
 
 impl Sockets {
-    async fn bind(config: &Config) -> Result<Self, Failure> {
+    async fn bind(config: &Config, log: Logging) -> Result<Self, Failure> {
         let grpc =
             Server::bind(&grpc_config(config)).await.map_err(|error| format!("grpc: {error}"))?;
+        let grpc = grpc.changing_log(Arc::new(log));
         if let Some(group) = &config.grpc.socket_group {
             let socket = &config.grpc.socket;
             let id = inspect::group_id(group)?;

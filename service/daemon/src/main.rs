@@ -45,12 +45,15 @@ fn main() -> ExitCode {
     if args.check_config {
         return check(&args, &config);
     }
-    if let Err(why) = logging::start(&config.log) {
-        complain(&why);
-        return ExitCode::from(EXIT_FAILURE);
-    }
+    let log = match logging::start(&config.log) {
+        Ok(log) => log,
+        Err(why) => {
+            complain(&why);
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
     allocations::start(config.memory.allocation_profiling);
-    lifecycle::run(&config)
+    lifecycle::run(&config, log)
 }
 
 /// `--check-config`: what the configuration says of this machine.

@@ -13,6 +13,7 @@ use engine_device::{BlockDevice as _, DeviceQueue, FileDevice, OpenOptions};
 use engine_shard::doorbell::Doorbell;
 use engine_shard::{Poller, Reactor, ReactorConfig};
 use engine_store::pool::FormatOptions;
+use proto::v1;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -315,6 +316,9 @@ fn metrics_tell_of_every_part() {
         "cairn_wait_seconds_count{wait=\"request_metadata\"}",
         "cairn_shard_wait_seconds_total{shard=\"0\",wait=\"",
         "cairn_waiting{wait=\"blocked_journal_space\"} 0\n",
+        "cairn_allocation_bytes{name=\"node cache\",",
+        "cairn_allocation_bytes{name=\"write-out reserve\",",
+        "cairn_buffer_bytes{kind=\"mapped\"}",
         "process_resident_memory_bytes ",
     ] {
         assert!(page.contains(wanted), "{wanted} is not in {page}");
@@ -337,6 +341,43 @@ fn grpc_tells_that_it_is_healthy() {
         client.check(request).await.unwrap().into_inner().status
     });
     assert_eq!(status, 1, "SERVING");
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn what_is_logged_is_changed_while_it_runs() {
+    let pool = Pool::new();
+    let daemon = pool.start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let socket = pool.shown("socket");
+    let channel = runtime.block_on(async move {
+        let endpoint = tonic::transport::Endpoint::try_from(format!("unix://{socket}")).unwrap();
+        endpoint.connect().await.unwrap()
+    });
+    let set = |filter: Option<&str>| {
+        let mut stats = v1::stats_service_client::StatsServiceClient::new(channel.clone());
+        let filter = filter.map(str::to_owned);
+        let request = v1::SetLogFilterRequest { filter, for_s: 0 };
+        runtime.block_on(stats.set_log_filter(request))
+    };
+    let events_of_creating = |name: &str| {
+        let before = daemon.log().len();
+        let mut volumes = v1::volume_service_client::VolumeServiceClient::new(channel.clone());
+        let (name, size_bytes) = (name.to_owned(), 1 << 20);
+        let request = v1::CreateVolumeRequest { name, size_bytes, block_size_bytes: 0 };
+        runtime.block_on(volumes.create_volume(request)).unwrap();
+        let log = daemon.log();
+        log[before..].lines().filter(|line| line.contains("\"engine_store::journal")).count()
+    };
+    assert_eq!(events_of_creating("a"), 0);
+    set(Some("info,engine_store::journal=trace")).unwrap();
+    assert!(events_of_creating("b") > 0, "{}", daemon.log());
+    let refused = set(Some("info,engine_store::journal=loud")).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("engine_store::journal=loud"), "{refused}");
+    assert!(events_of_creating("c") > 0, "what is refused changes nothing");
+    set(None).unwrap();
+    assert_eq!(events_of_creating("d"), 0);
     assert_eq!(daemon.end(Signal::TERM), Some(0));
 }
 

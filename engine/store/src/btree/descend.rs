@@ -136,9 +136,13 @@ impl Engine {
             match self.read_node(&missing).await {
                 Ok(node) => break node,
                 Err(error) if tries >= READ_RETRIES => return Err(error),
-                Err(_) => tries += 1,
+                Err(error) => {
+                    tracing::debug!(shard = self.shard().0, node = id, %error, "node read again");
+                    tries += 1;
+                }
             }
         };
+        tracing::trace!(shard = self.shard().0, node = id, "node read");
         drop(done);
         // An ancestor may have been evicted meanwhile; nothing else can have come in its place.
         if let Found::Missing(now) = self.descend(missing.tree, missing.level, missing.max)?

@@ -146,7 +146,8 @@ impl Engine {
             let mut tries = 0;
             loop {
                 let slot = self.allocate_slot().await?;
-                let offset = slot.location.block * BLOCK_SIZE;
+                let slot_block = slot.location.block;
+                let offset = slot_block * BLOCK_SIZE;
                 let mut writer = BsetWriter::new();
                 for (position, value) in &piece.keys {
                     writer.push(*position, Some(&value[..]));
@@ -168,7 +169,11 @@ impl Engine {
                 match written {
                     Ok(()) => break,
                     Err(error) if tries == 2 => return Err(error),
-                    Err(_) => tries += 1,
+                    Err(error) => {
+                        let (shard, block) = (self.shard().0, slot_block);
+                        tracing::debug!(shard, block, %error, "node not written, another place");
+                        tries += 1;
+                    }
                 }
             }
         }
@@ -273,6 +278,9 @@ impl Engine {
 
     /// Makes the tree point to the new nodes.
     fn swap_pointers(&self, olds: &[Old<'_>], news: &[Rc<Node>], parent: Option<Rc<Node>>) {
+        let (node, shard) = (olds[0].node, self.shard().0);
+        let (tree, level, from, to) = (node.tree, node.level, olds.len(), news.len());
+        tracing::debug!(shard, ?tree, level, node = node.id, from, to, "nodes rewritten");
         match parent {
             Some(parent) => {
                 for old in &olds[..olds.len() - 1] {
@@ -301,6 +309,8 @@ impl Engine {
     /// Puts a new root above nodes that replace the old one. Its keys are in the journal only.
     fn grow_root(&self, children: &[Rc<Node>]) {
         let first = &children[0];
+        let (shard, level) = (self.shard().0, first.level + 1);
+        tracing::debug!(shard, tree = ?first.tree, level, "a tree grows");
         let identity = (self.new_node_id(), first.tree, first.level + 1);
         let range = (Position::MIN, Position::MAX);
         let root = Rc::new(Node::new(identity, range, Keys::new(), self.cache.next_tick()));

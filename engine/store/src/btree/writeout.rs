@@ -39,7 +39,11 @@ impl Engine {
         }
         match self.append(node).await {
             // The place is bad, or the device had a moment: another place may do.
-            Err(StoreError::Device(_)) => self.rewrite(node, intent).await,
+            Err(StoreError::Device(error)) => {
+                let (shard, id) = (self.shard().0, node.id);
+                tracing::debug!(shard, node = id, %error, "node not appended to: rewritten");
+                self.rewrite(node, intent).await
+            }
             result => result,
         }
     }
@@ -119,6 +123,8 @@ impl Engine {
             (location.member, offset, writer.seal(&info, offset))
         };
         let blocks = (bset.len() / NODE_BLOCK) as u16;
+        let (shard, id) = (self.shard().0, node.id);
+        tracing::trace!(shard, tree = ?node.tree, node = id, blocks, "appended to a node");
         let written = self.write_bytes(member, offset, &bset).await;
         let parent = match written {
             Ok(()) => self.admit_pointer_change(node).await,

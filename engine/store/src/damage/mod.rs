@@ -82,6 +82,7 @@ impl Engine {
             return;
         }
         let found_ns = self.runtime().wall_clock_ns();
+        tracing::debug!(shard = self.shard().0, ?position, ?lost, "damage found");
         entries.insert(position, Damage { lost, found_ns });
         self.damage.unsaved.borrow_mut().insert(position);
         self.damage.noted.notify_all();

@@ -118,7 +118,10 @@ impl DataPath {
                     );
                     return Err(StoreError::DataLoss { what });
                 }
-                Verdict::Bad(_) => {}
+                Verdict::Bad(block) => {
+                    let shard = self.engine.shard().0;
+                    tracing::debug!(shard, inode = %range.inode, block, "read again: checksum");
+                }
             }
         }
         Ok(None)

@@ -52,6 +52,26 @@ impl Recovered {
         self.entries.last().map_or(self.flush_seq, |entry| entry.placed.seq)
     }
 
+    /// Tells the log what was found.
+    pub(crate) fn tell(&self, shard: u16) {
+        let Self { flush_seq, last_seq, next_seq, dropped, unflushed, .. } = self;
+        let (oldest, newest) = (self.entries.first().map(|one| one.placed.seq), self.newest_seq());
+        tracing::debug!(
+            shard,
+            oldest,
+            newest,
+            flush_seq,
+            last_seq,
+            next_seq,
+            dropped,
+            unflushed,
+            "journal read"
+        );
+        for (first, last) in &self.blacklist {
+            tracing::debug!(shard, first, last, "entries that never count");
+        }
+    }
+
     /// Takes the first `count` entries of the tail as committed, and gives up the rest.
     pub(crate) fn keep(&mut self, count: usize) {
         let mut kept = std::mem::take(&mut self.tail);

@@ -29,6 +29,8 @@ const BLACKLIST_MAX: usize = 64;
 /// An entry is written without being asked for when it has grown to this, or to a quarter of what an
 /// entry may hold: large enough for few commands, small enough to keep the device busy early.
 const WRITE_AT_BYTES: usize = 256 * 1024;
+/// Longest buffer that is kept for the next entry: nearly all entries are shorter.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 /// Who wants journal space. What frees space gets the last of it, so the journal cannot wedge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ struct State {
     seq: u64,
     /// Room for the header, then the records of the entry being filled.
     buffer: Vec<u8>,
+    /// The buffer of an entry that was written, for the next one.
+    spare: Vec<u8>,
     /// Records in it so far.
     ordinal: u32,
     /// Newest entry that was written with all before it, and newest durable flush entry.
@@ -122,6 +126,7 @@ impl Journal {
             pins: Pins::default(),
             seq: recovered.next_seq,
             buffer: vec![0; HEADER_BYTES],
+            spare: Vec::new(),
             ordinal: 0,
             written_seq: recovered.newest_seq(),
             flushed_seq: recovered.flush_seq,
@@ -181,6 +186,7 @@ impl Journal {
 
     /// Stops all writing for good: what is in memory can no longer be made durable.
     pub(crate) fn fail(&self, why: &str) {
+        tracing::debug!(shard = self.place.shard, why, "the journal takes no more writes");
         self.state.borrow_mut().failed.get_or_insert_with(|| why.to_owned());
         self.work.notify_all();
         self.progress.notify_all();
@@ -248,6 +254,8 @@ impl Journal {
                     state.want_space = true;
                     if !waited {
                         state.waits_for_space += 1;
+                        let (shard, free) = (self.place.shard, state.ring.free());
+                        tracing::debug!(shard, free, bytes, "waits for space in the journal");
                         waited = true;
                     }
                 } else {
@@ -393,6 +401,8 @@ impl Journal {
     ) -> Result<()> {
         let (info, start, entry) = self.seal(flush, roots);
         assert!(!flush || self.state.borrow().on_the_way.len() == 1, "a flush entry goes alone");
+        let (shard, EntryInfo { seq, last_seq, blocks, .. }) = (self.place.shard, info);
+        tracing::trace!(shard, seq, last_seq, blocks, flush, "journal entry");
         let kind = if flush { Timed::JournalFlushWrite } else { Timed::JournalWrite };
         let timed = self.waits.start(kind);
         let written = self.write_sealed(flush, members, start, &entry).await;
@@ -413,6 +423,9 @@ impl Journal {
             let keep = reclaim_keep(state.ring.blocks(), state.ring.free());
             state.reclaim_keep = state.reclaim_keep.max(keep);
         }
+        if entry.capacity() <= SPARE_BYTES_MAX {
+            state.spare = entry;
+        }
         drop(state);
         self.progress.notify_all();
         Ok(())
@@ -432,7 +445,11 @@ impl Journal {
             // Until then recovery goes back to an older flush entry, and comes here from there.
             state.blacklist.retain(|(_, last)| *last >= last_seq);
         }
-        let mut entry = std::mem::replace(&mut state.buffer, vec![0; HEADER_BYTES]);
+        let _scope = alloc_scope!("journal entries");
+        let mut next = std::mem::take(&mut state.spare);
+        next.clear();
+        next.resize(HEADER_BYTES, 0);
+        let mut entry = std::mem::replace(&mut state.buffer, next);
         let records_end = entry.len();
         roots(&mut RecordWriter(&mut entry));
         for (first, last) in &state.blacklist {

@@ -77,7 +77,9 @@ pub(crate) async fn pending(engine: &Engine) -> Result<Vec<(OperationId, Intent)
     while let Some((position, value)) =
         transaction.next(Tree::LoggedOps, from, Position::MAX).await?
     {
-        all.push((OperationId(position.inode), Intent::decode(&value)?));
+        let (id, intent) = (OperationId(position.inode), Intent::decode(&value)?);
+        tracing::debug!(shard = engine.shard().0, ?id, ?intent, "an operation goes on");
+        all.push((id, intent));
         from = position.successor();
     }
     Ok(all)

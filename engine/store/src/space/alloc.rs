@@ -225,6 +225,7 @@ impl Engine {
         self.dirty_bucket(&mut tables, id, seq);
         drop(tables);
         let (member, bucket) = id;
+        tracing::debug!(shard = self.shard().0, member, bucket, generation, ?kind, "bucket opened");
         let kind = kind as u8;
         self.journal.append(&[Record::BucketOpen { member, bucket, generation, kind }]);
     }
@@ -232,6 +233,7 @@ impl Engine {
     /// Does what can be done for more free buckets, and waits for some of it.
     async fn make_space(&self, kind: BucketKind, point: WritePoint) -> Result<()> {
         self.space.allocation_waits.set(self.space.allocation_waits.get() + 1);
+        tracing::debug!(shard = self.shard().0, ?kind, "no free bucket: waits for space");
         // Taken before anything is waited for, so that nothing that becomes free is missed.
         let changed = self.space.changed.notified();
         if self.acquire_region(None).await? {

@@ -65,6 +65,7 @@ impl Engine {
                 }
                 continue;
             };
+            self.tell_victim(victim);
             self.gc_active.set(true);
             let timed = self.waits.start(Timed::CopygcBucket);
             let emptied = self.empty_bucket(victim).await;
@@ -73,7 +74,9 @@ impl Engine {
             match emptied {
                 Ok(()) => {}
                 Err(StoreError::ShuttingDown { .. }) => return,
-                Err(_) => {
+                Err(error) => {
+                    let (shard, bucket) = (self.shard().0, victim);
+                    tracing::debug!(shard, ?bucket, %error, "copygc cannot empty a bucket");
                     let mut tables = self.space.tables.borrow_mut();
                     tables.bucket(victim).stuck = true;
                     tables.list_bucket(victim);
@@ -81,6 +84,13 @@ impl Engine {
             }
             self.space.changed.notify_all();
         }
+    }
+
+    fn tell_victim(&self, id: BucketId) {
+        let tables = self.space.tables.borrow();
+        let live = tables.buckets.get(&id).map(|bucket| bucket.live_blocks);
+        let (shard, free) = (self.shard().0, tables.free.len());
+        tracing::debug!(shard, bucket = ?id, live_blocks = live, free, "copygc empties a bucket");
     }
 
     /// Lets buckets that could not be emptied be tried again. Says whether there were any.

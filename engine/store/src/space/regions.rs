@@ -54,7 +54,9 @@ impl Engine {
         }
         let _done = AcquireDone(self);
         let source = self.region_source()?;
-        match self.waits.on(Timed::BlockedRegion, source.acquire(short)).await? {
+        let got = self.waits.on(Timed::BlockedRegion, source.acquire(short)).await?;
+        tracing::debug!(shard = self.shard().0, ?short, region = ?got, "asked for a region");
+        match got {
             Some(region) => {
                 self.add_region(region)?;
                 Ok(true)
@@ -171,6 +173,7 @@ impl Engine {
     /// `Corrupt` when it is not the giver's; when the table cannot be read or written.
     pub async fn region_move(&self, region: Region, from: ShardId, to: ShardId) -> Result<()> {
         let position = Position::new(u64::from(region.member), u64::from(region.index), 0);
+        tracing::debug!(?region, %from, %to, "a region changes its shard");
         self.transact_as(Class::Reclaim, async |transaction| {
             let owner = transaction.get(Tree::Regions, position).await?;
             if owner.as_deref() != Some(&from.0.to_le_bytes()[..]) {

@@ -238,7 +238,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[log]\nfilter = \"a=b=c\"",
-        "log.filter: \"a=b=c\" is not a filter (error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5); \"info\" suits normal operation",
+        "log.filter: \"a=b=c\" is no directive; write MODULE=LEVEL, as engine_store::journal=debug; \"info\" suits normal operation",
     ),
     (
         "[shutdown]\ntimeout_s = 0",

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use tracing_subscriber::EnvFilter;
-
 use super::error::Problem;
 use super::{Config, CoreHost, Grpc};
+use crate::logging;
 
 /// Bytes of a Unix socket's path without its final NUL (unix(7): sun_path has 108).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -18,9 +17,8 @@ pub(crate) fn check(config: &Config) -> Vec<Problem> {
     check_cores(config, &mut problems);
     check_grpc(&config.grpc, &mut problems);
     check_addresses(config, &mut problems);
-    if let Err(error) = config.log.filter.parse::<EnvFilter>() {
-        let filter = &config.log.filter;
-        let what = format!("{filter:?} is not a filter ({error}); \"info\" suits normal operation");
+    if let Err(error) = logging::parse(&config.log.filter) {
+        let what = format!("{error}; \"info\" suits normal operation");
         problems.push(Problem::new("log.filter", what));
     }
     problems

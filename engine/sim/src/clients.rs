@@ -2,6 +2,7 @@
 //! checks every answer against it.
 
 pub mod administration;
+pub mod members;
 pub mod tree;
 pub mod tree_reads;
 pub mod volume;

@@ -1,7 +1,7 @@
 //! PoolService.
 
 use engine_base::InodeNumber;
-use engine_store::api::{FsckReport, Link};
+use engine_store::api::{FsckReport, Link, ResizePhase, ResizeStatus};
 use engine_store::damage::DamageLine;
 use proto::v1;
 use proto::v1::pool_service_server::PoolService;
@@ -41,7 +41,11 @@ where
         Ok(sum)
     }
 
-    fn members(&self, request: &v1::ListMembersRequest) -> Result<v1::ListMembersResponse, Status> {
+    async fn members(
+        &self,
+        request: &v1::ListMembersRequest,
+    ) -> Result<v1::ListMembersResponse, Status> {
+        let sizes = self.client.resize_status().await.plain()?.members;
         let after = match token::decode(SCOPE, &request.page_token)?.as_deref() {
             None => None,
             Some(&[index]) => Some(index),
@@ -65,7 +69,9 @@ where
                 index: u32::from(member.index),
                 uuid: convert::uuid(&member.uuid),
                 path: member.path.clone(),
-                size_bytes: member.size_bytes,
+                size_bytes: sizes
+                    .get(usize::from(member.index))
+                    .map_or(member.size_bytes, |size| size.size_bytes),
                 block_size_bytes: member.block_size,
             })
             .collect();
@@ -84,6 +90,25 @@ fn report(from: FsckReport) -> v1::CheckPoolResponse {
             .map(|(name, count)| v1::CheckedCount { name: name.to_owned(), count })
             .collect(),
     }
+}
+
+fn resize(status: ResizeStatus) -> Option<v1::MemberResize> {
+    let job = status.job?;
+    let phase = match job.phase {
+        ResizePhase::Running => v1::ResizePhase::Running,
+        ResizePhase::Blocked => v1::ResizePhase::Blocked,
+        ResizePhase::Done => v1::ResizePhase::Done,
+        ResizePhase::Cancelled => v1::ResizePhase::Cancelled,
+        ResizePhase::Failed => v1::ResizePhase::Failed,
+    };
+    Some(v1::MemberResize {
+        member_index: u32::from(job.member),
+        from_bytes: job.from_bytes,
+        to_bytes: job.to_bytes,
+        phase: phase.into(),
+        left_bytes: job.left_bytes,
+        reason: cut(&job.why),
+    })
 }
 
 fn damage(line: DamageLine) -> v1::DamageEntry {
@@ -125,7 +150,7 @@ where
         request: Request<v1::ListMembersRequest>,
     ) -> Result<Response<v1::ListMembersResponse>, Status> {
         let call = self.admit("ListMembers", &request)?;
-        call.run(async { self.members(request.get_ref()) }).await.map(Response::new)
+        call.run(self.members(request.get_ref())).await.map(Response::new)
     }
 
     async fn check_pool(
@@ -180,6 +205,45 @@ where
         let work = async {
             let cleared = self.client.damage_clear(inode.map(InodeNumber)).await.plain()?;
             Ok(v1::ClearDamageResponse { cleared })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn resize_member(
+        &self,
+        request: Request<v1::ResizeMemberRequest>,
+    ) -> Result<Response<v1::ResizeMemberResponse>, Status> {
+        let call = self.admit("ResizeMember", &request)?;
+        let request = request.into_inner();
+        let work = async {
+            let member = u8::try_from(request.member_index)
+                .map_err(|_| bad_field("member_index", "is 0 to 255"))?;
+            let status = self.client.resize_member(member, request.size_bytes).await.plain()?;
+            Ok(v1::ResizeMemberResponse { resize: resize(status) })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn get_member_resize(
+        &self,
+        request: Request<v1::GetMemberResizeRequest>,
+    ) -> Result<Response<v1::GetMemberResizeResponse>, Status> {
+        let call = self.admit("GetMemberResize", &request)?;
+        let work = async {
+            let status = self.client.resize_status().await.plain()?;
+            Ok(v1::GetMemberResizeResponse { resize: resize(status) })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn cancel_member_resize(
+        &self,
+        request: Request<v1::CancelMemberResizeRequest>,
+    ) -> Result<Response<v1::CancelMemberResizeResponse>, Status> {
+        let call = self.admit("CancelMemberResize", &request)?;
+        let work = async {
+            let status = self.client.resize_cancel().await.plain()?;
+            Ok(v1::CancelMemberResizeResponse { resize: resize(status) })
         };
         call.run(work).await.map(Response::new)
     }

@@ -8,13 +8,14 @@ use crate::connect::Session;
 use crate::failure::{Failure, Result};
 use crate::offline;
 use crate::output::{Output, agree, time};
+use crate::resize;
 use crate::size::show;
 
 /// Entries asked for at a time: the most that the server gives.
 const PAGE_SIZE: u32 = 1000;
 
 /// The part of an answer that the server always fills.
-fn given<T>(part: Option<T>) -> Result<T> {
+pub(crate) fn given<T>(part: Option<T>) -> Result<T> {
     part.ok_or_else(|| Failure::new("the daemon's answer is incomplete; compare versions"))
 }
 
@@ -47,10 +48,13 @@ pub(crate) async fn pool(session: &Session, command: PoolCommand, output: &Outpu
             let status = given(reply.into_inner().status)?;
             output.value(&pool_json(&status), || pool_text(&status))
         }
+        PoolCommand::Resize { member, size, no_wait } => {
+            resize::start(session, &member, size, no_wait, output).await
+        }
+        PoolCommand::ResizeStatus => resize::status(session, output).await,
+        PoolCommand::ResizeCancel => resize::cancel(session, output).await,
         PoolCommand::List => {
-            let request =
-                v1::ListMembersRequest { page_size: PAGE_SIZE, page_token: String::new() };
-            let members = all_pages!(session.pool(), list_members, request, members);
+            let members = members(session).await?;
             let rows = members.iter().map(|member| {
                 let size = show(member.size_bytes);
                 let block_size = member.block_size_bytes.to_string();
@@ -75,6 +79,12 @@ pub(crate) async fn pool(session: &Session, command: PoolCommand, output: &Outpu
             output.table(&header, rows, values.collect())
         }
     }
+}
+
+/// The devices of the pool.
+pub(crate) async fn members(session: &Session) -> Result<Vec<v1::Member>> {
+    let request = v1::ListMembersRequest { page_size: PAGE_SIZE, page_token: String::new() };
+    Ok(all_pages!(session.pool(), list_members, request, members))
 }
 
 fn pool_json(status: &v1::PoolStatus) -> Value {

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::dump::DumpArguments;
 use crate::failure::EXIT_CODES;
-use crate::size;
+use crate::size::{self, SizeOrMax};
 use crate::target::Target;
 
 /// Works with a Cairn storage pool.
@@ -193,6 +193,21 @@ pub(crate) enum PoolCommand {
     Status,
     /// Devices of the pool
     List,
+    /// Grows or shrinks a device's share of the pool while it serves
+    Resize {
+        /// Index, path or UUID of the device, as pool list shows it
+        member: String,
+        /// New size, or max: all of the device. Shrinking moves away what is past the end
+        #[arg(value_parser = size::parse_or_max)]
+        size: SizeOrMax,
+        /// Does not wait for the end of it
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// How the newest change of a device's share goes
+    ResizeStatus,
+    /// Gives up shrinking: the device keeps its share
+    ResizeCancel,
 }
 
 /// The damage list.

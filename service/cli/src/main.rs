@@ -18,6 +18,7 @@ mod get;
 mod offline;
 mod output;
 mod put;
+mod resize;
 mod size;
 mod target;
 mod times;

@@ -30,6 +30,23 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     count.checked_mul(base.pow(power)).ok_or_else(|| format!("'{text}' is too large"))
 }
 
+/// A size, or all there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SizeOrMax {
+    /// Bytes.
+    Bytes(u64),
+    /// All there is.
+    Max,
+}
+
+/// Parses "max" or a size.
+pub(crate) fn parse_or_max(text: &str) -> Result<SizeOrMax, String> {
+    if text.eq_ignore_ascii_case("max") {
+        return Ok(SizeOrMax::Max);
+    }
+    parse(text).map(SizeOrMax::Bytes)
+}
+
 /// A size for people, in powers of 1024.
 pub(crate) fn show(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

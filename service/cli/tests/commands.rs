@@ -473,3 +473,21 @@ fn get_replaces_files_whole_and_never_through_links() {
     stand.fails(4, &["get", "-r", "t:/d", text(&into)]);
     assert!(!into.join("other/f").exists());
 }
+
+#[test]
+fn members_are_resized_watched_and_left_as_they_were() {
+    let stand = Stand::new();
+    assert!(stand.ok(&["pool", "resize-status"]).contains("none"));
+    stand.fails(2, &["pool", "resize", "0", "much"]);
+    stand.fails(3, &["pool", "resize", "/dev/two", "max"]);
+    let errors = stand.fails(2, &["pool", "resize", "0", "10M"]);
+    assert!(errors.contains("smallest size"), "{errors}");
+    let grown = stand.json(&["pool", "resize", "/dev/one", "max"]);
+    assert_eq!((&grown["phase"], &grown["to_bytes"]), (&"done".into(), &(4_u64 << 30).into()));
+    stand.fails(3, &["pool", "resize-cancel"]);
+    let shrinks = stand.json(&["pool", "resize", "0", "2G", "--no-wait"]);
+    assert_eq!((&shrinks["phase"], &shrinks["left_bytes"]), (&"running".into(), &4096.into()));
+    assert!(stand.ok(&["pool", "resize-status"]).contains("4 KiB"));
+    assert_eq!(stand.json(&["pool", "resize-cancel"])["phase"], "cancelled");
+    assert_eq!(stand.json(&["pool", "resize-status"])["phase"], "cancelled");
+}

@@ -9,7 +9,8 @@ use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
-    RenameMode, Reply, Request, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
+    RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, SetAttributes,
+    ShardStatus, SubvolumeInfo, SubvolumeKind,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -36,6 +37,7 @@ struct State {
     next: u64,
     fail: Option<StoreError>,
     syncs: usize,
+    job: Option<ResizeJob>,
 }
 
 /// What tests see and steer beside the requests.
@@ -404,6 +406,32 @@ impl State {
     }
 }
 
+/// Growing is done at once, shrinking goes on until it is given up.
+fn resize(state: &mut State, request: &ResizeRequest) -> Result<Reply> {
+    const SIZE: u64 = 3 << 30;
+    match *request {
+        ResizeRequest::Start { size_bytes: Some(to_bytes), .. } if to_bytes < 1 << 30 => {
+            return Err(StoreError::invalid("1 GiB is the smallest size possible now"));
+        }
+        ResizeRequest::Start { member, size_bytes } => {
+            let to_bytes = size_bytes.unwrap_or(4 << 30);
+            let (phase, left_bytes) = match to_bytes < SIZE {
+                true => (ResizePhase::Running, 4096),
+                false => (ResizePhase::Done, 0),
+            };
+            let (from_bytes, why) = (SIZE, String::new());
+            state.job = Some(ResizeJob { member, from_bytes, to_bytes, phase, left_bytes, why });
+        }
+        ResizeRequest::Cancel => match &mut state.job {
+            Some(job) if job.phase == ResizePhase::Running => job.phase = ResizePhase::Cancelled,
+            _ => return Err(StoreError::NotFound { what: "a member being shrunk".to_owned() }),
+        },
+        _ => {}
+    }
+    let status = ResizeStatus { members: Vec::new(), job: state.job.clone() };
+    Ok(Reply::Resize(Box::new(status)))
+}
+
 fn attributes(node: &Node) -> Reply {
     Reply::Attributes(Box::new(node.attributes.clone()))
 }
@@ -424,6 +452,7 @@ impl Fake {
                 };
                 Ok(Reply::Fsck(Box::new(report)))
             }
+            Request::Resize(request) => resize(&mut state, &request),
             Request::Usage { .. } => Ok(Reply::Count(4096)),
             Request::Repair { owners } => {
                 let count = u64::from(!owners);

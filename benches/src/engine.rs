@@ -57,6 +57,11 @@ impl EngineSubject {
         Self::new(pool, fill_percent)
     }
 
+    /// Gives the pool memory for data; without this it has none, as its peers with O_DIRECT.
+    pub(crate) fn set_data_cache(&self, mib: usize) {
+        self.pool.borrow().set_data_cache_bytes(mib << 20);
+    }
+
     fn new(mut pool: LocalPool, fill_percent: u64) -> Result<Self> {
         let mut data = Buffer::try_new(DATA_BYTES)?;
         Random::new(1).fill(&mut data);

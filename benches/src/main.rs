@@ -50,6 +50,9 @@ struct Args {
     /// How much of a new pool the volume takes
     #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..=95))]
     fill_percent: u64,
+    /// Memory for data of the engine; with none it compares with peers that use O_DIRECT
+    #[arg(long, default_value_t = 0)]
+    data_cache_mib: usize,
     /// A flush after every so many writes
     #[arg(long, default_value_t = 0)]
     flush_every: u64,
@@ -109,11 +112,15 @@ fn main() -> Result<()> {
             Box::new(device::DeviceSubject::open(file, args.depth)?)
         }
         (SubjectName::Engine, Some(file), _) => {
-            Box::new(engine::EngineSubject::open(file, args.fill_percent)?)
+            let subject = engine::EngineSubject::open(file, args.fill_percent)?;
+            subject.set_data_cache(args.data_cache_mib);
+            Box::new(subject)
         }
         (SubjectName::Engine, None, Some(mib)) => {
             ensure!((64..=65_536).contains(&mib), "64 to 65536 MiB of memory");
-            Box::new(engine::EngineSubject::in_memory(mib << 20, args.fill_percent)?)
+            let subject = engine::EngineSubject::in_memory(mib << 20, args.fill_percent)?;
+            subject.set_data_cache(args.data_cache_mib);
+            Box::new(subject)
         }
         _ => bail!("the device needs a file: give --file"),
     };

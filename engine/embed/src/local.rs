@@ -178,6 +178,15 @@ impl LocalPool {
             .map_err(|fault| fault.to_string())
     }
 
+    /// Bounds the memory for data that may be read again, of all shards together; 0, which it is at first:
+    /// none is kept.
+    pub fn set_data_cache_bytes(&self, bytes: usize) {
+        let shards = self.link.shards.borrow();
+        for shard in shards.iter().flatten() {
+            shard.set_data_cache_bytes(bytes / shards.len());
+        }
+    }
+
     /// The pool as methods; its calls go on while [`LocalPool::turn`] or [`LocalPool::run`] runs.
     #[must_use]
     pub fn client(&self) -> Client<LocalLink> {

@@ -13,7 +13,7 @@ use crate::buffer::OutOfMemory;
 use crate::limits::{CLASS_COUNT, batch_blocks, cached_blocks_max, class_of};
 use crate::pool::{Pool, Usage};
 use crate::region::Region;
-use crate::{alloc_scope, profile};
+use crate::{alloc_scope, pressure, profile};
 
 /// Why the limit was not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +100,13 @@ pub fn usage() -> Usage {
     shared.pool.usage(cached)
 }
 
+/// Whether more than seven eighths of the limit are in use: caches should give memory back, and take
+/// none. Takes the pool's lock, not for every operation.
+#[must_use]
+pub fn is_scarce() -> bool {
+    shared().pool.is_scarce()
+}
+
 /// All regions, in the order they were had. Only ever grows, at the end.
 #[must_use]
 pub fn regions() -> Vec<Region> {
@@ -132,7 +139,10 @@ pub(crate) fn take(len: usize) -> Option<Block> {
         refused(len);
         return None;
     }
-    let block = take_block(len);
+    let mut block = take_block(len);
+    while block.is_none() && pressure::relieve(len) {
+        block = take_block(len);
+    }
     match &block {
         Some(block) => block.charge(),
         None => refused(len),

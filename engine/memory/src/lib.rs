@@ -22,6 +22,7 @@ mod buffer;
 mod cache;
 mod limits;
 mod pool;
+mod pressure;
 pub mod profile;
 #[cfg(feature = "fault-injection")]
 mod refuse;
@@ -29,11 +30,12 @@ mod region;
 
 pub use buffer::{ALIGNMENT, Buffer, OutOfMemory, Slice};
 pub use cache::{
-    LimitRefused, limit_bytes, region_count, regions, return_thread_cache, set_limit_bytes,
-    set_refusal_hook, usage,
+    LimitRefused, is_scarce, limit_bytes, region_count, regions, return_thread_cache,
+    set_limit_bytes, set_refusal_hook, usage,
 };
 pub use limits::{CLASS_COUNT, LARGEST_POOLED_BYTES};
 pub use pool::{ClassUsage, Usage};
+pub use pressure::{GiveBack, give_back_under_pressure};
 #[cfg(feature = "fault-injection")]
 pub use refuse::{Refusing, refuse, spare};
 pub use region::Region;

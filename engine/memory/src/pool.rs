@@ -175,6 +175,12 @@ impl Pool {
         self.outside_bytes -= bytes;
     }
 
+    /// Whether more than seven eighths of the limit are in use.
+    pub(crate) fn is_scarce(&mut self) -> bool {
+        let limit_bytes = self.limit_bytes();
+        self.outside_bytes > limit_bytes - limit_bytes / 8
+    }
+
     pub(crate) fn count_failure(&mut self) {
         self.failures += 1;
     }

@@ -164,6 +164,8 @@ pub struct Options {
     pub format: FormatSizes,
     /// Memory for index nodes of a shard in bytes.
     pub cache_bytes: usize,
+    /// Memory for data of a shard in bytes; 0: none.
+    pub data_cache_bytes: usize,
     /// How fast they are.
     pub latency: Latency,
     /// Longest time of a message in nanoseconds.
@@ -259,6 +261,13 @@ impl Options {
             members,
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
+            // A stream of its own: with and without a cache a seed does the same.
+            data_cache_bytes: *Random::new(seed ^ 0x6461_7461).pick(&[
+                0,
+                1 << 18,
+                1 << 20,
+                16 << 20,
+            ]),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
             schedule: *random.pick(&[

@@ -40,6 +40,7 @@ impl Process {
             _ => None::<MeshLie>,
         };
         let (shard_count, cache_bytes) = (options.shard_count, options.cache_bytes);
+        let data_cache_bytes = options.data_cache_bytes;
         let mesh = Mesh::new(executor, shard_count, options.message_ns_max, lie);
         let process = Self { mesh, shard_count, open: Rc::default(), refused: Rc::default() };
         for shard in (0..shard_count).map(ShardId) {
@@ -59,6 +60,7 @@ impl Process {
                 match Shard::open(config).await {
                     Ok(opened) => {
                         opened.engine().set_cache_bytes(cache_bytes);
+                        opened.set_data_cache_bytes(data_cache_bytes);
                         mesh.opened(shard, opened);
                         open.set(open.get() + 1);
                     }

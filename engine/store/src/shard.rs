@@ -211,6 +211,12 @@ impl Shard {
         &self.context.engine
     }
 
+    /// Bounds the memory for data that may be read again, in bytes; with 0, which it is at first, none is
+    /// kept, and nothing is read ahead.
+    pub fn set_data_cache_bytes(&self, bytes: usize) {
+        self.context.data.set_cache_bytes(bytes);
+    }
+
     /// Waits until the work that goes on in the background (space of removed files and subvolumes)
     /// is done.
     pub async fn background_idle(&self) {

@@ -77,6 +77,10 @@ timed! {
     NodeWrite "node_write"
     /// Data is read from a member, for a request.
     DataRead "data_read"
+    /// Data is read from a member before anybody asks for it.
+    DataReadAhead "data_read_ahead"
+    /// A read waits for data that is being read ahead.
+    BlockedReadAhead "blocked_read_ahead"
     /// Data is written to a member, for a request or by copygc.
     DataWrite "data_write"
     /// A write waits for the batch of writes that it is part of.

@@ -73,15 +73,15 @@ pub(crate) fn start(
     let seed =
         engine_embed::members::random_seed().map_err(|error| format!("/dev/urandom: {error}"))?;
     let members = devices.len();
+    let per_shard =
+        |mib: u64| usize::try_from((mib << 20) / u64::from(shard_count)).unwrap_or(usize::MAX);
     let plan = Arc::new(Plan {
         devices,
         shard_count,
         queue_depth: config.cores.device_queue_depth,
         shard_requests_max: config.cores.shard_requests_max as usize,
-        index_cache_bytes: usize::try_from(
-            (config.memory.index_cache_mib << 20) / u64::from(shard_count),
-        )
-        .unwrap_or(usize::MAX),
+        index_cache_bytes: per_shard(config.memory.index_cache_mib),
+        data_cache_bytes: per_shard(config.memory.data_cache_mib),
         shard_bytes_max: (config.memory.io_buffers_mib << 20) / u64::from(shard_count),
         target,
         volumes: Arc::new(Volumes::default()),

@@ -105,6 +105,7 @@ impl Engine {
                     return Ok(node);
                 }
                 Found::Missing(missing) => {
+                    self.cache.misses.set(self.cache.misses.get() + u64::from(!missed));
                     missed = true;
                     self.read_in(missing).await?;
                 }
@@ -129,7 +130,6 @@ impl Engine {
         self.cache.reading_bytes.set(self.cache.reading_bytes.get() + bytes);
         self.cache.note_peak();
         let done = ReadDone { engine: self, id, bytes };
-        self.cache.misses.set(self.cache.misses.get() + 1);
         let _timed = self.waits.start(Timed::NodeRead);
         let mut tries = 0;
         let node = loop {

@@ -61,7 +61,7 @@ pub(super) async fn check(
 }
 
 async fn verify(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
-    match context.data.read(range).await {
+    match context.data.read_medium(range).await {
         Ok(_) => (range.from..range.to).for_each(|_| problems.count("blocks verified")),
         // Which of them: each is told, and goes on the damage list.
         Err(StoreError::DataLoss { .. } | StoreError::Device(_)) if range.from + 1 < range.to => {

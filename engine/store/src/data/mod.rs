@@ -10,7 +10,9 @@
 //! Knows nothing of files and sizes: a block that no extent names reads as zeroes. Futures that write
 //! must run to their end: a device may still be writing into space that a dropped future gave back.
 
+mod ahead;
 mod batch;
+mod cache;
 mod map;
 mod place;
 mod read;
@@ -37,17 +39,25 @@ pub(crate) struct DataPath {
     engine: Rc<Engine>,
     zeroes: Slice,
     batches: batch::Batches,
+    reader: Rc<read::Reader>,
 }
 
 impl DataPath {
     pub(crate) fn new(engine: Rc<Engine>) -> Result<Self> {
         let zeroes = Buffer::try_new(ZEROES_BYTES)?.freeze();
-        Ok(Self { engine, zeroes, batches: batch::Batches::default() })
+        let reader = read::Reader::new(Rc::clone(&engine));
+        Ok(Self { engine, zeroes, batches: batch::Batches::default(), reader })
+    }
+
+    /// Bounds the memory for data that may be read again, in bytes; 0: none is kept, nothing read ahead.
+    pub(crate) fn set_cache_bytes(&self, bytes: usize) {
+        self.reader.set_cache_bytes(bytes);
     }
 
     /// Named counters for metrics.
     pub(crate) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
         self.batches.counters(out);
+        self.reader.counters(out);
     }
 
     /// Appends `len` zero bytes to `data`, without memory of their own.

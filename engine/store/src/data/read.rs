@@ -1,22 +1,35 @@
-//! Reading blocks: look up, read only the blocks that are needed, verify each one.
+//! Reading blocks: look up, take from the cache what is there, read only the blocks that are needed besides,
+//! verify each one. Reads in order are read ahead of, in the background.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
 use engine_base::checksum::crc32c;
 use engine_device::QueueExt;
-use engine_memory::{Buffer, Slice};
+use engine_memory::profile::Scoped;
+use engine_memory::{Buffer, Slice, alloc_site};
 use smallvec::SmallVec;
 
 use super::DataPath;
+use super::ahead::Streams;
+use super::cache::DataCache;
 use super::map::{BlockRange, Span, lookup};
 use crate::api::Data;
+use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::extent::Pointer;
 use crate::limits::READ_LOOKUPS_MAX;
 use crate::planted::{self, Bug};
 use crate::times::Timed;
 
 type Spans = SmallVec<[Span; 2]>;
+
+/// What was read: first block and bytes, in order.
+type Pieces = SmallVec<[(u64, Slice); 2]>;
+
+/// Part of the cache that one window of what is read ahead may take.
+const WINDOW_PART: u64 = 64;
 
 /// How a run of spans was found to be after its read.
 enum Verdict {
@@ -27,13 +40,33 @@ enum Verdict {
     Bad(u64),
 }
 
+/// Reads what is on devices, or was.
+pub(super) struct Reader {
+    engine: Rc<Engine>,
+    cache: Rc<DataCache>,
+    streams: Rc<Streams>,
+}
+
 impl DataPath {
     /// Reads the range; holes are zeroes.
     pub(crate) async fn read(&self, range: BlockRange) -> Result<Data> {
+        let cached = self.reader.cache.is_on();
+        if cached {
+            self.reader.follow(&range).await;
+        }
+        self.read_as(range, cached).await
+    }
+
+    /// Reads the range from its devices, whatever is cached: to see whether they can still be read.
+    pub(crate) async fn read_medium(&self, range: BlockRange) -> Result<Data> {
+        self.read_as(range, false).await
+    }
+
+    async fn read_as(&self, range: BlockRange, cached: bool) -> Result<Data> {
         for _ in 0..READ_LOOKUPS_MAX {
             let spans = lookup(&self.engine, &range).await?;
-            if let Some(slices) = self.read_spans(&range, &spans).await? {
-                return Ok(self.assemble(&range, &spans, &slices));
+            if let Some(pieces) = self.reader.read_spans(&range, &spans, cached).await? {
+                return Ok(self.assemble(&range, pieces));
             }
         }
         Err(StoreError::Overloaded {
@@ -44,24 +77,147 @@ impl DataPath {
         })
     }
 
-    /// Reads all spans, neighbours on disk in one command; `None` when they have moved.
-    async fn read_spans(&self, range: &BlockRange, spans: &Spans) -> Result<Option<Slices>> {
-        let runs = self.runs(spans)?;
-        let mut slices = Slices::new();
-        if let [run] = runs.as_slice() {
-            let Some(slice) = self.read_run(range, &spans[run.clone()]).await? else {
-                return Ok(None);
+    fn assemble(&self, range: &BlockRange, pieces: Pieces) -> Data {
+        let mut data = Data::new();
+        let mut at = range.from;
+        for (first, slice) in pieces {
+            self.push_zeroes(&mut data, (first - at) * BLOCK_SIZE);
+            at = first + slice.len() as u64 / BLOCK_SIZE;
+            data.push(slice);
+        }
+        self.push_zeroes(&mut data, (range.to - at) * BLOCK_SIZE);
+        data
+    }
+}
+
+impl Reader {
+    pub(super) fn new(engine: Rc<Engine>) -> Rc<Self> {
+        let streams = Rc::new(Streams::new(engine.shard_count()));
+        Rc::new(Self { engine, cache: DataCache::new(), streams })
+    }
+
+    pub(super) fn set_cache_bytes(&self, bytes: usize) {
+        self.cache.set_bytes_max(bytes);
+    }
+
+    pub(super) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
+        self.cache.counters(out);
+    }
+
+    /// Reads ahead of a read of `range` if it goes on where others ended, and waits for what of it is being
+    /// read ahead already.
+    async fn follow(self: &Rc<Self>, range: &BlockRange) {
+        let window_max = self.cache.blocks_max() as u64 / WINDOW_PART;
+        if let Some(window) = self.streams.note(range, window_max)
+            && self.cache.has_room()
+            && let Some(coming) = self.streams.begin(window)
+        {
+            let reader = Rc::clone(self);
+            let read = async move {
+                // Who needs it meets the error himself.
+                let _ = reader.read_ahead(&coming.range).await;
+                drop(coming);
             };
-            slices.push((run.clone(), slice));
-            return Ok(Some(slices));
+            let read = Scoped::new(alloc_site!("data cache"), read);
+            self.engine.runtime().spawn("data read-ahead", Box::pin(read));
         }
-        let reads = runs.iter().map(|run| self.read_run(range, &spans[run.clone()]));
-        let results = futures::future::join_all(reads).await;
-        for (run, result) in runs.into_iter().zip(results) {
-            let Some(slice) = result? else { return Ok(None) };
-            slices.push((run, slice));
+        while self.streams.is_coming(range) {
+            self.engine.waits.on(Timed::BlockedReadAhead, self.streams.came.notified()).await;
         }
-        Ok(Some(slices))
+    }
+
+    /// Reads blocks into the cache.
+    async fn read_ahead(&self, range: &BlockRange) -> Result<()> {
+        let spans = lookup(&self.engine, range).await?;
+        for run in self.runs(&spans)? {
+            let run = &spans[run];
+            let lacks =
+                |(_, pointer, checksum): &(u64, Pointer, u32)| !self.cache.has(*pointer, *checksum);
+            let (Some((from, ..)), Some((last, ..))) =
+                (blocks_of(run).find(lacks), blocks_of(run).rfind(lacks))
+            else {
+                continue;
+            };
+            let run = cut(run, from, last + 1);
+            let buffer = Buffer::try_new(bytes_of(&run))?;
+            let buffer = self.read_once(&run, buffer, Timed::DataReadAhead).await?;
+            if matches!(self.verify(&run, &buffer), Verdict::Good) {
+                self.keep(&run, &buffer.freeze(), true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all spans, neighbours on disk in one command; `None` when they have moved.
+    async fn read_spans(
+        &self,
+        range: &BlockRange,
+        spans: &Spans,
+        cached: bool,
+    ) -> Result<Option<Pieces>> {
+        let runs = self.runs(spans)?;
+        if let [run] = runs.as_slice() {
+            return self.read_pieces(range, &spans[run.clone()], cached).await;
+        }
+        let reads = runs.into_iter().map(|run| self.read_pieces(range, &spans[run], cached));
+        let mut all = Pieces::new();
+        for pieces in futures::future::join_all(reads).await {
+            let Some(pieces) = pieces? else { return Ok(None) };
+            all.extend(pieces);
+        }
+        Ok(Some(all))
+    }
+
+    /// Reads one run: what lies between the first and the last block that is not cached by one command.
+    async fn read_pieces(
+        &self,
+        range: &BlockRange,
+        run: &[Span],
+        cached: bool,
+    ) -> Result<Option<Pieces>> {
+        let mut pieces = Pieces::new();
+        if !cached {
+            let Some(slice) = self.read_run(range, run).await? else { return Ok(None) };
+            pieces.push((run[0].block, slice));
+            return Ok(Some(pieces));
+        }
+        let end = run[run.len() - 1].end();
+        let hit = |(block, pointer, checksum): (u64, Pointer, u32)| {
+            self.cache.get(pointer, checksum).map(|slice| (block, slice))
+        };
+        pieces.extend(blocks_of(run).map_while(hit));
+        let from = run[0].block + pieces.len() as u64;
+        if from == end {
+            return Ok(Some(pieces));
+        }
+        // The block at `from` is not there, so this ends before it.
+        let behind: Pieces = blocks_of(run).rev().map_while(hit).collect();
+        let missing = cut(run, from, end - behind.len() as u64);
+        let Some(slice) = self.read_run(range, &missing).await? else { return Ok(None) };
+        self.cache.missed(slice.len() as u64 / BLOCK_SIZE);
+        self.keep(&missing, &slice, false);
+        pieces.push((from, slice));
+        pieces.extend(behind.into_iter().rev());
+        Ok(Some(pieces))
+    }
+
+    /// Puts the blocks of a run that was read and verified into the cache.
+    fn keep(&self, run: &[Span], slice: &Slice, ahead: bool) {
+        if !self.cache.has_room() {
+            return;
+        }
+        const BLOCK: usize = BLOCK_SIZE as usize;
+        if slice.len() == BLOCK {
+            let (pointer, checksum) = (run[0].pointer, run[0].checksums[0]);
+            return self.cache.insert(pointer, checksum, slice.clone(), ahead);
+        }
+        for ((_, pointer, checksum), bytes) in blocks_of(run).zip(slice.chunks_exact(BLOCK)) {
+            // Of its own, so that it is free when it is evicted. Allocated while the cache is not borrowed.
+            match Buffer::try_copy_of(bytes) {
+                Ok(copy) => self.cache.insert(pointer, checksum, copy.freeze(), ahead),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Groups spans that follow each other both in the inode and on a member.
@@ -95,14 +251,9 @@ impl DataPath {
 
     /// One command. A block that fails its checksum is read once more; then it is lost.
     async fn read_run(&self, range: &BlockRange, run: &[Span]) -> Result<Option<Slice>> {
-        let pointer = run[0].pointer;
-        let queue = self.engine.member(pointer.member)?;
-        let len = run.iter().map(Span::blocks).sum::<u64>() * BLOCK_SIZE;
-        let mut buffer = Buffer::try_new(len as usize)?;
+        let mut buffer = Buffer::try_new(bytes_of(run))?;
         for last in [false, true] {
-            let timed = self.engine.waits.start(Timed::DataRead);
-            buffer = queue.read(pointer.block * BLOCK_SIZE, buffer).await?;
-            drop(timed);
+            buffer = self.read_once(run, buffer, Timed::DataRead).await?;
             match self.verify(run, &buffer) {
                 Verdict::Good => return Ok(Some(buffer.freeze())),
                 Verdict::Stale => return Ok(None),
@@ -114,7 +265,7 @@ impl DataPath {
                     let offset = block.saturating_mul(BLOCK_SIZE);
                     let what = format!(
                         "inode {} version {} offset {offset}: checksum mismatch on member {}",
-                        range.inode, range.snapshot, pointer.member
+                        range.inode, range.snapshot, run[0].pointer.member
                     );
                     return Err(StoreError::DataLoss { what });
                 }
@@ -125,6 +276,13 @@ impl DataPath {
             }
         }
         Ok(None)
+    }
+
+    async fn read_once(&self, run: &[Span], buffer: Buffer, kind: Timed) -> Result<Buffer> {
+        let pointer = run[0].pointer;
+        let queue = self.engine.member(pointer.member)?;
+        let _timed = self.engine.waits.start(kind);
+        Ok(queue.read(pointer.block * BLOCK_SIZE, buffer).await?)
     }
 
     fn verify(&self, run: &[Span], bytes: &[u8]) -> Verdict {
@@ -141,20 +299,30 @@ impl DataPath {
         }
         Verdict::Good
     }
-
-    fn assemble(&self, range: &BlockRange, spans: &Spans, slices: &Slices) -> Data {
-        let mut data = Data::new();
-        let mut at = range.from;
-        for (run, slice) in slices {
-            let (first, end) = (spans[run.start].block, spans[run.end - 1].end());
-            self.push_zeroes(&mut data, (first - at) * BLOCK_SIZE);
-            data.push(slice.clone());
-            at = end;
-        }
-        self.push_zeroes(&mut data, (range.to - at) * BLOCK_SIZE);
-        data
-    }
 }
 
-/// What was read: the spans of each run, and their bytes.
-type Slices = SmallVec<[(Range<usize>, Slice); 2]>;
+/// Each block of a run: its number, its place, its checksum.
+fn blocks_of(run: &[Span]) -> impl DoubleEndedIterator<Item = (u64, Pointer, u32)> + '_ {
+    run.iter().flat_map(|span| {
+        (0..span.checksums.len()).map(move |index| {
+            let block = span.block + index as u64;
+            (block, span.at(block), span.checksums[index])
+        })
+    })
+}
+
+/// Blocks `from .. to` of a run, which has them.
+fn cut(run: &[Span], from: u64, to: u64) -> Spans {
+    let within = run.iter().filter(|span| span.block < to && from < span.end());
+    let cut = within.map(|span| {
+        let (first, end) = (span.block.max(from), span.end().min(to));
+        let sums = (first - span.block) as usize..(end - span.block) as usize;
+        let checksums = SmallVec::from_slice(&span.checksums[sums]);
+        Span { block: first, pointer: span.at(first), checksums }
+    });
+    cut.collect()
+}
+
+fn bytes_of(run: &[Span]) -> usize {
+    (run.iter().map(Span::blocks).sum::<u64>() * BLOCK_SIZE) as usize
+}

@@ -11,6 +11,7 @@ mod batches;
 mod concurrency;
 mod damage;
 mod damage_list;
+mod data_cache;
 mod dump;
 mod engine;
 mod faults;

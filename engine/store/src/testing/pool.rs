@@ -1,6 +1,7 @@
 //! Shards on devices in memory, and the links between them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,6 +29,10 @@ const DEVICE_BYTES: u64 = 256 << 20;
 #[derive(Default)]
 pub(crate) struct Asked {
     pub(crate) written_bytes: Cell<u64>,
+    pub(crate) reads: Cell<u64>,
+    pub(crate) read_bytes: Cell<u64>,
+    /// Flushes, by member.
+    pub(crate) flushes: RefCell<BTreeMap<String, u64>>,
     /// (offset, length) of discards.
     pub(crate) discards: RefCell<Vec<(u64, u64)>>,
     /// What the devices answer to a discard, when not by filling the range with garbage.
@@ -64,6 +69,14 @@ impl DeviceQueue for Recorder {
                 }
                 let bytes = data.iter().map(|piece| piece.len() as u64).sum::<u64>();
                 self.asked.written_bytes.set(self.asked.written_bytes.get() + bytes);
+            }
+            Operation::Read { buffer, .. } => {
+                self.asked.reads.set(self.asked.reads.get() + 1);
+                self.asked.read_bytes.set(self.asked.read_bytes.get() + buffer.len() as u64);
+            }
+            Operation::Flush => {
+                let mut flushes = self.asked.flushes.borrow_mut();
+                *flushes.entry(self.info().name.clone()).or_default() += 1;
             }
             Operation::Discard { offset, len } => {
                 self.asked.discards.borrow_mut().push((*offset, *len));

@@ -52,6 +52,7 @@ pub(super) struct Frame {
     unassigned_bytes: u64,
     /// Share of looks for index nodes that the cache answered; `None` when there was none.
     cache_hits: Option<f64>,
+    data_cache_hits: Option<f64>,
     copygc_per_second: f64,
     restarts_per_second: f64,
     blocked: Vec<Blocked>,
@@ -101,10 +102,7 @@ impl Frame {
         let seconds = (now.at - before.at).as_secs_f64().max(1e-3);
         let grown =
             |name: &str| now.counter(name).saturating_sub(before.counter(name)) as f64 / seconds;
-        let hits =
-            now.counter("btree_cache_hits").saturating_sub(before.counter("btree_cache_hits"));
-        let misses =
-            now.counter("btree_cache_misses").saturating_sub(before.counter("btree_cache_misses"));
+        let more = |name: &str| now.counter(name).saturating_sub(before.counter(name));
         let sum = |field: fn(&v1::ShardStats) -> u64| {
             now.stats.shards.iter().map(field).fold(0, u64::saturating_add)
         };
@@ -118,7 +116,8 @@ impl Frame {
             capacity_bytes: sum(|shard| shard.capacity_bytes),
             available_bytes: sum(|shard| shard.available_bytes),
             unassigned_bytes: sum(|shard| shard.unassigned_bytes),
-            cache_hits: share(hits, misses),
+            cache_hits: share(more("btree_cache_hits"), more("btree_cache_misses")),
+            data_cache_hits: share(more("data_cache_hits"), more("data_cache_misses")),
             copygc_per_second: grown("copygc_blocks_moved") * 4096.0,
             restarts_per_second: grown("transaction_restarts"),
             blocked: blocked(before, now, seconds),
@@ -155,6 +154,7 @@ impl Frame {
             "available_bytes": self.available_bytes,
             "unassigned_bytes": self.unassigned_bytes,
             "index_cache_hits": self.cache_hits,
+            "data_cache_hits": self.data_cache_hits,
             "copygc_bytes_per_second": self.copygc_per_second,
             "transaction_restarts_per_second": self.restarts_per_second,
             "blocked": blocked.collect::<Vec<_>>(),
@@ -176,12 +176,13 @@ impl Frame {
                 self.restarts_per_second
             ),
             format!(
-                "free {} of {}   journal {} used, fullest {}   index cache hits {}",
+                "free {} of {}   journal {} used, fullest {}   cache hits: index {}, data {}",
                 show(self.available_bytes),
                 show(self.capacity_bytes.saturating_add(self.unassigned_bytes)),
                 percent(self.journal.0),
                 percent(self.journal.1),
-                self.cache_hits.map_or_else(|| "-".to_owned(), percent)
+                self.cache_hits.map_or_else(|| "-".to_owned(), percent),
+                self.data_cache_hits.map_or_else(|| "-".to_owned(), percent)
             ),
         ];
         let cores: Vec<String> = self.cores.iter().map(|busy| percent(*busy)).collect();

@@ -164,6 +164,16 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         section: "memory",
+        name: "data_cache_mib",
+        kind: int(0, 1 << 20, "MiB"),
+        default: Some("256"),
+        example: "256",
+        doc: "Memory for data that was read or read ahead, shared equally by all shards. It is given \
+              back when buffers run short. 0 keeps none, and reads nothing ahead.",
+        advice: "0 suits clients that cache for themselves, such as virtual machines",
+    },
+    Key {
+        section: "memory",
         name: "io_buffers_mib",
         kind: int(64, 1 << 20, "MiB"),
         default: Some("512"),

@@ -82,6 +82,8 @@ pub(crate) enum CoreHost {
 pub(crate) struct Memory {
     /// Index cache of all shards together, in MiB.
     pub(crate) index_cache_mib: u64,
+    /// Cached data of all shards together, in MiB.
+    pub(crate) data_cache_mib: u64,
     /// Data of requests in progress on all cores together, in MiB.
     pub(crate) io_buffers_mib: u64,
     /// Whether allocations are counted.

@@ -149,7 +149,7 @@ const REFUSED: &[(&str, &str)] = &[
         "[memory]\nio_buffers_mib = 63",
         "memory.io_buffers_mib: 63 must be an integer from 64 to 1048576 (MiB); 512 keeps sixteen fast devices busy",
     ),
-    ("[memory]\ncache = 5", "memory.cache: unknown key; the nearest is memory.index_cache_mib"),
+    ("[memory]\ncache = 5", "memory.cache: unknown key; the nearest is memory.data_cache_mib"),
     ("[memroy]\nindex_cache_mib = 64", "[memroy]: unknown section; the nearest is [memory]"),
     (
         "[grpc]\nsocket = \"cairnd.sock\"",

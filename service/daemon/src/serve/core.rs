@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) shard_requests_max: usize,
     /// Memory for index nodes per shard, in bytes.
     pub(crate) index_cache_bytes: usize,
+    /// Memory for data that may be read again, per shard, in bytes.
+    pub(crate) data_cache_bytes: usize,
     /// Most data of these in progress per shard, in bytes.
     pub(crate) shard_bytes_max: u64,
     /// The NVMe/TCP target, if it is switched on.
@@ -153,6 +155,7 @@ impl Core {
         let limits = engine_store::limits::Limits::default();
         let opened = Shard::open(ShardConfig { engine, peers, limits }).await?;
         opened.engine().set_cache_bytes(self.plan.index_cache_bytes);
+        opened.set_data_cache_bytes(self.plan.data_cache_bytes);
         for note in opened.engine().recovery_notes() {
             tracing::warn!(shard = shard.0, "recovery: {note}");
         }

@@ -23,7 +23,7 @@ use crate::reserve::Reserve;
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
-use crate::times::{RestartReason, Waits};
+use crate::times::{RestartReason, Timed, Waits};
 use crate::transaction::{ReadMark, Reads, Transaction};
 
 pub use crate::space::{Allocation, Reservation, WritePoint};
@@ -398,7 +398,7 @@ impl Engine {
                     self.reclaim_wanted.notify_all();
                 }
                 Next::Write | Next::WriteFlush => {
-                    on_the_way.next().await;
+                    self.waits.on(Timed::BlockedJournalInFlight, on_the_way.next()).await;
                     self.reclaim_wanted.notify_all();
                 }
             }

@@ -54,6 +54,7 @@ pub(crate) async fn recover(
     let node_bytes = superblock.node_bytes as usize;
     let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
     let place = Place {
+        member: area.member,
         queue: Rc::clone(&config.members[usize::from(area.member)]),
         base_bytes: u64::from(area.first_bucket) * u64::from(superblock.bucket_bytes),
         pool_uuid: superblock.pool_uuid,

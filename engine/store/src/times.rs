@@ -49,8 +49,14 @@ timed! {
     RequestMetadata "request_metadata"
     /// A request has not begun, because the shard has as many as it may have.
     BlockedAdmission "blocked_admission"
-    /// A commit waits for space in the journal's ring.
+    /// A commit waits for space in the journal's ring, until a flush entry gives it back.
     BlockedJournalSpace "blocked_journal_space"
+    /// A commit waits for space in the journal's ring that old entries take, until what they tell of is
+    /// written out.
+    BlockedJournalPins "blocked_journal_pins"
+    /// A journal entry waits for those that are on their way: as many as may be are, or it is a flush
+    /// entry, which goes alone.
+    BlockedJournalInFlight "blocked_journal_in_flight"
     /// A commit waits until the full journal entry is on its way.
     BlockedJournalEntryFull "blocked_journal_entry_full"
     /// An answer waits until its journal entry is written.
@@ -61,6 +67,8 @@ timed! {
     JournalWrite "journal_write"
     /// Members are flushed and a journal entry is written through.
     JournalFlushWrite "journal_flush_write"
+    /// The part of it in which members are flushed.
+    JournalMemberFlush "journal_member_flush"
     /// A commit waits until index nodes that differ from disk take less memory.
     BlockedIndexMemory "blocked_index_memory"
     /// An allocation waits for a free bucket.

@@ -198,6 +198,8 @@ impl Engine {
     pub(crate) async fn write_bytes(&self, member: u8, offset: u64, bytes: &[u8]) -> Result<()> {
         let copy = self.reserve.copy_of(bytes).await?;
         let data = IoVec::from_iter([copy.data()]);
-        Ok(self.member(member)?.write(offset, data, false).await?)
+        self.member(member)?.write(offset, data, false).await?;
+        self.journal.note_written(member);
+        Ok(())
     }
 }

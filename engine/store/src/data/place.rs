@@ -86,7 +86,9 @@ impl Engine {
             let queue = self.member(only.pointer.member)?;
             if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {
                 let offset = only.pointer.block * BLOCK_SIZE;
-                return Ok(queue.write(offset, IoVec::from(data.as_slice()), false).await?);
+                queue.write(offset, IoVec::from(data.as_slice()), false).await?;
+                self.journal.note_written(only.pointer.member);
+                return Ok(());
             }
         }
         let mut commands = Vec::new();
@@ -107,6 +109,9 @@ impl Engine {
         }
         for result in futures::future::join_all(commands).await {
             result?;
+        }
+        for allocation in allocations {
+            self.journal.note_written(allocation.pointer.member);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ fn place(view: &View, shard: u16) -> (Place, u32) {
     let superblock = &view.superblock;
     let area = superblock.journals[usize::from(shard)];
     let place = Place {
+        member: area.member,
         queue: std::rc::Rc::clone(&view.members[usize::from(area.member)]),
         base_bytes: u64::from(area.first_bucket) * u64::from(superblock.bucket_bytes),
         pool_uuid: superblock.pool_uuid,

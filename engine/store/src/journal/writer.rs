@@ -1,6 +1,6 @@
 //! Filling, writing and waiting for journal entries.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -44,6 +44,8 @@ pub(crate) enum Class {
 /// Where a journal lies and whose it is.
 #[derive(Clone)]
 pub(crate) struct Place {
+    /// The member that holds it.
+    pub(crate) member: u8,
     pub(crate) queue: Rc<dyn DeviceQueue>,
     pub(crate) base_bytes: u64,
     pub(crate) pool_uuid: [u8; 16],
@@ -81,6 +83,7 @@ struct State {
     failed: Option<String>,
     entries_written: u64,
     flushes: u64,
+    member_flushes: u64,
     bytes_written: u64,
     waits_for_space: u64,
 }
@@ -90,12 +93,36 @@ pub(crate) struct Journal {
     place: Place,
     waits: Rc<Waits>,
     state: RefCell<State>,
+    unflushed: Unflushed,
     /// Room for one entry, for when memory is refused.
     reserve: Reserve,
     /// Something for the writer to do.
     pub(crate) work: Notify,
     /// Something that waiters wait for has happened.
     progress: Notify,
+}
+
+/// Members that were written to since they were last flushed. A write is noted when it is done, before
+/// anything names what it wrote; so what a flush entry covers is on members that were noted before it was
+/// sealed, and one that is noted while members are being flushed is flushed again the next time.
+struct Unflushed([Cell<u64>; 4]);
+
+impl Unflushed {
+    /// Nothing is known of what was written before.
+    fn all() -> Self {
+        Self(std::array::from_fn(|_| Cell::new(u64::MAX)))
+    }
+
+    fn note(&self, member: u8) {
+        let word = &self.0[usize::from(member / 64)];
+        word.set(word.get() | 1 << (member % 64));
+    }
+
+    /// The members to be flushed now, of `members`.
+    fn take(&self, members: usize) -> Vec<usize> {
+        let words = self.0.each_ref().map(Cell::take);
+        (0..members).filter(|member| words[member / 64] & (1 << (member % 64)) != 0).collect()
+    }
 }
 
 /// What the journal's writer should do next.
@@ -139,6 +166,7 @@ impl Journal {
             failed: None,
             entries_written: 0,
             flushes: 0,
+            member_flushes: 0,
             bytes_written: 0,
             waits_for_space: 0,
         };
@@ -146,6 +174,7 @@ impl Journal {
             place,
             waits,
             state: RefCell::new(state),
+            unflushed: Unflushed::all(),
             reserve,
             work: Notify::default(),
             progress: Notify::default(),
@@ -247,9 +276,7 @@ impl Journal {
                     return Ok(());
                 }
                 let room = state.entry_has_room(bytes);
-                let kind =
-                    if room { Timed::BlockedJournalSpace } else { Timed::BlockedJournalEntryFull };
-                self.waits.go_on(&mut wait, kind);
+                self.waits.go_on(&mut wait, state.why_no_room(room));
                 if room {
                     state.want_space = true;
                     if !waited {
@@ -478,15 +505,38 @@ impl Journal {
         entry: &[u8],
     ) -> Result<()> {
         if flush && !planted::is(Bug::NoPreflush) {
-            for member in members {
-                member.flush().await?;
-            }
+            self.flush_members(members).await?;
         }
         let copy = self.reserve.copy_of(entry).await?;
         let data = IoVec::from_iter([copy.data()]);
         let offset = self.place.base_bytes + u64::from(start) * JOURNAL_BLOCK as u64;
         let fua = flush && !planted::is(Bug::NoJournalFua);
-        Ok(self.place.queue.write(offset, data, fua).await?)
+        self.place.queue.write(offset, data, fua).await?;
+        if !fua {
+            self.note_written(self.place.member);
+        }
+        Ok(())
+    }
+
+    /// Flushes, side by side, the members that were written to since they were last flushed.
+    async fn flush_members(&self, members: &[Rc<dyn DeviceQueue>]) -> Result<()> {
+        let dirty = self.unflushed.take(members.len());
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        self.state.borrow_mut().member_flushes += dirty.len() as u64;
+        let _timed = self.waits.start(Timed::JournalMemberFlush);
+        let flushes = dirty.iter().map(|member| members[*member].flush());
+        for result in futures::future::join_all(flushes).await {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a write to `member`, not durable by itself, is done; to be called before anything names what
+    /// was written.
+    pub(crate) fn note_written(&self, member: u8) {
+        self.unflushed.note(member);
     }
 
     /// Named counters for metrics.
@@ -494,6 +544,10 @@ impl Journal {
         let state = self.state.borrow();
         out.push(("journal_entries_written", state.entries_written));
         out.push(("journal_flushes", state.flushes));
+        out.push(("journal_member_flushes", state.member_flushes));
+        out.push(("journal_entries_on_the_way", state.on_the_way.len() as u64));
+        let oldest = state.pins.oldest().unwrap_or(state.seq);
+        out.push(("journal_entries_pinned", state.seq - oldest));
         out.push(("journal_bytes_written", state.bytes_written));
         out.push(("journal_waits_for_space", state.waits_for_space));
         out.push(("journal_reserve_uses", self.reserve.uses()));
@@ -545,6 +599,16 @@ impl State {
 
     fn entry_has_room(&self, bytes: usize) -> bool {
         self.buffer.len() + bytes + TRAILER_BYTES <= self.entry_bytes_max()
+    }
+
+    /// What it is that an append waits for. `entry_room`: whether the entry being filled has room.
+    fn why_no_room(&self, entry_room: bool) -> Timed {
+        let pinned = self.pins.oldest().is_some_and(|oldest| oldest <= self.durable_last_seq);
+        match (entry_room, pinned) {
+            (false, _) => Timed::BlockedJournalEntryFull,
+            (true, true) => Timed::BlockedJournalPins,
+            (true, false) => Timed::BlockedJournalSpace,
+        }
     }
 
     fn ring_has_room(&self, bytes: usize, class: Class) -> bool {

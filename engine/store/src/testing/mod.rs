@@ -16,6 +16,7 @@ mod dump;
 mod engine;
 mod faults;
 mod index_memory;
+mod journal;
 mod logged;
 mod resize;
 mod space;

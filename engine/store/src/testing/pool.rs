@@ -1,7 +1,7 @@
 //! Shards on devices in memory, and the links between them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub(crate) struct Asked {
     pub(crate) written_bytes: Cell<u64>,
     pub(crate) reads: Cell<u64>,
     pub(crate) read_bytes: Cell<u64>,
+    /// Members with a write that is not durable since their last flush began.
+    pub(crate) unflushed: RefCell<BTreeSet<String>>,
     /// Flushes, by member.
     pub(crate) flushes: RefCell<BTreeMap<String, u64>>,
     /// (offset, length) of discards.
@@ -59,13 +61,16 @@ impl DeviceQueue for Recorder {
 
     fn submit(&self, operation: Operation, done: Completion) {
         match &operation {
-            Operation::Write { data, .. } => {
+            Operation::Write { data, fua, .. } => {
                 if let Some(left) = self.asked.writes_left.get() {
                     if left == 0 {
                         let device = self.info().name.clone();
                         return done.complete(Err(DeviceError::Gone { device }));
                     }
                     self.asked.writes_left.set(Some(left - 1));
+                }
+                if !*fua {
+                    self.asked.unflushed.borrow_mut().insert(self.info().name.clone());
                 }
                 let bytes = data.iter().map(|piece| piece.len() as u64).sum::<u64>();
                 self.asked.written_bytes.set(self.asked.written_bytes.get() + bytes);
@@ -75,6 +80,7 @@ impl DeviceQueue for Recorder {
                 self.asked.read_bytes.set(self.asked.read_bytes.get() + buffer.len() as u64);
             }
             Operation::Flush => {
+                self.asked.unflushed.borrow_mut().remove(&self.info().name);
                 let mut flushes = self.asked.flushes.borrow_mut();
                 *flushes.entry(self.info().name.clone()).or_default() += 1;
             }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use crate::btree::{Found, Node, NodePin};
+use crate::btree::{Found, Node, NodePin, Read};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::ExtentView;
@@ -56,7 +56,7 @@ impl Engine {
             .sum::<usize>()
             + transaction.counters.len() * COUNTER_BYTES;
         // Leaves found once stay cached until all are: the cache may be smaller than their number.
-        let mut nodes = Nodes::new();
+        let (mut nodes, mut read) = (Nodes::new(), Read::new());
         loop {
             if let Some(error) = self.stopped() {
                 return Err(error);
@@ -66,7 +66,7 @@ impl Engine {
                 self.waits.on(Timed::BlockedIndexMemory, cleaned).await;
                 continue;
             }
-            if !self.leaves_for(&transaction, &mut nodes).await? {
+            if !self.leaves_for(&transaction, &mut nodes, &mut read).await? {
                 continue;
             }
             if !self.journal.has_room(bytes, transaction.class) {
@@ -83,8 +83,13 @@ impl Engine {
     }
 
     /// Finds the leaf of each update, all cached and ready to be changed in this turn. False: waited
-    /// for something, look again.
-    async fn leaves_for(&self, transaction: &Transaction<'_>, nodes: &mut Nodes) -> Result<bool> {
+    /// for something, look again. `read` keeps what was read in meanwhile.
+    async fn leaves_for(
+        &self,
+        transaction: &Transaction<'_>,
+        nodes: &mut Nodes,
+        read: &mut Read,
+    ) -> Result<bool> {
         for (index, update) in transaction.updates.iter().enumerate() {
             match self.descend(update.tree, 0, update.position)? {
                 Found::Node(node) => match nodes.get_mut(index) {
@@ -95,7 +100,7 @@ impl Engine {
                 Found::Missing(missing) => {
                     let others = transaction.updates[index + 1..].iter();
                     let others = others.map(|other| (other.tree, other.position));
-                    self.read_in_with(missing, others).await?;
+                    *read = self.read_in_with(missing, others).await?;
                     return Ok(false);
                 }
             }

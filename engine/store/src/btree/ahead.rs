@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::descend::{Found, Missing};
 use super::format::NodePointer;
-use super::node::Node;
+use super::node::{Node, NodePin};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::key::{Position, Tree};
@@ -18,6 +18,9 @@ use crate::key::{Position, Tree};
 const SIBLINGS: usize = 2;
 /// Nodes read side by side, for one transaction or ahead.
 const SIDE_BY_SIDE: usize = 8;
+
+/// Nodes that were read in, kept in the cache until whoever asked for them has used them.
+pub(crate) type Read = SmallVec<[NodePin; SIDE_BY_SIDE]>;
 
 impl Engine {
     /// Has the siblings after `node` read in, in the background, unless they are cached. For iterations:
@@ -56,7 +59,7 @@ impl Engine {
                 // Looked up now: what was missing when it was asked for may have come and changed.
                 if let Ok(Found::Missing(missing)) = self.descend(tree, 0, position) {
                     self.cache.reads_ahead.set(self.cache.reads_ahead.get() + 1);
-                    reads.push(self.read_in(missing));
+                    reads.push(self.read_in_at_once(missing));
                 }
             }
             if reads.is_empty() {
@@ -69,7 +72,8 @@ impl Engine {
         while reads.next().await.is_some() {}
     }
 
-    /// Reads in a node, and beside it those that `others` will miss.
+    /// Reads in a node, and beside it those that `others` will miss. They stay cached as long as what this
+    /// gives.
     ///
     /// # Errors
     /// When the first cannot be read. The others report for themselves when they are needed.
@@ -77,7 +81,7 @@ impl Engine {
         &self,
         first: Missing,
         others: impl Iterator<Item = (Tree, Position)>,
-    ) -> Result<()> {
+    ) -> Result<Read> {
         let mut missing: SmallVec<[Missing; SIDE_BY_SIDE]> = SmallVec::new();
         missing.push(first);
         for (tree, position) in others {
@@ -90,8 +94,14 @@ impl Engine {
                 missing.push(other);
             }
         }
-        let mut results = join_all(missing.into_iter().map(|missing| self.read_in(missing))).await;
-        results.swap_remove(0)
+        let others = missing.drain(1..).map(|missing| self.read_in_at_once(missing));
+        let others = join_all(others.collect::<SmallVec<[_; SIDE_BY_SIDE]>>());
+        let first = missing.swap_remove(0);
+        let (first, others) = futures::future::join(self.read_in(first), others).await;
+        let mut read = Read::new();
+        read.extend(first?);
+        read.extend(others.into_iter().flatten().flatten());
+        Ok(read)
     }
 
     /// Reads in the leaves of `positions` that are not cached, side by side; for who will look all of them

@@ -6,9 +6,10 @@ use engine_base::BLOCK_SIZE;
 use engine_device::QueueExt;
 use engine_memory::Buffer;
 
+use super::cache::Cache;
 use super::format::NodePointer;
 use super::keys::Keys;
-use super::node::Node;
+use super::node::{Node, NodePin};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree};
@@ -96,6 +97,7 @@ impl Engine {
         position: Position,
     ) -> Result<Rc<Node>> {
         let mut missed = false;
+        let mut _read = None;
         loop {
             match self.descend(tree, level, position)? {
                 Found::Node(node) => {
@@ -107,24 +109,26 @@ impl Engine {
                 Found::Missing(missing) => {
                     self.cache.misses.set(self.cache.misses.get() + u64::from(!missed));
                     missed = true;
-                    self.read_in(missing).await?;
+                    _read = self.read_in(missing).await?;
                 }
             }
         }
     }
 
     /// Reads a node into the cache, or waits: for who does already, or for memory. The caller looks again
-    /// from the root, and does so in the turn in which it calls: what it found may change while it waits.
-    pub(crate) async fn read_in(&self, missing: Missing) -> Result<()> {
+    /// from the root, and does so in the turn in which it calls: what it found may change while it waits. It
+    /// keeps what it gets until then, so that the node is not evicted before it comes to use it.
+    pub(crate) async fn read_in(&self, missing: Missing) -> Result<Option<NodePin>> {
         let id = missing.pointer.node;
         let bytes = missing.memory_bytes();
+        // Who waits is woken for each node that is read, and goes on when it is its turn.
         if !self.cache.may_read(bytes) {
-            self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
-            return Ok(());
+            self.wait_for_read(|cache| cache.may_read(bytes)).await;
+            return Ok(None);
         }
         if !self.cache.reading.borrow_mut().insert(id) {
-            self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
-            return Ok(());
+            self.wait_for_read(|cache| !cache.reading.borrow().contains(&id)).await;
+            return Ok(None);
         }
         self.cache.evict(bytes);
         self.cache.reading_bytes.set(self.cache.reading_bytes.get() + bytes);
@@ -148,9 +152,26 @@ impl Engine {
         if let Found::Missing(now) = self.descend(missing.tree, missing.level, missing.max)?
             && now.pointer.node == id
         {
-            self.cache.insert_read(&Rc::new(node));
+            let node = Rc::new(node);
+            self.cache.insert_read(&node);
+            return Ok(Some(NodePin::new(node)));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    async fn wait_for_read(&self, over: impl Fn(&Cache) -> bool) {
+        while !over(&self.cache) {
+            self.waits.on(Timed::BlockedNodeRead, self.cache.read_done.notified()).await;
+        }
+    }
+
+    /// [`Engine::read_in`] where it need not wait, else nothing.
+    pub(crate) async fn read_in_at_once(&self, missing: Missing) -> Result<Option<NodePin>> {
+        let busy = self.cache.reading.borrow().contains(&missing.pointer.node);
+        if busy || !self.cache.may_read(missing.memory_bytes()) {
+            return Ok(None);
+        }
+        self.read_in(missing).await
     }
 
     /// The root that a journal entry names: read in, or empty when it was never written.

@@ -22,6 +22,7 @@ mod node;
 mod rewrite;
 mod writeout;
 
+pub(crate) use ahead::Read;
 pub(crate) use cache::Cache;
 pub(crate) use descend::Found;
 pub(crate) use format::NodePointer;

@@ -33,6 +33,9 @@ struct Old<'n> {
     taken: Taken,
 }
 
+/// Memory by which keys grow when they are cut in two, at most: their runs have room to grow at once.
+const CUT_BYTES: usize = 16 << 10;
+
 /// What was in nodes that are being replaced.
 #[derive(Default)]
 struct Emptied {
@@ -213,6 +216,7 @@ impl Engine {
         let single = pieces.len() == 1;
         let joined = olds.len() > 1;
         let (tree, level) = (olds[0].node.tree, olds[0].node.level);
+        self.cache.evict(pieces.len() * CUT_BYTES);
         let Emptied { mut keys, mut dirty, dirty_seq, grown_bytes } = self.empty(&olds);
         let mut news = Vec::with_capacity(pieces.len());
         for piece in pieces.into_iter().rev() {

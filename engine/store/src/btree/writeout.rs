@@ -146,6 +146,7 @@ impl Engine {
             body.writing_seq = None;
         }
         self.cache.account(node);
+        self.cache.evict(0);
         if let Some(parent) = parent {
             let pointer = node.pointer().encode();
             self.apply_at(&parent, node.max, Some(pointer));

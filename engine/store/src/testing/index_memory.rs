@@ -14,7 +14,7 @@ use crate::key::{Position, Tree, Value};
 use crate::times::Timed;
 
 /// Nodes of the pools here are 16 KiB on disk; their index takes ten times this and more.
-const CACHE_BYTES: usize = 320 << 10;
+const CACHE_BYTES: usize = 512 << 10;
 /// Keys there can be. Each task of a test has those that are its own number modulo [`TASKS`].
 const KEYS: u64 = 60_000;
 const TASKS: u64 = 8;

@@ -261,13 +261,7 @@ impl Options {
             members,
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
-            // A stream of its own: with and without a cache a seed does the same.
-            data_cache_bytes: *Random::new(seed ^ 0x6461_7461).pick(&[
-                0,
-                1 << 18,
-                1 << 20,
-                16 << 20,
-            ]),
+            data_cache_bytes: Self::data_cache_bytes(seed),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
             schedule: *random.pick(&[
@@ -334,6 +328,11 @@ impl Options {
             size_max: *random.pick(&[64 * KIB, 10 * MIB]),
         };
         options
+    }
+
+    /// From a stream of its own: a seed does the same with a cache and without.
+    fn data_cache_bytes(seed: u64) -> usize {
+        *Random::new(seed ^ 0x6461_7461).pick(&[0, 1 << 18, 1 << 20, 16 << 20])
     }
 
     /// A pool that is used a little, for long: `operations` with pauses, so that they take about

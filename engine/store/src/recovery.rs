@@ -51,7 +51,6 @@ pub(crate) async fn recover(
     let (superblock, mut notes) = members::superblock(&config).await?;
     let superblock = Rc::new(superblock);
     let area = superblock.journals[usize::from(config.shard.0)];
-    let node_bytes = superblock.node_bytes as usize;
     let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
     let place = Place {
         member: area.member,
@@ -80,7 +79,7 @@ pub(crate) async fn recover(
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
         waits,
         reserve: Reserve::try_new(write_bytes_max)?,
-        cache: Cache::new(cache_bytes, node_bytes),
+        cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
         space,
         counters: RefCell::default(),
         taken: RefCell::default(),

@@ -11,6 +11,7 @@ mod engine;
 mod files;
 mod histogram;
 mod load;
+mod mount;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,6 +57,12 @@ struct Args {
     /// A flush after every so many writes
     #[arg(long, default_value_t = 0)]
     flush_every: u64,
+    /// Sizes of the pools that are opened
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1024])]
+    sizes_gib: Vec<u64>,
+    /// How much is written to each of them
+    #[arg(long, default_value_t = 400)]
+    fill_mib: u64,
     /// Seed of the random offsets
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -75,6 +82,9 @@ enum SubjectName {
     KernelFiles,
     /// Opening the pool on the file
     EngineOpen,
+    /// Opening pools of --sizes-gib, one after the other on --file (sparse), that were left without a close
+    /// after --fill-mib were written to each and --operations blocks overwritten
+    Mount,
 }
 
 fn main() -> Result<()> {
@@ -99,6 +109,12 @@ fn main() -> Result<()> {
         }
         (SubjectName::KernelFiles, Some(directory)) => {
             println!("{}", files::kernel(directory, count)?);
+            return Ok(());
+        }
+        (SubjectName::Mount, Some(file)) => {
+            for gib in &args.sizes_gib {
+                println!("{}", mount::measure(file, *gib, args.fill_mib, count)?);
+            }
             return Ok(());
         }
         (SubjectName::EngineOpen, Some(file)) => {

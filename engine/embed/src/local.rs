@@ -273,3 +273,101 @@ fn open_shards(
         Err(fault) => Err(fault.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::fd::RawFd;
+    use std::sync::Mutex;
+
+    use engine_device::{Completion, DeviceError, DeviceInfo, Operation};
+    use engine_store::superblock::Superblock;
+
+    use super::*;
+
+    /// A device in memory that notes of how many journals it is asked to read at a time. It answers when it
+    /// is polled, so what was asked between two polls is on its way at the same time.
+    #[derive(Clone)]
+    struct Watched {
+        memory: MemoryDevice,
+        superblock: Arc<Mutex<Option<Superblock>>>,
+        most: Arc<Mutex<usize>>,
+    }
+
+    struct WatchedQueue {
+        device: Watched,
+        inner: Rc<dyn DeviceQueue>,
+        journals: RefCell<BTreeSet<usize>>,
+    }
+
+    impl BlockDevice for Watched {
+        fn info(&self) -> &DeviceInfo {
+            self.memory.info()
+        }
+
+        fn open_queue(&self, depth: u32) -> std::result::Result<Rc<dyn DeviceQueue>, DeviceError> {
+            let inner = self.memory.open_queue(depth)?;
+            Ok(Rc::new(WatchedQueue { device: self.clone(), inner, journals: RefCell::default() }))
+        }
+    }
+
+    impl DeviceQueue for WatchedQueue {
+        fn info(&self) -> &DeviceInfo {
+            self.inner.info()
+        }
+
+        fn refresh_size(&self) -> std::result::Result<u64, DeviceError> {
+            self.inner.refresh_size()
+        }
+
+        fn submit(&self, operation: Operation, done: Completion) {
+            if let Operation::Read { offset, .. } = &operation
+                && let Some(superblock) = &*self.device.superblock.lock().unwrap()
+            {
+                let bucket = (offset / u64::from(superblock.bucket_bytes)) as u32;
+                let journal = superblock.journals.iter().position(|area| {
+                    (area.first_bucket..area.first_bucket + area.buckets).contains(&bucket)
+                });
+                self.journals.borrow_mut().extend(journal);
+            }
+            self.inner.submit(operation, done);
+        }
+
+        fn poll(&self) -> usize {
+            let journals = self.journals.take().len();
+            let mut most = self.device.most.lock().unwrap();
+            *most = (*most).max(journals);
+            drop(most);
+            self.inner.poll()
+        }
+
+        fn in_flight(&self) -> usize {
+            self.inner.in_flight()
+        }
+
+        fn wake_fd(&self) -> Option<RawFd> {
+            self.inner.wake_fd()
+        }
+
+        fn prepare_to_sleep(&self) -> bool {
+            self.inner.prepare_to_sleep()
+        }
+    }
+
+    #[test]
+    fn shards_read_their_journals_side_by_side() {
+        let device = Watched {
+            memory: MemoryDevice::new("memory", 256 << 20, 4096),
+            superblock: Arc::default(),
+            most: Arc::default(),
+        };
+        let (mut reactor, queues) = assemble(&[&device]).unwrap();
+        let options = FormatOptions { shards: Some(8), ..FormatOptions::default() };
+        let members = queues.clone();
+        let format = async move { engine_store::pool::format(&members, &options).await };
+        let superblock = reactor.block_on(format).unwrap().unwrap();
+        *device.superblock.lock().unwrap() = Some(superblock);
+        open_shards(&mut reactor, queues, 8, Opening::Whole).map(drop).unwrap();
+        assert_eq!(*device.most.lock().unwrap(), OPENING_MAX);
+    }
+}

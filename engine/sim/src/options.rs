@@ -166,6 +166,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Memory for data of a shard in bytes; 0: none.
     pub data_cache_bytes: usize,
+    /// Tables of regions that a shard keeps in memory when they are idle.
+    pub region_tables: usize,
     /// How fast they are.
     pub latency: Latency,
     /// Longest time of a message in nanoseconds.
@@ -262,6 +264,7 @@ impl Options {
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
             data_cache_bytes: Self::data_cache_bytes(seed),
+            region_tables: *Random::new(seed ^ 0x7461_6273).pick(&[1, 4, 1000]),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
             schedule: *random.pick(&[
@@ -301,6 +304,7 @@ impl Options {
             journal_bytes: MIB,
         };
         options.cache_bytes = 1 << 18;
+        options.region_tables = 1;
         options.latency.stalls_ppm = 0;
         options.volumes = vec![(*random.pick(&[64, 1500]), 1)];
         (options.trees, options.administration) = (1, true);

@@ -63,6 +63,10 @@ impl Engine {
         loop {
             let before = (self.commits.get(), self.cache.rewrites.get());
             let mut walk = Walk::default();
+            let (_keep, lost) = self.load_all().await?;
+            for error in lost {
+                walk.problem(error.to_string());
+            }
             for tree in Tree::ALL {
                 self.walk_tree(tree, &mut walk).await?;
             }
@@ -265,6 +269,7 @@ impl Engine {
             let total = tables.live_blocks;
             problems.push(format!("{live} live blocks in buckets, {total} in the total"));
         }
+        problems.extend(tables.tallies_that_lie());
         drop(tables);
         for (version, blocks) in &walk.versions {
             let counter = self.counter(Counter::data_blocks(*version));

@@ -11,8 +11,8 @@ use crate::extent::ExtentView;
 use crate::journal::{Class, Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
-use crate::space::BucketKind;
 use crate::space::format::SummaryEntry;
+use crate::space::{BucketKind, RegionId, RegionPin};
 use crate::times::{RestartReason, Timed};
 use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
 
@@ -57,6 +57,8 @@ impl Engine {
             + transaction.counters.len() * COUNTER_BYTES;
         // Leaves found once stay cached until all are: the cache may be smaller than their number.
         let (mut nodes, mut read) = (Nodes::new(), Read::new());
+        // So do the tables of the regions whose buckets it changes.
+        let mut pins: SmallVec<[RegionPin; 2]> = SmallVec::new();
         loop {
             if let Some(error) = self.stopped() {
                 return Err(error);
@@ -75,6 +77,11 @@ impl Engine {
             }
             self.validate(&transaction)?;
             let change = self.space_change(&transaction, &nodes)?;
+            if let Some(region) = self.unloaded_region(&change) {
+                pins.push(self.pin_region(region).await?);
+                continue;
+            }
+            self.check_change(&change)?;
             // In memory a key takes about twice what it takes in the journal.
             self.cache.evict(bytes * 2);
             self.apply(transaction, &nodes, change);
@@ -151,8 +158,13 @@ impl Engine {
                 self.count_extent(&mut change, update.position, new, 1)?;
             }
         }
-        self.check_change(&change)?;
         Ok(change)
+    }
+
+    /// A region whose table the change needs, and which is not loaded.
+    fn unloaded_region(&self, change: &SpaceChange) -> Option<RegionId> {
+        let tables = self.space.tables.borrow();
+        change.buckets.iter().find_map(|(id, _)| tables.unloaded(*id))
     }
 
     /// Refuses a change that the tables contradict: they and the index come from disk.

@@ -19,7 +19,7 @@ use crate::error::{Result, StoreError};
 use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
-use crate::reserve::Reserve;
+use crate::reserve::{ReadReserve, Reserve};
 use crate::space::{RegionSource, Space};
 use crate::superblock::Superblock;
 use crate::sync::Notify;
@@ -87,6 +87,8 @@ pub struct Engine {
     pub(crate) waits: Rc<Waits>,
     /// Room for one write of index nodes, for when memory is refused.
     pub(crate) reserve: Reserve,
+    /// Room for one read of a node that tells of space, for when memory is refused.
+    pub(crate) read_reserve: ReadReserve,
     pub(crate) cache: Cache,
     pub(crate) space: Rc<Space>,
     pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
@@ -501,6 +503,7 @@ impl Engine {
             Holder::NodeWriting(_) => Ok(()),
             Holder::Bucket(member, bucket) => self.checkpoint_bucket((member, bucket)).await,
             Holder::Counter(counter) => self.checkpoint_counter(Counter(counter)).await,
+            Holder::Region(member, region) => self.checkpoint_region((member, region)).await,
         }
     }
 

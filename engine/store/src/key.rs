@@ -36,11 +36,13 @@ pub enum Tree {
     Regions = 9,
     /// (inode, block or kind of lost keys, snapshot) -> damage entry.
     Damage = 10,
+    /// (member, region, 0) -> tally: what the buckets of a region hold together, checkpointed.
+    Tallies = 11,
 }
 
 impl Tree {
     /// Every tree, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Extents,
         Self::Inodes,
         Self::Dirents,
@@ -52,6 +54,7 @@ impl Tree {
         Self::Counters,
         Self::Regions,
         Self::Damage,
+        Self::Tallies,
     ];
 
     /// The tree of a number read from disk.

@@ -42,11 +42,13 @@ pub enum Bug {
     BlacklistForgotten,
     /// Of several tasks that wait for the same thing, the last is not woken.
     LostWakeup,
+    /// The tally of a region does not hold the journal entries that changed it.
+    TallyNotPinned,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 18] = [
+    pub const ALL: [(&'static str, Self); 19] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -65,6 +67,7 @@ impl Bug {
         ("no-flush-after-recovery", Self::NoFlushAfterRecovery),
         ("blacklist-forgotten", Self::BlacklistForgotten),
         ("lost-wakeup", Self::LostWakeup),
+        ("tally-not-pinned", Self::TallyNotPinned),
     ];
 }
 

@@ -5,7 +5,9 @@
 //!    as many as are whole, with all that they name ([`crate::tail`]). A prefix of what was committed.
 //! 3. Roots are taken from the newest entry; keys are replayed into nodes, top level first, so that
 //!    each level is final before it is used to find the next.
-//! 4. Bucket and counter tables are their checkpoints plus the deltas after each one's stamp.
+//! 4. Counters, and the tables of regions in which a delta names a bucket, are their checkpoints plus the
+//!    deltas after each one's stamp. Of all other regions the tally is read, and no more: what a mount
+//!    costs depends on the journal and not on the pool. See [`crate::space`].
 //!
 //! What was replayed is dirty and pins the entries it came from. All members are flushed, and when there
 //! were entries after the flush entry, a new one decides for good which of them count: from then on the
@@ -15,7 +17,7 @@ mod members;
 mod newest;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
@@ -32,7 +34,7 @@ use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::reached::{Branch, mark};
 use crate::repair::{MENDABLE, is_loss};
-use crate::reserve::Reserve;
+use crate::reserve::{ReadReserve, Reserve};
 use crate::space::format::summary_blocks;
 use crate::space::{Bucket, BucketKind, Space};
 use crate::sync::Notify;
@@ -79,7 +81,8 @@ pub(crate) async fn recover(
         journal: Rc::new(Journal::new(place, ring_blocks, &recovered, Rc::clone(&waits))?),
         waits,
         reserve: Reserve::try_new(write_bytes_max)?,
-        cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
+        read_reserve: ReadReserve::try_new(node_bytes)?,
+        cache: Cache::new(cache_bytes, node_bytes),
         space,
         counters: RefCell::default(),
         taken: RefCell::default(),
@@ -186,7 +189,8 @@ impl Engine {
         }
         let mut lost = self.read_roots(recovered, opening).await?;
         self.replay_keys(overlay, opening, &mut lost).await?;
-        self.load_checkpoints().await?;
+        self.load_tables(&deltas, opening).await?;
+        self.load_counters().await?;
         self.load_damage().await?;
         for (seq, ordinal, record) in &deltas {
             self.replay_delta(*seq, *ordinal, record)?;
@@ -285,19 +289,22 @@ impl Engine {
     fn replay_delta(&self, seq: u64, ordinal: u32, record: &Record<'_>) -> Result<()> {
         let at = (seq, ordinal);
         match *record {
-            Record::BucketOpen { member, bucket, .. }
-            | Record::BucketLive { member, bucket, .. }
-            | Record::BucketSlot { member, bucket, .. } => {
-                let id = (member, bucket);
+            Record::BucketOpen { .. } | Record::BucketLive { .. } | Record::BucketSlot { .. } => {
+                let Some(id) = self.bucket_of_delta(record)? else { return Ok(()) };
+                let mut tables = self.space.tables.borrow_mut();
+                let region = tables.region_of(id);
+                // One that is not loaded lies past the end of its member, which was shrunk.
+                if tables.is_loaded(region) {
+                    // The tally may be older than the bucket's checkpoint: it still needs this entry.
+                    self.dirty_region(&mut tables, region, seq);
+                }
+                drop(tables);
                 if self.stamps.borrow().buckets.get(&id).is_some_and(|stamp| at < *stamp) {
                     mark(Branch::DeltaOfBucketStamped);
                     return Ok(());
                 }
                 mark(Branch::DeltaOfBucket);
-                if usize::from(member) >= self.superblock().members.len() {
-                    return Err(StoreError::corrupt("journal", "a member that is not known"));
-                }
-                self.space.check_pointer(member, self.space.first_block(id), 1)?;
+                self.space.check_pointer(id.0, self.space.first_block(id), 1)?;
                 self.replay_bucket(id, seq, record)
             }
             Record::CounterAdd { counter, .. } | Record::CounterAtLeast { counter, .. } => {
@@ -341,39 +348,69 @@ impl Engine {
         Ok(())
     }
 
+    /// Loads what the deltas need: the tallies of all regions, and the tables of those in which a delta
+    /// names a bucket. A repair wants all tables, and believes no tally.
+    async fn load_tables(
+        &self,
+        deltas: &[(u64, u32, Record<'static>)],
+        opening: Opening,
+    ) -> Result<()> {
+        self.load_tallies().await?;
+        let mut regions = BTreeSet::new();
+        for (_, _, record) in deltas {
+            if let Some(id) = self.bucket_of_delta(record)? {
+                regions.insert(self.space.tables.borrow().region_of(id));
+            }
+        }
+        if opening == Opening::Salvage {
+            regions.extend(self.regions_with_checkpoints().await?);
+            regions.extend(self.space.tables.borrow().known_regions());
+        }
+        for region in regions {
+            self.load_for_replay(region).await?;
+        }
+        Ok(())
+    }
+
+    /// The bucket that a delta names, if it is one of a bucket.
+    fn bucket_of_delta(&self, record: &Record<'_>) -> Result<Option<(u8, u32)>> {
+        let (Record::BucketOpen { member, bucket, .. }
+        | Record::BucketLive { member, bucket, .. }
+        | Record::BucketSlot { member, bucket, .. }) = *record
+        else {
+            return Ok(None);
+        };
+        if usize::from(member) >= self.superblock().members.len() {
+            return Err(StoreError::corrupt("journal", "a member that is not known"));
+        }
+        Ok(Some((member, bucket)))
+    }
+
     /// Derives what follows from the states of the buckets, and checks them.
     fn settle_tables(&self, opening: Opening) -> Result<()> {
-        let most = self.space.data_blocks();
-        let all = self.space.all_slots();
         let mut tables = self.space.tables.borrow_mut();
-        let ids: Vec<_> = tables.buckets.keys().copied().collect();
-        for id in ids {
-            let state = tables.bucket(id);
-            if opening == Opening::Salvage {
-                // The repair counts what is right.
+        let loaded = tables.loaded_regions();
+        if opening == Opening::Salvage {
+            // The repair counts what is right.
+            let (most, all) = (self.space.data_blocks(), self.space.all_slots());
+            for state in tables.buckets.values_mut() {
                 state.live_blocks = state.live_blocks.min(most);
                 state.slots &= all;
             }
-            if state.live_blocks > most || state.slots & !all != 0 {
-                mark(Branch::BucketsContradict);
-                return Err(StoreError::corrupt(
-                    format!("bucket {} of member {}", id.1, id.0),
-                    format!("{} live blocks, slots {:#x}", state.live_blocks, state.slots),
-                ));
+            let seq = self.journal.seq();
+            for region in &loaded {
+                self.dirty_region(&mut tables, *region, seq);
             }
-            if state.is_empty() {
-                state.kind = BucketKind::Free;
-            }
-            let (kind, live) = (state.kind, u64::from(state.live_blocks));
-            let slots = u64::from(state.slots.count_ones());
-            tables.live_blocks += live;
-            tables.used_slots += slots;
-            tables.list_bucket(id);
-            if kind == BucketKind::Index {
-                tables.index_buckets += 1;
-                tables.note_slots(id, all);
-            }
+            tables.keep_all_for_good();
         }
+        for region in loaded {
+            let settled = tables.settle_region(&self.space, region);
+            if settled.is_err() {
+                mark(Branch::BucketsContradict);
+            }
+            settled?;
+        }
+        tables.count_all();
         Ok(())
     }
 }

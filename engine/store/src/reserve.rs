@@ -1,5 +1,8 @@
 //! Memory kept back for writing out what is in memory: the journal, and index nodes.
 //!
+//! Writing out a node also frees its old place, and so may have to read the table of a region: a
+//! [`ReadReserve`] is for that.
+//!
 //! Two contexts ask for buffers. *Normal* is everybody who calls `Buffer::try_new`: clients' data,
 //! reads, the cache. They are refused at once when the limit is reached; nothing waits, and nothing
 //! is written to make room, so there is no need for a context that forbids either. *Critical* is
@@ -129,12 +132,79 @@ impl Drop for Lent<'_> {
     }
 }
 
+/// One buffer for reads without which nothing can be written out. Who finds it in use is refused, and tries
+/// again later.
+pub(crate) struct ReadReserve {
+    bytes: usize,
+    kept: RefCell<Option<Buffer>>,
+}
+
+impl ReadReserve {
+    /// A reserve for reads of at most `bytes`.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub(crate) fn try_new(bytes: usize) -> Result<Self, OutOfMemory> {
+        let _scope = alloc_scope!("write-out reserve");
+        Ok(Self { bytes, kept: RefCell::new(Some(Buffer::try_new_dirty(bytes)?)) })
+    }
+
+    /// A buffer for a read of `len` bytes: ordinary memory if there is some, else that of the reserve,
+    /// which is longer. To be given back after the read, wherever it came from.
+    ///
+    /// # Errors
+    /// When ordinary memory is refused, and the reserve is out or too small.
+    pub(crate) fn buffer(&self, len: usize) -> Result<Buffer, OutOfMemory> {
+        match Buffer::try_new(len) {
+            Ok(buffer) => {
+                let mut kept = self.kept.borrow_mut();
+                if kept.is_none() {
+                    // It is out, or was lost in a read that failed.
+                    *kept = Buffer::try_new_dirty(self.bytes).ok();
+                }
+                Ok(buffer)
+            }
+            Err(refused) if len > self.bytes => Err(refused),
+            Err(refused) => self.kept.borrow_mut().take().ok_or(refused),
+        }
+    }
+
+    /// Takes a buffer back, if it is one of the reserve.
+    pub(crate) fn give_back(&self, buffer: Buffer) {
+        if buffer.len() == self.bytes {
+            *self.kept.borrow_mut() = Some(buffer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use engine_memory::refuse;
     use futures::FutureExt as _;
 
     use super::*;
+
+    #[test]
+    fn tables_are_read_when_memory_is_refused() {
+        let reserve = ReadReserve::try_new(8192).unwrap();
+        let ordinary = reserve.buffer(4096).unwrap();
+        assert_eq!(ordinary.len(), 4096);
+        reserve.give_back(ordinary);
+        let lost = {
+            let _refusing = refuse(0, u64::MAX);
+            let kept = reserve.buffer(4096).unwrap();
+            assert_eq!(kept.len(), 8192);
+            assert!(reserve.buffer(4096).is_err(), "it is out");
+            reserve.give_back(kept);
+            assert!(reserve.buffer(8193).is_err(), "more than it is for");
+            reserve.buffer(8192).unwrap()
+        };
+        // One that does not come back is replaced when there is memory.
+        drop(lost);
+        reserve.buffer(4096).unwrap();
+        let _refusing = refuse(0, u64::MAX);
+        assert_eq!(reserve.buffer(4096).unwrap().len(), 8192);
+    }
 
     #[test]
     fn critical_work_goes_on_when_memory_is_refused() {

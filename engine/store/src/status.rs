@@ -17,7 +17,8 @@ impl Engine {
         let bucket_bytes = u64::from(self.superblock().bucket_bytes);
         let available = self.space.writable_blocks(self.cache.unwritten_bytes.get(), unassigned);
         let tables = self.space.tables.borrow();
-        let not_data = (tables.free.len() + tables.discarding.len() + tables.draining.len()) as u64
+        let not_data = (tables.free_buckets() + tables.discarding.len() + tables.draining.len())
+            as u64
             + tables.index_buckets;
         let held = tables.owned.saturating_sub(not_data) * u64::from(self.space.data_blocks());
         Ok(ShardStatus {

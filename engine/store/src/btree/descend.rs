@@ -204,14 +204,25 @@ impl Engine {
         }
         let offset = location.block.saturating_mul(BLOCK_SIZE);
         let member = self.member(location.member)?;
-        let bytes = member.read(offset, Buffer::try_new(len)?).await?;
-        Node::parse(&bytes, tree, level, pointer, max, self.cache.next_tick()).map_err(|error| {
-            let (device, min) = (&member.info().name, pointer.min);
-            StoreError::corrupt(
-                format!("node {} of tree {tree:?} at level {level}", pointer.node),
-                format!("keys {min:?} to {max:?}, at byte {offset} of {device}: {error}"),
-            )
-        })
+        // What tells of space is read to write out nodes, which must go on when memory is refused.
+        let of_space = matches!(tree, Tree::Buckets | Tree::Tallies | Tree::Counters);
+        let buffer = match of_space {
+            true => self.read_reserve.buffer(len)?,
+            false => Buffer::try_new(len)?,
+        };
+        let bytes = member.read(offset, buffer).await?;
+        let node = Node::parse(&bytes[..len], tree, level, pointer, max, self.cache.next_tick())
+            .map_err(|error| {
+                let (device, min) = (&member.info().name, pointer.min);
+                StoreError::corrupt(
+                    format!("node {} of tree {tree:?} at level {level}", pointer.node),
+                    format!("keys {min:?} to {max:?}, at byte {offset} of {device}: {error}"),
+                )
+            });
+        if of_space {
+            self.read_reserve.give_back(bytes);
+        }
+        node
     }
 }
 

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use engine_base::BLOCK_SIZE;
+use smallvec::SmallVec;
 
 use super::format::{BSET_HEADER_BYTES, BsetInfo, BsetWriter, Location, POINTER_BYTES, key_bytes};
 use super::keys::{Keys, Positions};
@@ -13,7 +14,7 @@ use crate::error::Result;
 use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Position, VALUE_BYTES_MAX, Value};
 use crate::six::IntentGuard;
-use crate::space::SlotAllocation;
+use crate::space::{RegionId, RegionPin, SlotAllocation};
 use crate::times::{RestartReason, Timed};
 
 /// A node to be: its range and the keys as they were when the rewrite began.
@@ -187,8 +188,13 @@ impl Engine {
     async fn admit_replacement(&self, olds: &[Old<'_>], pieces: usize) -> Result<Option<Rc<Node>>> {
         let each = RecordWriter::put_bytes(POINTER_BYTES) + SLOT_RECORD_BYTES;
         let bytes = (olds.len() + pieces) * each;
+        let mut pins: SmallVec<[RegionPin; 2]> = SmallVec::new();
         loop {
             self.journal.admit(bytes, Class::Reclaim).await?;
+            if let Some(region) = self.unloaded_place(olds) {
+                pins.push(self.pin_region(region).await?);
+                continue;
+            }
             if let Some(old) = olds.iter().find(|old| !old.node.lock.can_change()) {
                 self.waits.on(Timed::BlockedNodeLock, old.node.lock.released()).await;
                 continue;
@@ -209,6 +215,15 @@ impl Engine {
             }
             return Ok(Some(parent));
         }
+    }
+
+    /// The region of a place that is to be freed, if its table is not loaded.
+    fn unloaded_place(&self, olds: &[Old<'_>]) -> Option<RegionId> {
+        let tables = self.space.tables.borrow();
+        olds.iter().find_map(|old| {
+            let location = old.node.body.borrow().location?;
+            tables.unloaded(self.space.bucket_of(location.member, location.block))
+        })
     }
 
     /// The moment of replacement: one turn, no wait.

@@ -258,6 +258,11 @@ impl Reader {
                 Verdict::Good => return Ok(Some(buffer.freeze())),
                 Verdict::Stale => return Ok(None),
                 Verdict::Bad(block) if last => {
+                    for span in run {
+                        if !self.engine.pointer_is_surely_current(&span.pointer).await? {
+                            return Ok(None);
+                        }
+                    }
                     if let Some(span) = run.iter().find(|it| (it.block..it.end()).contains(&block))
                     {
                         self.engine.note_lost_block(range, block, span.at(block));

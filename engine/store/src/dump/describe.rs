@@ -11,13 +11,13 @@ use crate::key::{Position, Tree};
 use crate::logged::Intent;
 use crate::namespace::{Entry, Hashed, Inode, Slot, Xattr};
 use crate::space::BucketKind;
-use crate::space::format::{BucketCheckpoint, decode_counter};
+use crate::space::format::{BucketCheckpoint, Tally, decode_counter};
 use crate::subvolume::format::{PoolName, Root, decode_subvolume};
 
 type Fields = Vec<(&'static str, Item)>;
 
 /// The names of the trees, by number.
-pub(super) const TREE_NAMES: [(&str, Tree); 11] = [
+pub(super) const TREE_NAMES: [(&str, Tree); 12] = [
     ("extents", Tree::Extents),
     ("inodes", Tree::Inodes),
     ("dirents", Tree::Dirents),
@@ -29,6 +29,7 @@ pub(super) const TREE_NAMES: [(&str, Tree); 11] = [
     ("counters", Tree::Counters),
     ("regions", Tree::Regions),
     ("damage", Tree::Damage),
+    ("tallies", Tree::Tallies),
 ];
 
 pub(super) fn tree_name(tree: Tree) -> &'static str {
@@ -139,6 +140,7 @@ pub(super) fn value(tree: Tree, level: u8, at: Position, bytes: &[u8]) -> Item {
             _ => Err(StoreError::corrupt("region", format!("{} bytes", bytes.len()))),
         },
         Tree::Damage => Damage::decode(bytes).map(|found| damage(&found)),
+        Tree::Tallies => Tally::decode(bytes).map(|found| tally(&found)),
     };
     decoded(item, bytes)
 }
@@ -342,6 +344,18 @@ pub(super) fn bucket_kind(kind: BucketKind) -> Item {
         BucketKind::Data => "data".into(),
         BucketKind::Index => "index".into(),
     }
+}
+
+fn tally(tally: &Tally) -> Item {
+    Item::Map(vec![
+        ("data_buckets", tally.data_buckets.into()),
+        ("index_buckets", tally.index_buckets.into()),
+        ("used_slots", tally.used_slots.into()),
+        ("live_blocks", tally.live_blocks.into()),
+        ("least_live", tally.least_live.into()),
+        ("oldest", tally.oldest.into()),
+        ("newest", tally.newest.into()),
+    ])
 }
 
 fn bucket(state: &BucketCheckpoint) -> Item {

@@ -15,6 +15,8 @@ pub(crate) enum Holder {
     Bucket(u8, u32),
     /// A counter newer than its checkpoint.
     Counter(u64),
+    /// The tally of a region newer than its checkpoint: (member, region).
+    Region(u8, u32),
 }
 
 /// The pins of a journal: each holder pins one entry, the oldest it needs.

@@ -56,6 +56,7 @@ pub(crate) async fn repair(
         self::owners::repair(context, &mut repairs).await?;
     } else {
         let engine = &context.engine;
+        let (_keep, _unreadable) = engine.load_all().await?;
         engine.mend_nodes(&mut repairs).await?;
         engine.mend_extents(&mut repairs).await?;
         engine.mend_space(&mut repairs).await?;

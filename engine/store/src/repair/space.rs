@@ -54,6 +54,13 @@ impl Engine {
             self.walk_tree(tree, &mut walk).await?;
         }
         let wrong = self.wrong_buckets(&mut walk);
+        // What the index names may lie in a region of which nothing was known; all tables are kept.
+        for (id, _) in &wrong {
+            let region = self.space.tables.borrow().unloaded(*id);
+            if let Some(region) = region {
+                self.pin_region(region).await?;
+            }
+        }
         for batch in wrong.chunks(BUCKETS_PER_TURN) {
             self.journal.admit(batch.len() * BUCKET_BYTES, Class::Reclaim).await?;
             if before != self.activity() {
@@ -76,6 +83,7 @@ impl Engine {
             }
         }
         self.settle_totals();
+        self.renew_tallies();
         Ok(before == self.activity())
     }
 
@@ -161,6 +169,15 @@ impl Engine {
              are {live} and {:#x}",
             counted.slots
         )
+    }
+
+    /// The tallies of all regions are written anew.
+    fn renew_tallies(&self) {
+        let seq = self.journal.seq();
+        let mut tables = self.space.tables.borrow_mut();
+        for region in tables.loaded_regions() {
+            self.dirty_region(&mut tables, region, seq);
+        }
     }
 
     /// Sums that follow from the buckets.

@@ -9,6 +9,7 @@ use crate::error::{Result, StoreError};
 use crate::extent::Pointer;
 use crate::journal::{Class, Journal, Record};
 use crate::planted::{self, Bug};
+use crate::repair::is_loss;
 use crate::space::Reservation;
 use crate::times::Timed;
 
@@ -182,12 +183,35 @@ impl Engine {
             if !wanted {
                 return Ok(());
             }
-            if self.space.tables.borrow().free.len() > self.space.keep(kind, point) {
+            if self.space.free_buckets() > self.space.keep(kind, point) {
+                if self.space.tables.borrow().free.is_empty() {
+                    self.load_free().await?;
+                    continue;
+                }
                 self.open_free_bucket(kind, point);
                 return Ok(());
             }
             self.waits.go_on(&mut wait, Timed::BlockedAllocate);
             self.make_space(kind, point).await?;
+        }
+    }
+
+    /// Loads a table with a free bucket. One that cannot be read no longer counts as having any.
+    async fn load_free(&self) -> Result<()> {
+        let region = self.space.tables.borrow().free_elsewhere();
+        if let Some(region) = region {
+            self.try_load_region(region).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads a table with an index bucket that has a slot to give. False: there is none.
+    async fn load_slots(&self) -> Result<bool> {
+        let slots = self.superblock().bucket_bytes / self.superblock().node_bytes;
+        let region = self.space.tables.borrow().slots_elsewhere(slots);
+        match region {
+            Some(region) => self.try_load_region(region).await.map(|_| true),
+            None => Ok(false),
         }
     }
 
@@ -249,7 +273,7 @@ impl Engine {
         }
         self.space.gc_wanted.notify_all();
         let client = kind == BucketKind::Data && point == WritePoint::Data;
-        if !client || self.gc_active.get() || self.gc_victim().is_some() {
+        if !client || self.gc_active.get() || self.gc_has_victim() {
             changed.await;
             return self.stopped().map_or(Ok(()), Err);
         }
@@ -289,6 +313,9 @@ impl Engine {
         loop {
             if let Some(slot) = self.allocate_slot_here() {
                 return Ok(slot);
+            }
+            if self.load_slots().await? {
+                continue;
             }
             self.open_bucket(BucketKind::Index, WritePoint::Moved, Class::Reclaim).await?;
         }
@@ -352,14 +379,30 @@ impl Engine {
         self.dirty_bucket(&mut tables, id, seq);
     }
 
-    /// Whether the bucket of `pointer` still is what it was when the pointer was made. Checked after
-    /// a read: the bucket may have been emptied and reused meanwhile, then look the key up again.
+    /// Whether the bucket of `pointer` still is what it was when the pointer was made, as far as memory
+    /// tells: yes, when its table is not loaded. Checked after a read: the bucket may have been emptied
+    /// and reused meanwhile, then look the key up again.
     pub fn pointer_is_current(&self, pointer: &Pointer) -> bool {
         let id = self.space.bucket_of(pointer.member, pointer.block);
         let tables = self.space.tables.borrow();
-        tables.buckets.get(&id).is_some_and(|bucket| {
-            bucket.kind == BucketKind::Data && bucket.generation == pointer.generation
-        })
+        match tables.buckets.get(&id) {
+            Some(bucket) => {
+                bucket.kind == BucketKind::Data && bucket.generation == pointer.generation
+            }
+            None => tables.unloaded(id).is_some(),
+        }
+    }
+
+    /// [`Engine::pointer_is_current`] for sure, for when what was read is not what was written.
+    pub(crate) async fn pointer_is_surely_current(&self, pointer: &Pointer) -> Result<bool> {
+        let id = self.space.bucket_of(pointer.member, pointer.block);
+        let region = self.space.tables.borrow().region_of(id);
+        match self.pin_region(region).await {
+            Ok(_pin) => Ok(self.pointer_is_current(pointer)),
+            // Nothing is put in a region whose table cannot be read.
+            Err(error) if is_loss(&error) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Checks that a pointer from the index lies within one bucket that data can be in.

@@ -1,16 +1,17 @@
 //! Keeping the tables of buckets and counters on disk: deltas in the journal, whole states as keys now
 //! and then, so that the journal can move on.
 
-use super::format::{BucketCheckpoint, decode_counter, encode_counter};
-use super::table::{Bucket, BucketId, Tables};
+use super::format::{BucketCheckpoint, Tally, decode_counter, encode_counter};
+use super::table::{BucketId, RegionId, Tables};
+use crate::api::Region;
 use crate::engine::Engine;
-use crate::error::{Result, StoreError};
+use crate::error::Result;
 use crate::journal::{Class, Holder, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::times::Timed;
 
 /// Bytes of a checkpoint's journal record.
-const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(40);
+const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(48);
 
 impl Engine {
     /// Notes that a bucket differs from its checkpoint since entry `seq`.
@@ -20,6 +21,8 @@ impl Engine {
             bucket.dirty_seq = Some(seq);
             self.journal.pin(seq, Holder::Bucket(id.0, id.1));
         }
+        let region = tables.region_of(id);
+        self.dirty_region(tables, region, seq);
     }
 
     /// Writes the state of a bucket into the buckets tree.
@@ -28,7 +31,7 @@ impl Engine {
         let node = self.admit_key(Tree::Buckets, position, CHECKPOINT_BYTES).await?;
         let stamp = self.journal.stamp();
         let mut tables = self.space.tables.borrow_mut();
-        let bucket = tables.bucket(id);
+        let Some(bucket) = tables.buckets.get_mut(&id) else { return Ok(()) };
         let Some(seq) = bucket.dirty_seq.take() else { return Ok(()) };
         let state = BucketCheckpoint {
             stamp,
@@ -41,6 +44,22 @@ impl Engine {
         drop(tables);
         self.apply_at(&node, position, Some(state.encode()));
         self.journal.unpin(seq, Holder::Bucket(id.0, id.1));
+        Ok(())
+    }
+
+    /// Writes the tally of a region into its tree; none of one that holds nothing.
+    pub(crate) async fn checkpoint_region(&self, region: RegionId) -> Result<()> {
+        let position = Position::new(u64::from(region.0), u64::from(region.1), 0);
+        let node = self.admit_key(Tree::Tallies, position, CHECKPOINT_BYTES).await?;
+        let mut tables = self.space.tables.borrow_mut();
+        let Some((seq, tally)) = tables.take_dirty_tally(region) else { return Ok(()) };
+        drop(tables);
+        let value = (tally.used_buckets() > 0).then(|| tally.encode());
+        let known = node.body.borrow().keys.get(&position).is_some();
+        if value.is_some() || known {
+            self.apply_at(&node, position, value);
+        }
+        self.journal.unpin(seq, Holder::Region(region.0, region.1));
         Ok(())
     }
 
@@ -93,33 +112,65 @@ impl Engine {
         }
     }
 
-    /// Loads the checkpoints; recovery then replays the deltas after them.
-    pub(crate) async fn load_checkpoints(&self) -> Result<()> {
+    /// Loads the tallies of regions, as they are on disk.
+    pub(crate) async fn load_tallies(&self) -> Result<()> {
         let mut from = Position::MIN;
         while let Some((position, value)) =
-            self.read().next(Tree::Buckets, from, Position::MAX).await?
+            self.read().next(Tree::Tallies, from, Position::MAX).await?
         {
-            let state = BucketCheckpoint::decode(&value)?;
-            let bad = || StoreError::corrupt("bucket", format!("{position:?} does not exist"));
-            let member = u8::try_from(position.inode).map_err(|_| bad())?;
-            let id = (member, u32::try_from(position.offset).map_err(|_| bad())?);
-            if self.is_left_behind(id, &state) {
-                self.stamps.borrow_mut().buckets.insert(id, state.stamp);
-                from = position.successor();
+            from = position.successor();
+            let region = self.region_at(position)?;
+            if !self.is_within(region) {
                 continue;
             }
-            self.space.check_pointer(id.0, self.space.first_block(id), 1)?;
-            let mut bucket = Bucket::new(state.kind, state.generation);
-            bucket.live_blocks = state.live_blocks;
-            bucket.slots = state.slots;
-            bucket.filled_at = state.filled_at;
+            let tally = Tally::decode(&value)?;
             let mut tables = self.space.tables.borrow_mut();
-            tables.written_blocks = tables.written_blocks.max(state.filled_at);
-            tables.buckets.insert(id, bucket);
-            drop(tables);
-            self.stamps.borrow_mut().buckets.insert(id, state.stamp);
-            from = position.successor();
+            tables.written_blocks = tables.written_blocks.max(tally.newest);
+            tables.know((region.member, region.index), tally);
         }
+        Ok(())
+    }
+
+    /// Takes in the table of a region as its checkpoints say, for recovery to replay the deltas
+    /// after them. Of buckets that a member lost when it was shrunk only the stamps count.
+    pub(crate) async fn load_for_replay(&self, region: RegionId) -> Result<()> {
+        if self.space.tables.borrow().known.is_loaded(region) {
+            return Ok(());
+        }
+        let (states, left_behind) = self.read_region(region).await?;
+        let mut tables = self.space.tables.borrow_mut();
+        let mut stamps = self.stamps.borrow_mut();
+        stamps.buckets.extend(left_behind);
+        if !self.is_within(Region { member: region.0, index: region.1 }) {
+            return Ok(());
+        }
+        for (id, state) in &states {
+            tables.written_blocks = tables.written_blocks.max(state.filled_at);
+            tables.take_checkpoint(*id, state);
+            stamps.buckets.insert(*id, state.stamp);
+        }
+        tables.mark_loaded(region);
+        Ok(())
+    }
+
+    /// The regions of all buckets that have a checkpoint: reads the whole buckets tree.
+    pub(crate) async fn regions_with_checkpoints(&self) -> Result<Vec<RegionId>> {
+        let mut regions = Vec::new();
+        let mut from = Position::MIN;
+        while let Some((position, _)) = self.read().next(Tree::Buckets, from, Position::MAX).await?
+        {
+            let id = self.bucket_at(position)?;
+            let tables = self.space.tables.borrow();
+            let region = tables.region_of(id);
+            let next = (u64::from(region.1) + 1) * u64::from(tables.region_buckets);
+            regions.push(region);
+            from = Position::new(position.inode, next, 0);
+        }
+        Ok(regions)
+    }
+
+    /// Loads the checkpoints of counters; recovery then replays the deltas after them.
+    pub(crate) async fn load_counters(&self) -> Result<()> {
         let mut from = Position::MIN;
         while let Some((position, value)) =
             self.read().next(Tree::Counters, from, Position::MAX).await?

@@ -20,12 +20,18 @@
 
 use std::rc::Rc;
 
+use super::loaded::RegionPin;
 use super::table::{BucketId, Space};
 use super::victims::Measure;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::repair::is_loss;
 use crate::times::Timed;
 
+/// Tables that are loaded, at most, for a better bucket than is at hand.
+const TABLES_MAX: usize = 4;
+/// Time until a table is asked for again for which there was no memory.
+const LOAD_RETRY_NS: u64 = 10_000_000;
 /// Time until a bucket that could not be emptied is tried again.
 const STUCK_RETRY_NS: u64 = 1_000_000_000;
 
@@ -55,8 +61,8 @@ impl Engine {
                 return;
             }
             let needed = self.gc_needed();
-            let victim = if needed { self.gc_victim() } else { None };
-            let Some(victim) = victim else {
+            let found = if needed { self.find_victim().await } else { None };
+            let Some((victim, _pin)) = found else {
                 if needed && self.forgive_stuck() {
                     // A device that failed may be well again; who waits learns of it either way.
                     self.config.runtime.sleep(STUCK_RETRY_NS).await;
@@ -108,20 +114,61 @@ impl Engine {
     fn gc_needed(&self) -> bool {
         let keep = self.space.keep_for_others() + self.space.gc_headroom();
         let tables = self.space.tables.borrow();
-        tables.regions_exhausted && tables.free.len() + tables.draining.len() <= keep
+        tables.regions_exhausted && tables.free_buckets() + tables.draining.len() <= keep
     }
 
-    /// The data bucket that is to be emptied next.
-    pub(super) fn gc_victim(&self) -> Option<BucketId> {
+    fn gc_measure(&self) -> Measure {
         let keep = self.space.keep_for_others();
         let tables = self.space.tables.borrow();
-        let measure = if tables.free.len() <= keep {
+        if tables.free_buckets() <= keep {
             Measure::Greedy
         } else {
             Measure::CostBenefit { now: tables.written_blocks }
-        };
+        }
+    }
+
+    /// The best data bucket of those whose table is loaded.
+    fn gc_victim(&self, measure: Measure) -> Option<(u128, BucketId)> {
+        let tables = self.space.tables.borrow();
         let ready = |id| tables.buckets.get(&id).is_some_and(|bucket| bucket.pins == 0);
         tables.victims.best(measure, ready)
+    }
+
+    /// Whether there is a bucket to empty.
+    pub(super) fn gc_has_victim(&self) -> bool {
+        self.gc_victim(Measure::Greedy).is_some()
+            || self.space.tables.borrow().victim_elsewhere(Measure::Greedy).is_some()
+    }
+
+    /// The data bucket that is to be emptied next. A table that may hold a better one than those that
+    /// are loaded is loaded first.
+    async fn find_victim(&self) -> Option<(BucketId, RegionPin)> {
+        let measure = self.gc_measure();
+        let mut pins = Vec::new();
+        loop {
+            let here = self.gc_victim(measure);
+            let elsewhere = self.space.tables.borrow().victim_elsewhere(measure);
+            let better = elsewhere.filter(|(score, _)| here.is_none_or(|it| it.0 < *score));
+            match (here, better) {
+                (here, Some((_, region))) if here.is_none() || pins.len() < TABLES_MAX => {
+                    match self.pin_region(region).await {
+                        Ok(pin) => pins.push(pin),
+                        // It is not asked for again.
+                        Err(error) if is_loss(&error) => {}
+                        Err(_) => self.config.runtime.sleep(LOAD_RETRY_NS).await,
+                    }
+                    if self.stopped().is_some() {
+                        return None;
+                    }
+                }
+                (Some((_, id)), _) => {
+                    let region = self.space.tables.borrow().region_of(id);
+                    // It is loaded; if it became unreadable in this turn there is nothing to do.
+                    return Some((id, self.pin_region(region).await.ok()?));
+                }
+                (None, _) => return None,
+            }
+        }
     }
 
     /// Moves everything that lives in a bucket.

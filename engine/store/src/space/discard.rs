@@ -68,7 +68,7 @@ impl Engine {
         if self.stopped().is_some() || self.space.closing.get() {
             return Vec::new();
         }
-        let spare = tables.free.len().saturating_sub(keep);
+        let spare = tables.free_buckets().saturating_sub(keep);
         let members = self.space.discard_members.borrow();
         tables.to_discard.retain(|id| members.contains(&id.0));
         let most = spare.min(BUCKETS_MAX);

@@ -1,4 +1,4 @@
-//! Bucket and counter checkpoints, and bucket summaries on disk; drawn in docs/format.md.
+//! Bucket and counter checkpoints, tallies of regions, and bucket summaries on disk; drawn in docs/format.md.
 
 use engine_base::checksum::{crc32c, crc32c_append};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -36,6 +36,25 @@ struct DiskCounter {
     value: U64,
 }
 
+/// What the buckets of a region hold together, the value of a key in the tallies tree.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct DiskTally {
+    version: u8,
+    reserved: [u8; 3],
+    /// Data buckets with live blocks, index buckets with used slots, and these slots.
+    data_buckets: U32,
+    index_buckets: U32,
+    used_slots: U32,
+    live_blocks: U64,
+    /// Live blocks of the emptiest data bucket that holds dead ones; all ones: there is none.
+    least_live: U32,
+    reserved2: U32,
+    /// Lowest `filled_at` of these buckets; highest of all.
+    oldest: U64,
+    newest: U64,
+}
+
 /// Start of a bucket's summary, which fills the last blocks of the bucket.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -62,6 +81,7 @@ struct DiskSummaryEntry {
 
 const _: () = assert!(size_of::<DiskBucket>() == 40);
 const _: () = assert!(size_of::<DiskCounter>() == 24);
+const _: () = assert!(size_of::<DiskTally>() == 48);
 const _: () = assert!(size_of::<SummaryHeader>() == 24);
 const _: () = assert!(size_of::<DiskSummaryEntry>() == 24);
 const SUMMARY_MAGIC: [u8; 8] = *b"CAIRNSU\0";
@@ -105,6 +125,83 @@ impl BucketCheckpoint {
             slots: disk.slots.get(),
             kind: BucketKind::from_disk(disk.kind)?,
             filled_at: disk.filled_at.get(),
+        })
+    }
+}
+
+const TALLY_VERSION: u8 = 1;
+
+/// What the buckets of a region hold together. Of a region that holds nothing there is no tally.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) data_buckets: u32,
+    pub(crate) index_buckets: u32,
+    pub(crate) used_slots: u32,
+    pub(crate) live_blocks: u64,
+    /// Live blocks of the emptiest data bucket that holds dead ones; `u32::MAX`: there is none.
+    pub(crate) least_live: u32,
+    /// Hints: the lowest `filled_at` of buckets with dead blocks, and the highest of all.
+    pub(crate) oldest: u64,
+    pub(crate) newest: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            data_buckets: 0,
+            index_buckets: 0,
+            used_slots: 0,
+            live_blocks: 0,
+            least_live: u32::MAX,
+            oldest: u64::MAX,
+            newest: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// Buckets that hold something.
+    pub(crate) fn used_buckets(&self) -> u32 {
+        self.data_buckets.saturating_add(self.index_buckets)
+    }
+
+    /// Whether all that is not a hint is the same.
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        let hints = (other.oldest, other.newest);
+        Self { oldest: hints.0, newest: hints.1, ..*self } == *other
+    }
+
+    pub(crate) fn encode(&self) -> Value {
+        let disk = DiskTally {
+            version: TALLY_VERSION,
+            reserved: [0; 3],
+            data_buckets: U32::new(self.data_buckets),
+            index_buckets: U32::new(self.index_buckets),
+            used_slots: U32::new(self.used_slots),
+            live_blocks: U64::new(self.live_blocks),
+            least_live: U32::new(self.least_live),
+            reserved2: U32::new(0),
+            oldest: U64::new(self.oldest),
+            newest: U64::new(self.newest),
+        };
+        Value::from_slice(disk.as_bytes())
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let bad = |why: String| StoreError::corrupt("tally of a region", why);
+        let disk =
+            DiskTally::read_from_bytes(bytes).map_err(|_| bad(format!("{} bytes", bytes.len())))?;
+        if disk.version != TALLY_VERSION {
+            return Err(bad(format!("version {} is not known", disk.version)));
+        }
+        Ok(Self {
+            data_buckets: disk.data_buckets.get(),
+            index_buckets: disk.index_buckets.get(),
+            used_slots: disk.used_slots.get(),
+            live_blocks: disk.live_blocks.get(),
+            least_live: disk.least_live.get(),
+            oldest: disk.oldest.get(),
+            newest: disk.newest.get(),
         })
     }
 }
@@ -225,6 +322,19 @@ mod tests {
         assert!(BucketCheckpoint::decode(&[9; 40]).is_err());
         assert_eq!(decode_counter(&encode_counter((1, 2), 3)), Ok(((1, 2), 3)));
         assert!(decode_counter(&[0; 23]).is_err());
+        let tally = Tally {
+            data_buckets: 1,
+            index_buckets: 2,
+            used_slots: 3,
+            live_blocks: 4,
+            least_live: 5,
+            oldest: 6,
+            newest: 7,
+        };
+        assert_eq!(Tally::decode(&tally.encode()), Ok(tally));
+        assert!(tally.agrees(&Tally { oldest: 8, newest: 9, ..tally }));
+        assert!(!tally.agrees(&Tally { live_blocks: 5, ..tally }));
+        assert!(Tally::decode(&[2; 48]).is_err() && Tally::decode(&[1; 47]).is_err());
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::btree::Node;
 use crate::btree::format::read_bset;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
+use crate::superblock::Superblock;
 
 /// Times that the buckets of a region are looked at until all are free.
 const ROUNDS_MAX: u32 = 200;
@@ -79,6 +80,11 @@ impl Engine {
     pub async fn give_region(&self, blocks: u64) -> Result<Option<Region>> {
         self.ensure_regions().await?;
         let Some(region) = self.choose_region(blocks) else { return Ok(None) };
+        let _pin = self.pin_region(region).await?;
+        // Something may have happened meanwhile.
+        if !self.can_be_spared(region, blocks) {
+            return Ok(None);
+        }
         let mut leaving = self.start_leaving(region);
         self.empty_region(region).await?;
         self.forget_region(region).await?;
@@ -89,34 +95,34 @@ impl Engine {
         Ok(Some(Region { member: region.0, index: region.1 }))
     }
 
-    /// The region with the least to move, if one can be spared and none is leaving already.
-    fn choose_region(&self, blocks: u64) -> Option<RegionId> {
+    /// Whether this shard has a region to spare, and none is leaving already.
+    fn has_to_spare(&self, blocks: u64) -> bool {
         let most =
             u64::from(self.superblock().region_buckets) * u64::from(self.space.data_blocks());
         let left = self.space.available_blocks(self.cache.unwritten_bytes.get());
         let tables = self.space.tables.borrow();
-        if tables.leaving.is_some() || self.space.closing.get() || left < most + blocks.max(1) {
+        tables.leaving.is_none() && !self.space.closing.get() && left >= most + blocks.max(1)
+    }
+
+    fn can_be_spared(&self, region: RegionId, blocks: u64) -> bool {
+        let tables = self.space.tables.borrow();
+        let owned = tables.regions.contains(&region);
+        owned
+            && tables.cost_to_empty(&self.superblock(), region).is_some()
+            && self.has_to_spare(blocks)
+    }
+
+    /// The region with the least to move, if one can be spared and none is leaving already.
+    fn choose_region(&self, blocks: u64) -> Option<RegionId> {
+        if !self.has_to_spare(blocks) {
             return None;
         }
-        let node_blocks = u64::from(self.space.node_blocks());
+        let tables = self.space.tables.borrow();
         let superblock = self.superblock();
-        let cost = |region: RegionId| {
-            let mut cost = 0;
-            // What is past an end is of no use to anybody.
-            if tables.is_cut(&superblock, region) {
-                return None;
-            }
-            for id in tables.buckets_of(region) {
-                let Some(bucket) = tables.buckets.get(&id) else { continue };
-                if bucket.open || bucket.pins > 0 || bucket.slots_pending != 0 {
-                    return None;
-                }
-                let nodes = u64::from(bucket.slots.count_ones()) * node_blocks;
-                cost += u64::from(bucket.live_blocks) + nodes;
-            }
-            Some(cost)
-        };
-        let costs = tables.regions.iter().filter_map(|region| Some((cost(*region)?, *region)));
+        let costs = tables
+            .regions
+            .iter()
+            .filter_map(|region| Some((tables.cost_to_empty(&superblock, *region)?, *region)));
         costs
             .min_by_key(|(cost, (member, index))| (*cost, std::cmp::Reverse((*member, *index))))
             .map(|(_, region)| region)
@@ -219,12 +225,13 @@ impl Engine {
         self.node_for(info.tree, info.level, info.min).await.map(Some)
     }
 
-    /// Makes durable that all buckets of a region are free, and drops them from the tables.
+    /// Makes durable that all buckets of a region are free, and gives it up.
     async fn forget_region(&self, region: RegionId) -> Result<()> {
         let ids = self.space.tables.borrow().buckets_of(region);
         for id in ids.clone() {
             self.checkpoint_bucket(id).await?;
         }
+        self.checkpoint_region(region).await?;
         self.journal.flush().await?;
         let mut tables = self.space.tables.borrow_mut();
         for id in ids {
@@ -232,14 +239,38 @@ impl Engine {
                 bucket.kind == BucketKind::Free && bucket.is_empty() && bucket.dirty_seq.is_none()
             });
             assert!(gone, "bucket {id:?} of a region that is given away is in use");
-            tables.buckets.remove(&id);
         }
-        tables.regions.remove(&region);
+        tables.disown_region(region);
         Ok(())
     }
 }
 
 impl Tables {
+    /// Blocks that must be moved to empty a region; `None`: something is just put there, or its table
+    /// cannot be read.
+    fn cost_to_empty(&self, superblock: &Superblock, region: RegionId) -> Option<u64> {
+        // What is past an end is of no use to anybody.
+        if self.is_cut(superblock, region) {
+            return None;
+        }
+        let known = self.known.get(region)?;
+        let mut cost = 0;
+        if !known.loaded {
+            let tally = known.tally;
+            let slots = u64::from(tally.used_slots);
+            return known.is_readable().then_some(tally.live_blocks + slots * self.node_blocks);
+        }
+        for id in self.buckets_of(region) {
+            let Some(bucket) = self.buckets.get(&id) else { continue };
+            if bucket.open || bucket.pins > 0 || bucket.slots_pending != 0 {
+                return None;
+            }
+            let nodes = u64::from(bucket.slots.count_ones()) * self.node_blocks;
+            cost += u64::from(bucket.live_blocks) + nodes;
+        }
+        Some(cost)
+    }
+
     /// All buckets of a region, reserved ones too.
     pub(super) fn buckets_of(
         &self,

@@ -8,6 +8,7 @@
 //! - A bucket (a slot) is given out again only when the entry that emptied it is durable.
 //! - Each time a bucket is opened its generation rises, so a stale pointer is recognised.
 //! - Data may not take the last free buckets: copygc and the index always find one.
+//! - Memory holds the states of buckets where something goes on, and sums of the rest ([`loaded`]).
 
 mod alloc;
 mod checkpoint;
@@ -15,6 +16,7 @@ mod copygc;
 mod discard;
 pub(crate) mod format;
 mod give;
+mod loaded;
 mod moves;
 mod regions;
 mod reserve;
@@ -25,6 +27,7 @@ mod victims;
 
 pub(crate) use alloc::SlotAllocation;
 pub use alloc::{Allocation, WritePoint};
+pub(crate) use loaded::RegionPin;
 pub use regions::RegionSource;
 pub use reserve::Reservation;
-pub(crate) use table::{Bucket, BucketKind, Space};
+pub(crate) use table::{Bucket, BucketKind, RegionId, Space};

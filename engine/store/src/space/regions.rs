@@ -8,7 +8,6 @@ use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
-use crate::space::BucketKind;
 use crate::times::Timed;
 
 /// Where a shard gets its regions from: shard 0, by way of messages.
@@ -76,7 +75,7 @@ impl Engine {
     }
 
     /// The region of which a key of the regions tree tells. Each key is of another one.
-    fn region_at(&self, position: Position) -> Result<Region> {
+    pub(crate) fn region_at(&self, position: Position) -> Result<Region> {
         let bad = || StoreError::corrupt("region", format!("{position:?} does not exist"));
         let member = u8::try_from(position.inode).map_err(|_| bad())?;
         let index = u32::try_from(position.offset).map_err(|_| bad())?;
@@ -89,7 +88,7 @@ impl Engine {
     }
 
     /// Whether a region is on its member: one that was shrunk may have left keys behind, which go soon.
-    fn is_within(&self, region: Region) -> bool {
+    pub(super) fn is_within(&self, region: Region) -> bool {
         region.index < self.space.superblock().member_regions(region.member)
     }
 
@@ -103,30 +102,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes the buckets of a region into the tables.
+    /// Takes a region for one of this shard's.
     fn add_region(&self, region: Region) -> Result<()> {
         let superblock = self.space.superblock();
         self.check_region(region)?;
-        let first = region.index * superblock.region_buckets;
-        let end = superblock.member_buckets(region.member).min(first + superblock.region_buckets);
+        let id = (region.member, region.index);
         let mut tables = self.space.tables.borrow_mut();
-        if !tables.regions.insert((region.member, region.index)) {
+        let usable = tables.usable_buckets(&superblock, id);
+        if !tables.regions.insert(id) {
             return Err(StoreError::corrupt("region", format!("{region:?} was given twice")));
         }
-        for bucket in first..end {
-            let id = (region.member, bucket);
-            if superblock.is_reserved(region.member, bucket) {
-                continue;
-            }
-            if tables.is_closed(id) {
-                continue;
-            }
-            tables.owned += 1;
-            let state = tables.buckets.get(&id);
-            if state.is_none_or(|state| state.kind == BucketKind::Free) {
-                tables.free.insert(id);
-            }
-        }
+        tables.own_region(&self.space, id, usable);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use engine_base::BLOCK_SIZE;
 
 use super::format::BucketCheckpoint;
+use super::loaded::RegionPin;
 use super::table::{Bucket, BucketId, BucketKind, RegionId, Space, Tables};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
@@ -87,6 +88,11 @@ impl Space {
         let regions: Vec<RegionId> = tables.regions.iter().copied().collect();
         for region in regions.iter().filter(|region| region.0 == member) {
             let past = superblock.member_buckets(member);
+            let usable = tables.usable_buckets(&superblock, *region);
+            tables.set_usable(*region, usable);
+            if !tables.is_loaded(*region) {
+                continue;
+            }
             let buckets = tables.buckets_of(*region).filter(|id| id.1 >= first && id.1 < past);
             for id in buckets {
                 let free = tables.buckets.get(&id).is_none_or(|it| it.kind == BucketKind::Free);
@@ -121,6 +127,7 @@ impl Space {
         }
         let regions = self.superblock().member_regions(member);
         tables.regions.retain(|region| region.0 != member || region.1 < regions);
+        tables.forget_regions(member, regions);
     }
 }
 
@@ -178,6 +185,7 @@ impl Engine {
     /// `NoSpace` when what this shard holds does not fit before it; nothing has changed then.
     pub(crate) async fn close_end(&self, member: u8, end: u32) -> Result<()> {
         self.ensure_regions().await?;
+        let _pins = self.load_from((member, end)).await?;
         let missing = self.missing_before(member, end);
         if missing > 0 {
             return Err(self.does_not_fit(missing));
@@ -274,7 +282,34 @@ impl Engine {
             let free = bucket.kind == BucketKind::Free && bucket.is_empty();
             !free || bucket.dirty_seq.is_some() || tables.discarding.contains(*id)
         });
-        used.map(|(id, _)| *id)
+        let used = used.map(|(id, _)| *id);
+        let bucket_of =
+            |region: RegionId| (region.0, region.1.saturating_mul(tables.region_buckets));
+        let unloaded = || tables.unloaded_from(first).into_iter();
+        let unloaded = || unloaded().find(|(_, tally)| tally.used_buckets() > 0).map(|it| it.0);
+        let regions = self.superblock().member_regions(first.0);
+        let past = |region: &RegionId| bucket_of(*region).1 >= first.1 && region.1 < regions;
+        let dirty = || tables.dirty_tallies_from(first).into_iter().find(past);
+        used.or_else(|| unloaded().or_else(dirty).map(bucket_of))
+    }
+
+    /// Loads the tables of all regions of a member that hold something from bucket `first` on. They stay
+    /// while the pins live, and as long as the end is there.
+    async fn load_from(&self, first: BucketId) -> Result<Vec<RegionPin>> {
+        let regions = self.space.tables.borrow().unloaded_from(first);
+        let mut pins = Vec::new();
+        for (region, tally) in regions {
+            if tally.used_buckets() > 0 {
+                pins.push(self.pin_region(region).await?);
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The first bucket past the end of each member.
+    fn ends(&self) -> Vec<BucketId> {
+        let tables = self.space.tables.borrow();
+        (0_u8..).zip(&tables.ends).map(|(member, end)| (member, *end)).collect()
     }
 
     /// Whether a checkpoint is of a bucket that its member lost when it was shrunk: only its stamp counts.
@@ -294,9 +329,15 @@ impl Engine {
             u64::from(bucket.live_blocks) * BLOCK_SIZE
                 + u64::from(bucket.slots.count_ones()) * node_bytes
         });
+        // Of a table that is not loaded yet, all of the region: a part may lie before the end.
+        let unloaded =
+            (0_u8..).zip(&tables.ends).flat_map(|end| tables.unloaded_from((end.0, *end.1)));
+        let unloaded = unloaded.map(|(_, tally)| {
+            tally.live_blocks * BLOCK_SIZE + u64::from(tally.used_slots) * node_bytes
+        });
         ShardLeft {
             sequence,
-            bytes: bytes.sum(),
+            bytes: bytes.sum::<u64>() + unloaded.sum::<u64>(),
             empty: self.space.emptied.get() == sequence,
             why: self.space.evacuation_error.borrow().clone(),
         }
@@ -335,6 +376,10 @@ impl Engine {
     /// Goes once through what is in use past the ends. True: nothing is, durably.
     async fn evacuate_once(&self) -> Result<bool> {
         self.ensure_regions().await?;
+        let mut pins = Vec::new();
+        for end in self.ends() {
+            pins.append(&mut self.load_from(end).await?);
+        }
         let mut result = Ok(());
         for (id, kind) in self.busy_past_ends() {
             if shrinking(&self.superblock()).is_none() || self.space.closing.get() {
@@ -366,8 +411,13 @@ impl Engine {
         for id in self.dirty_past_ends() {
             self.checkpoint_bucket(id).await?;
         }
+        for region in self.dirty_tallies_past_ends() {
+            self.checkpoint_region(region).await?;
+        }
         self.journal.flush().await?;
-        Ok(self.busy_past_ends().is_empty() && self.dirty_past_ends().is_empty())
+        Ok(self.busy_past_ends().is_empty()
+            && self.dirty_past_ends().is_empty()
+            && self.dirty_tallies_past_ends().is_empty())
     }
 
     fn lives(&self, id: BucketId) -> bool {
@@ -383,8 +433,7 @@ impl Engine {
                 return Err(error);
             }
             let enough = || {
-                self.space.tables.borrow().free.len() > self.space.keep_for_others()
-                    || self.space.closing.get()
+                self.space.free_buckets() > self.space.keep_for_others() || self.space.closing.get()
             };
             if enough() || self.acquire_region(None).await? {
                 return Ok(());
@@ -409,6 +458,17 @@ impl Engine {
             bucket.kind != BucketKind::Free || tables.discarding.contains(*id)
         });
         busy.map(|(id, bucket)| (*id, bucket.kind)).collect()
+    }
+
+    /// Regions that lie past an end as a whole, and whose tally is not on disk.
+    fn dirty_tallies_past_ends(&self) -> Vec<RegionId> {
+        let tables = self.space.tables.borrow();
+        let dirty = (0_u8..).zip(&tables.ends).flat_map(|(member, end)| {
+            let first = end.div_ceil(tables.region_buckets);
+            let dirty = tables.dirty_tallies_from((member, *end)).into_iter();
+            dirty.filter(move |region| region.1 >= first)
+        });
+        dirty.collect()
     }
 
     fn dirty_past_ends(&self) -> Vec<BucketId> {

@@ -22,7 +22,8 @@ impl Engine {
             let Some((id, generation)) = next else { return };
             let entries = {
                 let mut tables = self.space.tables.borrow_mut();
-                let bucket = tables.bucket(id);
+                // Emptied long ago, when its table is not even loaded.
+                let Some(bucket) = tables.buckets.get_mut(&id) else { continue };
                 if bucket.generation != generation || bucket.draining || bucket.live_blocks == 0 {
                     continue;
                 }

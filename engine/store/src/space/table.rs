@@ -1,10 +1,12 @@
 //! The buckets of a shard, in memory.
 
 use std::cell::{Cell, RefCell};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use super::format::{SummaryEntry, summary_blocks};
+use super::loaded::Regions;
 use super::regions::RegionSource;
 use super::victims::{Standing, Victims};
 use crate::error::{Result, StoreError};
@@ -134,7 +136,8 @@ pub(crate) struct OpenBucket {
 
 /// What changes in the space of a shard.
 pub(crate) struct Tables {
-    /// Every bucket that was ever used; a free one remembers its generation.
+    /// Every bucket that was ever used, of regions whose table is loaded; a free one remembers its
+    /// generation.
     pub(crate) buckets: BTreeMap<BucketId, Bucket>,
     /// The lowest is taken first, so that what is used stays together and whole regions stay empty.
     pub(crate) free: BTreeSet<BucketId>,
@@ -148,6 +151,8 @@ pub(crate) struct Tables {
     /// Index buckets with a slot to give.
     pub(crate) partial: BTreeSet<BucketId>,
     pub(crate) open: [Option<OpenBucket>; 2],
+    /// What is known of regions; see [`super::loaded`].
+    pub(super) known: Regions,
     /// Regions handed to this shard, and the one it is about to give up.
     pub(crate) regions: BTreeSet<RegionId>,
     pub(super) leaving: Option<RegionId>,
@@ -164,8 +169,9 @@ pub(crate) struct Tables {
     pub(crate) live_blocks: u64,
     /// Blocks given out for data since the pool was made, roughly: the clock of [`super::victims`].
     pub(crate) written_blocks: u64,
-    /// Data blocks of a bucket.
+    /// Data blocks of a bucket; blocks of a node.
     pub(super) data_blocks: u32,
+    pub(super) node_blocks: u64,
     /// Data buckets with dead blocks: those to empty, and those that could not be, with the dead
     /// blocks of the latter.
     pub(super) victims: Victims,
@@ -191,6 +197,8 @@ pub(crate) struct Space {
     pub(crate) tables: RefCell<Tables>,
     /// Something became free, or a task that waits should look again.
     pub(crate) changed: Notify,
+    /// A table was loaded, or could not be.
+    pub(super) table_loaded: Notify,
     /// Copygc should look.
     pub(crate) gc_wanted: Notify,
     pub(crate) source: RefCell<Option<Rc<dyn RegionSource>>>,
@@ -228,6 +236,7 @@ impl Space {
             slots_draining: VecDeque::new(),
             partial: BTreeSet::new(),
             open: [None; 2],
+            known: Regions::new(superblock.region_buckets),
             regions: BTreeSet::new(),
             leaving: None,
             ends: (0..superblock.members.len() as u8).map(|at| superblock.member_end(at)).collect(),
@@ -239,6 +248,7 @@ impl Space {
             live_blocks: 0,
             written_blocks: 0,
             data_blocks: bucket_blocks - summary_blocks(bucket_blocks),
+            node_blocks: u64::from(superblock.node_bytes / 4096),
             victims: Victims::default(),
             stuck: BTreeSet::new(),
             stuck_dead: 0,
@@ -254,6 +264,7 @@ impl Space {
             superblock: RefCell::new(superblock),
             tables: RefCell::new(tables),
             changed: Notify::default(),
+            table_loaded: Notify::default(),
             gc_wanted: Notify::default(),
             source: RefCell::default(),
             acquiring: Cell::new(false),
@@ -276,7 +287,7 @@ impl Space {
     pub(crate) fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
         let tables = self.tables.borrow();
         out.push(("space_buckets_owned", tables.owned));
-        out.push(("space_buckets_free", tables.free.len() as u64));
+        out.push(("space_buckets_free", tables.free_buckets() as u64));
         out.push(("space_buckets_draining", tables.draining.len() as u64));
         out.push(("space_buckets_index", tables.index_buckets));
         out.push(("space_index_slots_used", tables.used_slots));
@@ -284,6 +295,7 @@ impl Space {
         out.push(("space_reserved_blocks", tables.reserved_blocks + tables.pending_blocks));
         out.push(("space_allocation_waits", self.allocation_waits.get()));
         out.push(("space_regions", tables.regions.len() as u64));
+        tables.known.counters(out);
         out.push(("space_regions_given", self.regions_given.get()));
         out.push(("space_regions_refused", self.refusals.get()));
         out.push(("space_discarded_bytes", self.discarded_bytes.get()));
@@ -373,9 +385,19 @@ impl Space {
 }
 
 impl Tables {
-    /// The bucket, which must be known: the index named it.
+    /// The bucket. The table of its region must be loaded.
     pub(crate) fn bucket(&mut self, id: BucketId) -> &mut Bucket {
-        self.buckets.entry(id).or_insert_with(|| Bucket::new(BucketKind::Free, 0))
+        match self.buckets.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let region = (id.0, id.1 / self.region_buckets);
+                assert!(
+                    self.known.is_loaded(region),
+                    "the table of region {region:?} is not loaded"
+                );
+                new.insert(Bucket::new(BucketKind::Free, 0))
+            }
+        }
     }
 
     /// Keeps the lists for copygc in step with a data bucket that was changed.

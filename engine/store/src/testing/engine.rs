@@ -18,7 +18,7 @@ use crate::key::{Counter, Position, Tree, Value};
 use crate::pool::FormatOptions;
 
 /// Regions straight from the engine itself, which is shard 0.
-struct OwnRegions(std::rc::Weak<Engine>);
+pub(super) struct OwnRegions(pub(super) std::rc::Weak<Engine>);
 
 impl RegionSource for OwnRegions {
     fn acquire(&self, _short: Option<u64>) -> LocalBoxFuture<'static, Result<Option<Region>>> {

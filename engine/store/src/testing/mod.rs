@@ -18,6 +18,7 @@ mod faults;
 mod index_memory;
 mod journal;
 mod logged;
+mod mount;
 mod resize;
 mod space;
 mod tail;

@@ -71,6 +71,18 @@ impl Plant {
         all
     }
 
+    /// Whether this bug shows only when a write of an index node is lost and the node is read again.
+    fn needs_lost_nodes(self) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        {
+            use engine_store::planted::Bug;
+            if matches!(self, Self::Engine(Bug::StaleNodeAccepted)) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The faults that a run needs in which this bug can show, where ordinary runs have them rarely.
     #[must_use]
     pub fn needs(self) -> Option<FaultMode> {
@@ -211,6 +223,10 @@ impl Options {
         let full = Random::new(seed ^ 0x6675_6c6c).chance(1, 8);
         if full && options.damage.is_none() && plant.is_none() {
             options.fill_up();
+        }
+        if plant.is_some_and(Plant::needs_lost_nodes) && options.damage.is_some() {
+            options.damage = Some(Damage::LostWrites);
+            options.cache_bytes = 1 << 18;
         }
         options
     }

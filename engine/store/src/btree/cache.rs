@@ -4,7 +4,8 @@
 //! [`Cache::set_bytes_max`]. To keep to it, clean nodes are evicted before one is read in, and few are read
 //! in at a time; dirty ones are written out from a quarter of the bound on, and commits of clients wait
 //! while they take more than half. What a transaction has in use stays beyond that: a few leaves for each
-//! operation that goes on, whose number admission bounds.
+//! operation that goes on, whose number admission bounds; and a leaf that tells of space, which a write-out needs to
+//! make room.
 //!
 //! An iteration does not throw out what is used again and again: a node begins *cold* and becomes *hot*
 //! when it is used after several others were read in, which within a scan it is not. Cold nodes go first,

@@ -95,7 +95,9 @@ fn count(engine: &Engine, kind: Timed) -> u64 {
 
 fn check_memory(engine: &Engine) {
     let peak = counter(engine, "btree_cache_peak_bytes") as usize;
-    assert!(peak <= CACHE_BYTES, "{peak} bytes of index in memory, {CACHE_BYTES} allowed");
+    // A write-out may need the table of a region when nothing can be evicted: a node in memory.
+    let most = CACHE_BYTES + (32 << 10);
+    assert!(peak <= most, "{peak} bytes of index in memory, {most} allowed");
 }
 
 async fn compare(engine: &Engine, models: &[Model]) {

@@ -64,8 +64,7 @@ pub(crate) async fn recover(
     let ring_blocks = area.buckets * bucket_blocks;
     let summary_bytes = summary_blocks(bucket_blocks) * BLOCK_SIZE as u32;
     let write_bytes_max = superblock.node_bytes.max(summary_bytes) as usize;
-    let random = config.runtime.random_u64();
-    let mut recovered = read_journal(&place, ring_blocks, random).await?;
+    let mut recovered = read_journal(&place, ring_blocks, config.runtime.random_u64()).await?;
     let space = Rc::new(Space::new(superblock));
     let (kept, ended_by) = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
     notes.extend(tail_note(&place, &recovered, kept, ended_by));

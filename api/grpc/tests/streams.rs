@@ -145,6 +145,12 @@ async fn a_writer_that_goes_away_ends_its_call() {
     assert_eq!(stand.fake.data_in_flight_max(), 4);
 }
 
+/// The server's answer; or the client's own, whose clock runs beside the server's and may be first.
+fn assert_deadline(status: &tonic::Status) {
+    let is_clients = status.code() == Code::Cancelled && status.message() == "Timeout expired";
+    assert!(status.code() == Code::DeadlineExceeded || is_clients, "{status:?}");
+}
+
 #[tokio::test]
 async fn deadlines_end_calls_and_streams() {
     let stand = stand(Limits::default()).await;
@@ -159,14 +165,14 @@ async fn deadlines_end_calls_and_streams() {
             Err(status) => break status,
         }
     };
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert_deadline(&status);
     stand.fake.until_in_flight(0).await;
 
     let (_sender, receiver) = mpsc::channel::<v1::WriteFileRequest>(1);
     let mut request = Request::new(ReceiverStream::new(receiver));
     request.metadata_mut().insert("grpc-timeout", "40m".parse().unwrap());
     let status = stand.files().write_file(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert_deadline(&status);
     let mut request = Request::new(v1::GetStatsRequest {});
     request.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
     let status = stand.stats().get_stats(request).await.unwrap_err();

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Operation, Outcome};
 
@@ -14,8 +14,24 @@ use crate::{BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Opera
 #[derive(Clone)]
 pub struct MemoryDevice {
     info: Arc<DeviceInfo>,
-    bytes: Arc<Mutex<Vec<u8>>>,
+    content: Arc<Mutex<Content>>,
     size_bytes: Arc<AtomicU64>,
+}
+
+struct Content {
+    bytes: Vec<u8>,
+    traffic: Traffic,
+}
+
+/// What was asked of a device in memory so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Reads, writes, flushes, discards and zeroings.
+    pub commands: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written, without those that were zeroed.
+    pub written_bytes: u64,
 }
 
 impl MemoryDevice {
@@ -38,8 +54,10 @@ impl MemoryDevice {
             write_zeroes: true,
             max_transfer_bytes: 1 << 20,
         };
-        let bytes = Arc::new(Mutex::new(vec![0; size_bytes as usize]));
-        Self { info: Arc::new(info), bytes, size_bytes: Arc::new(AtomicU64::new(size_bytes)) }
+        let content = Content { bytes: vec![0; size_bytes as usize], traffic: Traffic::default() };
+        let (content, size_bytes) =
+            (Arc::new(Mutex::new(content)), Arc::new(AtomicU64::new(size_bytes)));
+        Self { info: Arc::new(info), content, size_bytes }
     }
 
     /// Makes the device larger, by zeroes at its end; nothing when it is as large already.
@@ -58,7 +76,17 @@ impl MemoryDevice {
 
     /// The whole content, for tests that look at or change what is "on disk".
     pub fn with_bytes<T>(&self, look: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        look(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.content().bytes)
+    }
+
+    /// What all queues of the device were asked for: for counting what an operation costs.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.content().traffic
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,11 +108,15 @@ struct MemoryQueue {
 impl MemoryQueue {
     fn execute(&self, operation: Operation) -> Outcome {
         let mut buffer_back = None;
-        self.device.with_bytes(|bytes| match operation {
+        let mut content = self.device.content();
+        let Content { bytes, traffic } = &mut *content;
+        traffic.commands += 1;
+        match operation {
             Operation::Read { offset, mut buffer } => {
                 let start = offset as usize;
                 let end = start + buffer.len();
                 buffer.copy_from_slice(&bytes[start..end]);
+                traffic.read_bytes += buffer.len() as u64;
                 buffer_back = Some(buffer);
             }
             Operation::Write { offset, data, .. } => {
@@ -93,12 +125,13 @@ impl MemoryQueue {
                     bytes[at..at + piece.len()].copy_from_slice(piece);
                     at += piece.len();
                 }
+                traffic.written_bytes += at as u64 - offset;
             }
             Operation::Flush => {}
             Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len } => {
                 zero(&mut bytes[offset as usize..(offset + len) as usize]);
             }
-        });
+        }
         Ok(buffer_back)
     }
 }

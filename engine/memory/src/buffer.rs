@@ -1,6 +1,7 @@
 //! [`Buffer`] and [`Slice`].
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 
@@ -9,6 +10,16 @@ use crate::cache;
 
 /// Alignment in bytes of every buffer: enough for O_DIRECT on 4 KiB blocks and for NVMe PRPs.
 pub const ALIGNMENT: usize = 4096;
+
+thread_local! {
+    static COPIED_BYTES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes that this thread has copied into new buffers so far: for counting what an operation costs.
+#[must_use]
+pub fn copied_bytes() -> u64 {
+    COPIED_BYTES.get()
+}
 
 /// No memory could be had for a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +66,7 @@ impl Buffer {
     pub fn try_copy_of(bytes: &[u8]) -> Result<Self, OutOfMemory> {
         let mut buffer = Self::try_new_dirty(bytes.len())?;
         buffer.copy_from_slice(bytes);
+        COPIED_BYTES.set(COPIED_BYTES.get() + bytes.len() as u64);
         Ok(buffer)
     }
 

@@ -28,7 +28,7 @@ pub mod profile;
 mod refuse;
 mod region;
 
-pub use buffer::{ALIGNMENT, Buffer, OutOfMemory, Slice};
+pub use buffer::{ALIGNMENT, Buffer, OutOfMemory, Slice, copied_bytes};
 pub use cache::{
     LimitRefused, is_scarce, limit_bytes, region_count, regions, return_thread_cache,
     set_limit_bytes, set_refusal_hook, usage,

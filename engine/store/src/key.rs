@@ -3,6 +3,8 @@
 //! Every tree maps a [`Position`] to a [`Value`]. Positions of all trees have the same shape, so that
 //! nodes, the journal and replay are generic; what the fields mean is up to the tree.
 
+use std::cmp::Ordering;
+
 use smallvec::SmallVec;
 
 use crate::error::{Result, StoreError};
@@ -70,7 +72,7 @@ impl Tree {
 }
 
 /// Where a key lies in its tree; ordered by inode, then offset, then snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Position {
     /// Inode number, or the tree's first coordinate.
     pub inode: u64,
@@ -78,6 +80,28 @@ pub struct Position {
     pub offset: u64,
     /// Snapshot id; 0 in trees that are not versioned.
     pub snapshot: u32,
+}
+
+/// By inode, offset and snapshot. Searches compare positions more than anything else, so the first two are
+/// compared as one number, without a branch between them.
+impl Ord for Position {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.head().cmp(&other.head()).then(self.snapshot.cmp(&other.snapshot))
+    }
+}
+
+impl PartialOrd for Position {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+
+    #[inline]
+    fn lt(&self, other: &Self) -> bool {
+        let (head, others) = (self.head(), other.head());
+        (head < others) | ((head == others) & (self.snapshot < other.snapshot))
+    }
 }
 
 impl Position {
@@ -90,6 +114,10 @@ impl Position {
     #[must_use]
     pub const fn new(inode: u64, offset: u64, snapshot: u32) -> Self {
         Self { inode, offset, snapshot }
+    }
+
+    const fn head(&self) -> u128 {
+        (self.inode as u128) << 64 | self.offset as u128
     }
 
     /// The next position in order; `MAX` stays.

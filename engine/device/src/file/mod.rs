@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 pub use open::{Allocation, DirectIo, OpenOptions};
+pub use ring::kernel_entries;
 
 use crate::{BlockDevice, DeviceError, DeviceInfo, DeviceQueue};
 

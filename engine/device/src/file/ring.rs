@@ -7,6 +7,7 @@
 //! What to do with results is for `queue`.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
@@ -59,7 +60,7 @@ pub(super) struct Ring {
     /// As many as the depth; never moved or resized.
     slots: Box<[Slot]>,
     free: Vec<u32>,
-    /// How often the kernel was entered to hand over or collect, for tests that count.
+    /// How often the kernel was entered to hand over or collect.
     #[cfg(test)]
     enters: u64,
     /// Everything in flight was given up; the ring is not used any more.
@@ -74,6 +75,17 @@ const OPCODES: [(u8, &str); 5] = [
     (opcode::Fsync::CODE, "fsync"),
     (opcode::Fallocate::CODE, "fallocate"),
 ];
+
+thread_local! {
+    static ENTRIES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has entered the kernel to hand operations of file devices over or to collect
+/// them: one system call each. For counting what an operation costs.
+#[must_use]
+pub fn kernel_entries() -> u64 {
+    ENTRIES.get()
+}
 
 impl Ring {
     /// A ring for `depth` operations on `file`, to be used by the calling thread only.
@@ -153,6 +165,7 @@ impl Ring {
         {
             self.enters += 1;
         }
+        ENTRIES.set(ENTRIES.get() + 1);
         self.ring.submit().map(drop)
     }
 

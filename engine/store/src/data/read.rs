@@ -251,7 +251,7 @@ impl Reader {
 
     /// One command. A block that fails its checksum is read once more; then it is lost.
     async fn read_run(&self, range: &BlockRange, run: &[Span]) -> Result<Option<Slice>> {
-        let mut buffer = Buffer::try_new(bytes_of(run))?;
+        let mut buffer = Buffer::try_new_dirty(bytes_of(run))?;
         for last in [false, true] {
             buffer = self.read_once(run, buffer, Timed::DataRead).await?;
             match self.verify(run, &buffer) {

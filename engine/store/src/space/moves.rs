@@ -199,7 +199,7 @@ impl Engine {
 
     async fn read_blocks(&self, pointer: &Pointer, blocks: u32) -> Result<Slice> {
         self.check_pointer(pointer, blocks)?;
-        let buffer = Buffer::try_new(blocks as usize * BLOCK_SIZE as usize)?;
+        let buffer = Buffer::try_new_dirty(blocks as usize * BLOCK_SIZE as usize)?;
         let member = self.member(pointer.member)?;
         Ok(member.read(pointer.block * BLOCK_SIZE, buffer).await?.freeze())
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sees to it that the programs a set of tests needs are there.
-#   scripts/packages.sh SET...       SET: build, guest, bench, filesystems
+#   scripts/packages.sh SET...       SET: build, guest, bench, costs, filesystems
 # As root on Debian or Ubuntu, what is missing is installed with apt-get. Otherwise the script names
 # what is missing and the command that installs it, and fails.
 # shellcheck source=scripts/lib.sh
@@ -16,6 +16,7 @@ programs_of() {
                 mkfs.xfs=xfsprogs ip=iproute2 dpkg-deb=dpkg jq=jq"
             ;;
         bench) echo "fio=fio jq=jq" ;;
+        costs) echo "valgrind=valgrind jq=jq" ;;
         filesystems) echo "mkfs.btrfs=btrfs-progs mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs losetup=mount" ;;
         *) die "no such set of packages: $1" ;;
     esac

@@ -121,7 +121,7 @@ fn main() -> Result<()> {
     } else {
         let device = MemoryDevice::new("memory", args.device_mib << 20, BLOCK as u32);
         let options = FormatOptions { shards: Some(SHARDS), ..FormatOptions::default() };
-        (LocalPool::in_memory(&[device.clone()], options).map_err(words)?, Some(device))
+        (LocalPool::in_memory(std::slice::from_ref(&device), options).map_err(words)?, Some(device))
     };
     let line = pool
         .run(async move |client, _| match args.pattern {

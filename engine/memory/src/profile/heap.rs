@@ -259,6 +259,7 @@ fn recharge_without_row(moved: *mut u8, tag: Tag, from_bytes: usize, to_bytes: u
 /// # Safety
 /// 1. As of `GlobalAlloc::alloc`.
 #[inline(never)]
+#[expect(clippy::extra_unused_type_parameters, reason = "compiled in the program, not here")]
 unsafe fn alloc_in_program<T>(layout: Layout) -> *mut u8 {
     if layout.align() > ALIGN_MAX {
         return alloc_aligned(layout);
@@ -275,6 +276,7 @@ unsafe fn alloc_in_program<T>(layout: Layout) -> *mut u8 {
 /// # Safety
 /// 1. As of `GlobalAlloc::dealloc`.
 #[inline(never)]
+#[expect(clippy::extra_unused_type_parameters, reason = "compiled in the program, not here")]
 unsafe fn dealloc_in_program<T>(pointer: *mut u8, layout: Layout) {
     // SAFETY: (1) by the caller's contract this is a live block of `layout`.
     let tag = unsafe { tag_of(pointer, layout.size()) };

@@ -19,10 +19,10 @@ loom 420
 sim 660
 costs 300
 crash 360
-refusals 180
+refusals 300
 fuzz 540
-guest 480
-readme 180
+guest 540
+readme 300
 dependencies 60
 "
 

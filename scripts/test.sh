@@ -22,7 +22,7 @@ crash 360
 refusals 300
 fuzz 540
 guest 540
-readme 300
+readme 540
 dependencies 60
 "
 

@@ -15,12 +15,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 measured=$work/costs.txt
 
-# put LOAD JSON COUNT...: those counts of the line, as "LOAD COUNT FIGURE"
+# put LOAD "COUNT..." PATTERN OPTION...: those counts, as "LOAD COUNT FIGURE". The least of three runs: how many
+# share a command depends a little on what else the machine does.
 put() {
-    local load=$1 json=$2 name
+    local load=$1 names=$2 name
     shift 2
-    for name in "$@"; do
-        say "$load $name $(jq ".$name" <<<"$json")"
+    for _ in 1 2 3; do
+        "$program" "$@"
+    done >"$work/json"
+    for name in $names; do
+        say "$load $name $(jq --slurp "map(.$name) | min" "$work/json")"
     done
 }
 
@@ -46,15 +50,15 @@ instructions() {
 
 {
     for pattern in randread randwrite create; do
-        put "$pattern-32" "$("$program" "$pattern")" allocations buffers copied_bytes commands
+        put "$pattern-32" "allocations buffers copied_bytes commands" "$pattern"
         instructions "$pattern-32" "$pattern"
     done
     for pattern in randread randwrite; do
         # One at a time, so that how many share an entry into the kernel is no matter of luck.
-        put "$pattern-1" "$("$program" "$pattern" --depth 1 --operations 2000 --file "$work/pool")" kernel_entries
+        put "$pattern-1" kernel_entries "$pattern" --depth 1 --operations 2000 --file "$work/pool"
     done
-    put randread-32 "$("$program" randread)" read_amplification
-    put half-full "$("$program" randwrite --fill-percent 50 --overwrites 3 --operations 200000)" write_amplification
+    put randread-32 read_amplification randread
+    put half-full write_amplification randwrite --fill-percent 50 --overwrites 3 --operations 200000
 } | tee "$measured"
 
 if [ -n "${WRITE:-}" ]; then

@@ -1,4 +1,5 @@
 //! The data cache gives way to everybody else. A process of its own, for its limit of memory.
+#![allow(clippy::unwrap_used)]
 
 use engine_device::MemoryDevice;
 use engine_embed::LocalPool;

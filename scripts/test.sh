@@ -12,16 +12,16 @@ cd "$root"
 all_stages="
 toolchain 300
 format 60
-clippy 420
-build 780
-unit 840
-loom 420
-sim 660
-costs 300
-crash 360
+clippy 600
+build 1080
+unit 1080
+loom 600
+sim 900
+costs 420
+crash 480
 refusals 300
-fuzz 540
-guest 540
+fuzz 600
+guest 720
 readme 540
 dependencies 60
 "

@@ -31,8 +31,10 @@ pub(crate) struct EngineSubject {
 
 impl EngineSubject {
     /// Opens the pool on the file, or makes one there with a volume that is written once in sequence.
-    pub(crate) fn open(path: &Path, fill_percent: u64) -> Result<Self> {
-        let request = FormatRequest { devices: vec![path.to_owned()], ..FormatRequest::default() };
+    pub(crate) fn open(path: &Path, shards: Option<u16>, fill_percent: u64) -> Result<Self> {
+        let options = FormatOptions { shards, ..FormatOptions::default() };
+        let devices = vec![path.to_owned()];
+        let request = FormatRequest { devices, options, ..FormatRequest::default() };
         match engine_embed::format(&request) {
             Ok(_) => {}
             // Data of the other side: ours to destroy. A pool of ours is kept, aged as it is.
@@ -137,5 +139,9 @@ impl Subject for EngineSubject {
 
     fn turn(&self) -> Result<()> {
         self.pool.borrow_mut().turn().map_err(|fault| anyhow!(fault))
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.pool.into_inner().close().map_err(|fault| anyhow!(fault))
     }
 }

@@ -65,6 +65,10 @@ pub(crate) trait Subject {
     fn flush(&self) -> Running;
     /// Lets the layer make progress: one turn of a reactor.
     fn turn(&self) -> Result<()>;
+    /// Ends in order, if that is more than to end.
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What was measured.

@@ -51,6 +51,12 @@ struct Args {
     /// How much of a new pool the volume takes
     #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..=95))]
     fill_percent: u64,
+    /// Shards of a new pool: one measures what one core does with one shard, as the load runs on one thread
+    #[arg(long)]
+    shards: Option<u16>,
+    /// Leave the pool without closing it
+    #[arg(long)]
+    crash: bool,
     /// Memory for data of the engine; with none it compares with peers that use O_DIRECT
     #[arg(long, default_value_t = 0)]
     data_cache_mib: usize,
@@ -128,7 +134,7 @@ fn main() -> Result<()> {
             Box::new(device::DeviceSubject::open(file, args.depth)?)
         }
         (SubjectName::Engine, Some(file), _) => {
-            let subject = engine::EngineSubject::open(file, args.fill_percent)?;
+            let subject = engine::EngineSubject::open(file, args.shards, args.fill_percent)?;
             subject.set_data_cache(args.data_cache_mib);
             Box::new(subject)
         }
@@ -142,5 +148,8 @@ fn main() -> Result<()> {
     };
     let measured = measure(subject.as_ref(), &load)?;
     println!("{}", measured.to_json());
+    if !args.crash {
+        subject.close()?;
+    }
     Ok(())
 }

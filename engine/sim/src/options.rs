@@ -178,6 +178,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Memory for data of a shard in bytes; 0: none.
     pub data_cache_bytes: usize,
+    /// Nanoseconds for which emptied buckets stay free before they are discarded.
+    pub discard_delay_ns: u64,
     /// Tables of regions that a shard keeps in memory when they are idle.
     pub region_tables: usize,
     /// How fast they are.
@@ -280,6 +282,11 @@ impl Options {
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
             data_cache_bytes: Self::data_cache_bytes(seed),
+            discard_delay_ns: *Random::new(seed ^ 0x6469_7363).pick(&[
+                1_000_000,
+                5_000_000,
+                1_000_000_000,
+            ]),
             region_tables: *Random::new(seed ^ 0x7461_6273).pick(&[1, 4, 1000]),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),

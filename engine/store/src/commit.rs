@@ -1,5 +1,6 @@
 //! Committing transactions: the one place where the index changes.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use smallvec::SmallVec;
@@ -12,7 +13,8 @@ use crate::journal::{Class, Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
 use crate::space::format::SummaryEntry;
-use crate::space::{BucketKind, RegionId, RegionPin};
+
+use crate::space::{BucketId, BucketKind, RegionId, RegionPin};
 use crate::times::{RestartReason, Timed};
 use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
 
@@ -26,12 +28,25 @@ const OVERSIZE: usize = 8;
 
 type Nodes = SmallVec<[NodePin; 8]>;
 
+/// What an update does to the blocks that an extent names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Goes,
+    /// `fresh`: they were just written.
+    Comes {
+        fresh: bool,
+    },
+}
+
 /// What the changes of a transaction to extents do to space.
 #[derive(Default)]
 struct SpaceChange {
-    buckets: SmallVec<[((u8, u32), i32); 8]>,
+    buckets: SmallVec<[(BucketId, i32); 8]>,
     versions: SmallVec<[(u32, i64); 2]>,
-    placed: SmallVec<[((u8, u32), SummaryEntry); 4]>,
+    /// What comes, and whether its blocks were just written.
+    placed: SmallVec<[(BucketId, SummaryEntry, bool); 4]>,
+    /// Blocks that an extent named which goes.
+    freed: SmallVec<[(BucketId, Range<u16>); 4]>,
 }
 
 impl Engine {
@@ -152,10 +167,11 @@ impl Engine {
             if let Some(old) = body.keys.get(&update.position)
                 && !planted::is(Bug::AccountingDrift)
             {
-                self.count_extent(&mut change, update.position, old, -1)?;
+                self.count_extent(&mut change, update.position, old, Sign::Goes)?;
             }
             if let Some(new) = &update.value {
-                self.count_extent(&mut change, update.position, new, 1)?;
+                let comes = Sign::Comes { fresh: update.fresh };
+                self.count_extent(&mut change, update.position, new, comes)?;
             }
         }
         Ok(change)
@@ -188,26 +204,26 @@ impl Engine {
         change: &mut SpaceChange,
         position: Position,
         value: &Value,
-        sign: i32,
+        sign: Sign,
     ) -> Result<()> {
         let extent = ExtentView::parse(value)?;
-        let blocks = extent.blocks().cast_signed() * sign;
+        let blocks = extent.blocks().cast_signed();
+        let blocks = if sign == Sign::Goes { -blocks } else { blocks };
         for pointer in extent.pointers() {
             let id = self.space.check_pointer(pointer.member, pointer.block, extent.blocks())?;
             match change.buckets.iter_mut().find(|(bucket, _)| *bucket == id) {
                 Some((_, delta)) => *delta += blocks,
                 None => change.buckets.push((id, blocks)),
             }
-            if sign > 0 {
-                let entry = SummaryEntry {
-                    inode: position.inode,
-                    end: position.offset,
-                    snapshot: position.snapshot,
-                    start_block: (pointer.block - self.space.first_block(id)) as u16,
-                    blocks: extent.blocks() as u16,
-                };
-                change.placed.push((id, entry));
-            }
+            let start_block = (pointer.block - self.space.first_block(id)) as u16;
+            let blocks = extent.blocks() as u16;
+            let Sign::Comes { fresh } = sign else {
+                change.freed.push((id, start_block..start_block + blocks));
+                continue;
+            };
+            let (inode, end, snapshot) = (position.inode, position.offset, position.snapshot);
+            let entry = SummaryEntry { inode, end, snapshot, start_block, blocks };
+            change.placed.push((id, entry, fresh));
         }
         match change.versions.iter_mut().find(|(version, _)| *version == position.snapshot) {
             Some((_, delta)) => *delta += i64::from(blocks),
@@ -227,11 +243,16 @@ impl Engine {
                 self.apply_key(node, update.position, update.value, update.fresh);
             }
         }
+        // An extent that is cut goes, and comes again in part: what comes counts.
+        let of = self.space.data_blocks();
+        for (id, blocks) in change.freed {
+            self.space.tables.borrow_mut().bucket(id).dead.mark(blocks, of);
+        }
+        for (id, entry, fresh) in change.placed {
+            self.note_placed(id, entry, fresh);
+        }
         for (id, delta) in change.buckets {
             self.add_live(id, delta, seq);
-        }
-        for (id, entry) in change.placed {
-            self.note_placed(id, entry);
         }
         for (version, delta) in change.versions {
             if delta != 0 {

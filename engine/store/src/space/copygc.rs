@@ -20,6 +20,7 @@
 
 use std::rc::Rc;
 
+use super::format::SummaryEntry;
 use super::loaded::RegionPin;
 use super::table::{BucketId, Space};
 use super::victims::Measure;
@@ -34,6 +35,9 @@ const TABLES_MAX: usize = 4;
 const LOAD_RETRY_NS: u64 = 10_000_000;
 /// Time until a bucket that could not be emptied is tried again.
 const STUCK_RETRY_NS: u64 = 1_000_000_000;
+
+/// Times that a bucket is gone over by its summary before the whole index is looked at.
+const PASSES_MAX: usize = 3;
 
 /// The bucket that is being emptied.
 #[derive(Clone, Copy)]
@@ -178,8 +182,15 @@ impl Engine {
             let bucket = tables.bucket(id);
             Victim { id, generation: bucket.generation, filled_at: bucket.filled_at }
         };
-        let summary = self.summary_of(id).await?;
-        self.move_entries(victim, &summary).await?;
+        let mut summary = self.summary_of(id).await?;
+        // What was cut by a client while it was moved stays behind.
+        for _ in 0..PASSES_MAX {
+            self.leave_out_dead(id, &mut summary);
+            self.move_entries(victim, &summary).await?;
+            if !self.still_lives(victim) {
+                break;
+            }
+        }
         if self.still_lives(victim) {
             let summary = self.summary_from_index(id).await?;
             self.move_entries(victim, &summary).await?;
@@ -192,6 +203,19 @@ impl Engine {
         }
         self.space.gc_buckets.set(self.space.gc_buckets.get() + 1);
         Ok(())
+    }
+
+    /// Leaves out of a summary what is known to live no more.
+    fn leave_out_dead(&self, id: BucketId, summary: &mut Vec<SummaryEntry>) {
+        let all = summary.len();
+        let mut tables = self.space.tables.borrow_mut();
+        let dead = &tables.bucket(id).dead;
+        summary
+            .retain(|it| !dead.has_all(it.start_block..it.start_block.saturating_add(it.blocks)));
+        drop(tables);
+        let skipped = (all - summary.len()) as u64;
+        self.space.gc_skips.set(self.space.gc_skips.get() + skipped);
+        self.space.gc_lookups.set(self.space.gc_lookups.get() + summary.len() as u64);
     }
 
     pub(super) fn still_lives(&self, victim: Victim) -> bool {

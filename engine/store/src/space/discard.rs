@@ -5,11 +5,14 @@
 //! buckets, so no write can meet it there; a crash meanwhile leaves a free bucket with any content. That is what
 //! free buckets hold anyway, and nothing reads one before it was written.
 //!
-//! It happens in the background, some time after buckets became free, so that neighbours go in one command and
-//! what is used again at once is not discarded at all. It takes buckets only while more are free than
-//! copygc wants, and a bounded number at a time. A device that cannot, or that answers with an error, is not
+//! It happens in the background, when buckets have been free for [`DELAY_NS`], so that neighbours go in one command
+//! and what is used again soon is not discarded at all: writing to it anew tells the device as much, and a discard
+//! costs commands, and on a file or a thin device the allocation of what was given back. It takes buckets only
+//! while more are free than copygc wants, and a bounded number at a time. A device that cannot, or that answers with an error, is not
 //! asked again until the shard is opened anew. What was free when the shard stopped is not discarded later.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 
 use engine_device::QueueExt;
@@ -17,10 +20,52 @@ use engine_device::QueueExt;
 use super::table::{BucketId, Tables};
 use crate::engine::Engine;
 
-/// Time that buckets stay free before they are discarded: neighbours join them meanwhile.
-const DELAY_NS: u64 = 5_000_000;
+/// Time that buckets stay free at least before they are discarded; twice that at most, while there are few.
+/// btrfs waits as long.
+pub(super) const DELAY_NS: u64 = 10_000_000_000;
 /// Buckets that are on their way at a time.
 const BUCKETS_MAX: usize = 64;
+/// Buckets that may wait. When there are more the oldest go at once: the tables of their regions stay in memory.
+const WAITING_MAX: usize = 16 * 1024;
+
+/// Free buckets that are to be discarded.
+#[derive(Default)]
+pub(super) struct ToDiscard {
+    /// Since the delay began that is running.
+    fresh: BTreeSet<BucketId>,
+    /// For longer.
+    aged: BTreeSet<BucketId>,
+}
+
+impl ToDiscard {
+    fn insert(&mut self, id: BucketId) {
+        if !self.aged.contains(&id) {
+            self.fresh.insert(id);
+        }
+        if self.fresh.len() > WAITING_MAX {
+            self.grow_older();
+        }
+    }
+
+    /// Those that are in use again, or not this shard's any more.
+    pub(super) fn remove(&mut self, id: &BucketId) {
+        let _ = self.fresh.remove(id) || self.aged.remove(id);
+    }
+
+    pub(super) fn has_any_in(&self, range: Range<BucketId>) -> bool {
+        let any = |set: &BTreeSet<BucketId>| set.range(range.clone()).next().is_some();
+        any(&self.fresh) || any(&self.aged)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.aged.is_empty()
+    }
+
+    /// A delay has passed.
+    fn grow_older(&mut self) {
+        self.aged.append(&mut self.fresh);
+    }
+}
 
 /// Neighbouring buckets of one member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,20 +90,37 @@ impl Engine {
             if self.stopped().is_some() || self.space.discard_members.borrow().is_empty() {
                 return;
             }
-            if self.space.tables.borrow().to_discard.is_empty() {
-                wanted.await;
-                continue;
+            let waits = {
+                let tables = self.space.tables.borrow();
+                (tables.to_discard.is_empty(), tables.to_discard.aged.len() > WAITING_MAX)
+            };
+            match waits {
+                (true, _) => {
+                    wanted.await;
+                    continue;
+                }
+                (false, true) => {}
+                (false, false) => {
+                    self.config.runtime.sleep(self.space.discard_delay_ns.get()).await
+                }
             }
-            self.config.runtime.sleep(DELAY_NS).await;
-            let taken = self.take_for_discard();
-            if taken.is_empty() {
+            let mut taken = self.take_for_discard();
+            if taken.is_empty() && waits.1 {
                 wanted.await;
-                continue;
             }
-            let runs = runs_of(&taken);
-            let commands = runs.iter().map(|run| self.discard_run(*run));
-            futures::future::join_all(commands).await;
+            while !taken.is_empty() {
+                let runs = runs_of(&taken);
+                let commands = runs.iter().map(|run| self.discard_run(*run));
+                futures::future::join_all(commands).await;
+                taken = self.take_for_discard();
+            }
+            self.space.tables.borrow_mut().to_discard.grow_older();
         }
+    }
+
+    /// Time that buckets stay free at least before they are discarded, in nanoseconds.
+    pub fn set_discard_delay_ns(&self, delay_ns: u64) {
+        self.space.discard_delay_ns.set(delay_ns);
     }
 
     /// Takes buckets out of the free ones, the highest first: they are the last to be used again.
@@ -70,9 +132,10 @@ impl Engine {
         }
         let spare = tables.free_buckets().saturating_sub(keep);
         let members = self.space.discard_members.borrow();
-        tables.to_discard.retain(|id| members.contains(&id.0));
+        tables.to_discard.aged.retain(|id| members.contains(&id.0));
+        tables.to_discard.fresh.retain(|id| members.contains(&id.0));
         let most = spare.min(BUCKETS_MAX);
-        let mut taken: Vec<_> = tables.to_discard.iter().rev().take(most).copied().collect();
+        let mut taken: Vec<_> = tables.to_discard.aged.iter().rev().take(most).copied().collect();
         taken.reverse();
         for id in &taken {
             tables.to_discard.remove(id);

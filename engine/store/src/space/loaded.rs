@@ -626,7 +626,7 @@ impl Tables {
         self.leaving != Some(region)
             && end <= self.given_end(region.0)
             && self.discarding.range(range.clone()).next().is_none()
-            && self.to_discard.range(range.clone()).next().is_none()
+            && !self.to_discard.has_any_in(range.clone())
             && self.buckets.range(range).all(|(_, bucket)| bucket.is_idle())
     }
 

@@ -13,6 +13,7 @@
 mod alloc;
 mod checkpoint;
 mod copygc;
+pub(crate) mod dead;
 mod discard;
 pub(crate) mod format;
 mod give;
@@ -30,4 +31,4 @@ pub use alloc::{Allocation, WritePoint};
 pub(crate) use loaded::RegionPin;
 pub use regions::RegionSource;
 pub use reserve::Reservation;
-pub(crate) use table::{Bucket, BucketKind, RegionId, Space};
+pub(crate) use table::{Bucket, BucketId, BucketKind, RegionId, Space};

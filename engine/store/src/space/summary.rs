@@ -1,7 +1,5 @@
 //! Bucket summaries: what was placed in a bucket, in order: the map from place to key.
 
-use std::rc::Rc;
-
 use engine_base::BLOCK_SIZE;
 use engine_device::QueueExt;
 use engine_memory::Buffer;
@@ -16,7 +14,7 @@ use crate::key::{Position, Tree};
 impl Engine {
     /// Writes the summaries of buckets that were filled. A summary that cannot be written is kept in
     /// memory, and rebuilt from the index after a crash.
-    pub(crate) async fn write_summaries(self: &Rc<Self>) {
+    pub(crate) async fn write_summaries(&self) {
         loop {
             let next = self.space.tables.borrow_mut().to_seal.pop_front();
             let Some((id, generation)) = next else { return };
@@ -50,6 +48,27 @@ impl Engine {
             drop(tables);
             // Who waits for space was told that nothing can be gained while the bucket was held.
             self.space.changed.notify_all();
+        }
+    }
+
+    /// Fills the open buckets no further, so that their summaries can be written.
+    pub(crate) fn seal_open_buckets(&self) {
+        let mut tables = self.space.tables.borrow_mut();
+        for point in 0..tables.open.len() {
+            let Some(id) = tables.open[point].map(|open| open.id) else { continue };
+            let bucket = tables.bucket(id);
+            // Of an empty one there is nothing to tell.
+            if bucket.live_blocks == 0 {
+                continue;
+            }
+            bucket.open = false;
+            let (generation, pins) = (bucket.generation, bucket.pins);
+            tables.open[point] = None;
+            // With an allocation in it, it is sealed when that ends.
+            if pins == 0 {
+                tables.to_seal.push_back((id, generation));
+            }
+            tables.list_bucket(id);
         }
     }
 
@@ -110,12 +129,15 @@ impl Engine {
         Ok(entries)
     }
 
-    /// Notes that an extent was placed in a bucket, for its summary.
-    pub(crate) fn note_placed(&self, id: BucketId, entry: SummaryEntry) {
+    /// Notes that an extent names blocks of a bucket; `fresh`: ones that were just written, for the
+    /// summary. What is left of an extent that was cut is found where that was.
+    pub(crate) fn note_placed(&self, id: BucketId, entry: SummaryEntry, fresh: bool) {
         let mut tables = self.space.tables.borrow_mut();
         let most = self.space.data_blocks() as usize;
         let bucket = tables.bucket(id);
-        if bucket.kind == BucketKind::Data
+        bucket.dead.unmark(entry.start_block..entry.start_block + entry.blocks);
+        if fresh
+            && bucket.kind == BucketKind::Data
             && let Some(summary) = bucket.summary.as_mut()
             && summary.len() < most
             && summary.last() != Some(&entry)

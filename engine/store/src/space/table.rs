@@ -5,6 +5,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
+use super::dead::DeadBlocks;
+use super::discard::{self, ToDiscard};
 use super::format::{SummaryEntry, summary_blocks};
 use super::loaded::Regions;
 use super::regions::RegionSource;
@@ -65,6 +67,8 @@ pub(crate) struct Bucket {
     pub(super) known_as: KnownAs,
     /// What was placed in it since it was opened; `None` when the summary is on disk, or lost.
     pub(crate) summary: Option<Vec<SummaryEntry>>,
+    /// What of it is known to live no more.
+    pub(crate) dead: DeadBlocks,
 }
 
 /// Where a bucket is listed for copygc.
@@ -95,6 +99,7 @@ impl Bucket {
             filled_at: 0,
             known_as: KnownAs::Nothing,
             summary: None,
+            dead: DeadBlocks::default(),
         }
     }
 
@@ -142,7 +147,7 @@ pub(crate) struct Tables {
     /// The lowest is taken first, so that what is used stays together and whole regions stay empty.
     pub(crate) free: BTreeSet<BucketId>,
     /// Of the free ones, those that were emptied and not discarded; those taken out meanwhile.
-    pub(super) to_discard: BTreeSet<BucketId>,
+    pub(super) to_discard: ToDiscard,
     pub(super) wants_discard: bool,
     pub(crate) discarding: BTreeSet<BucketId>,
     /// Buckets emptied, and slots freed, by the entry of that number.
@@ -209,6 +214,7 @@ pub(crate) struct Space {
     /// Members that take discards; one that failed leaves.
     pub(crate) discard_members: RefCell<BTreeSet<u8>>,
     pub(crate) discarded_bytes: Cell<u64>,
+    pub(super) discard_delay_ns: Cell<u64>,
     /// The shard is being closed: nothing is begun in the background.
     pub(crate) closing: Cell<bool>,
     /// An end was moved, or the superblock was replaced.
@@ -220,6 +226,9 @@ pub(crate) struct Space {
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
+    /// Entries of summaries that copygc looked up, and those that it knew to be dead.
+    pub(super) gc_lookups: Cell<u64>,
+    pub(super) gc_skips: Cell<u64>,
     pub(crate) allocation_waits: Cell<u64>,
 }
 
@@ -229,7 +238,7 @@ impl Space {
         let tables = Tables {
             buckets: BTreeMap::new(),
             free: BTreeSet::new(),
-            to_discard: BTreeSet::new(),
+            to_discard: ToDiscard::default(),
             wants_discard: false,
             discarding: BTreeSet::new(),
             draining: VecDeque::new(),
@@ -272,6 +281,7 @@ impl Space {
             regions_given: Cell::new(0),
             discard_members: RefCell::default(),
             discarded_bytes: Cell::new(0),
+            discard_delay_ns: Cell::new(discard::DELAY_NS),
             closing: Cell::new(false),
             ends_moved: Notify::default(),
             emptied: Cell::new(0),
@@ -279,6 +289,8 @@ impl Space {
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),
+            gc_lookups: Cell::new(0),
+            gc_skips: Cell::new(0),
             allocation_waits: Cell::new(0),
         }
     }
@@ -304,6 +316,8 @@ impl Space {
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
         out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
         out.push(("copygc_summary_misses", self.summary_misses.get()));
+        out.push(("copygc_entries_looked_up", self.gc_lookups.get()));
+        out.push(("copygc_entries_skipped", self.gc_skips.get()));
     }
 
     /// Whether something was emptied that is not durable yet.

@@ -9,6 +9,7 @@ mod repair;
 
 mod batches;
 mod concurrency;
+mod copygc;
 mod damage;
 mod damage_list;
 mod data_cache;

@@ -304,6 +304,7 @@ fn emptied_buckets_are_discarded_and_nothing_else() {
         let pool = small_pool(seed, 1, 32);
         let (blocks, kept) = (16 * 256, 3000);
         let content = pool.run(async move |pool| {
+            pool.shard(0).engine().set_discard_delay_ns(5_000_000);
             let mut random = Random::new(seed);
             let mut written = Written::new(&pool, 32 * MIB).await;
             written.fill(&mut random, &mut 0, blocks).await.unwrap();
@@ -340,6 +341,7 @@ fn emptied_buckets_are_discarded_and_nothing_else() {
 fn a_device_that_fails_a_discard_is_not_asked_again() {
     small_pool(9, 1, 32).run(async move |pool| {
         pool.asked().discard_fails.set(true);
+        pool.shard(0).engine().set_discard_delay_ns(5_000_000);
         let mut written = Written::new(&pool, 32 * MIB).await;
         for _ in 0..3 {
             written.fill(&mut Random::new(1), &mut 0, 1024).await.unwrap();

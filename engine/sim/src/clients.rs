@@ -26,7 +26,9 @@ pub fn slice_of(bytes: &[u8]) -> Slice {
 /// All pieces in one.
 #[must_use]
 pub fn joined(data: &Data) -> Vec<u8> {
-    data.iter().flat_map(|piece| piece.iter().copied()).collect()
+    let mut bytes = Vec::with_capacity(data.iter().map(|piece| piece.len()).sum());
+    data.iter().for_each(|piece| bytes.extend_from_slice(piece));
+    bytes
 }
 
 /// The part `pick` of the world.

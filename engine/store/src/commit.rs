@@ -93,7 +93,7 @@ impl Engine {
             self.validate(&transaction)?;
             let change = self.space_change(&transaction, &nodes)?;
             if let Some(region) = self.unloaded_region(&change) {
-                pins.push(self.pin_region(region).await?);
+                pins.push(Box::pin(self.pin_region(region)).await?);
                 continue;
             }
             self.check_change(&change)?;
@@ -122,7 +122,7 @@ impl Engine {
                 Found::Missing(missing) => {
                     let others = transaction.updates[index + 1..].iter();
                     let others = others.map(|other| (other.tree, other.position));
-                    *read = self.read_in_with(missing, others).await?;
+                    *read = Box::pin(self.read_in_with(missing, others)).await?;
                     return Ok(false);
                 }
             }
@@ -130,7 +130,7 @@ impl Engine {
         let nodes = || nodes.iter().map(NodePin::node);
         let limit = self.superblock().node_bytes as usize * OVERSIZE;
         if let Some(node) = nodes().find(|node| node.body.borrow().live_bytes > limit) {
-            return match self.write_out(node).await {
+            return match Box::pin(self.write_out(node)).await {
                 Ok(()) | Err(StoreError::Restart) => Ok(false),
                 Err(error) => Err(error),
             };
@@ -243,16 +243,8 @@ impl Engine {
                 self.apply_key(node, update.position, update.value, update.fresh);
             }
         }
-        // An extent that is cut goes, and comes again in part: what comes counts.
-        let of = self.space.data_blocks();
-        for (id, blocks) in change.freed {
-            self.space.tables.borrow_mut().bucket(id).dead.mark(blocks, of);
-        }
-        for (id, entry, fresh) in change.placed {
-            self.note_placed(id, entry, fresh);
-        }
-        for (id, delta) in change.buckets {
-            self.add_live(id, delta, seq);
+        for (id, delta) in &change.buckets {
+            self.change_bucket(*id, *delta, &change, seq);
         }
         for (version, delta) in change.versions {
             if delta != 0 {
@@ -306,19 +298,40 @@ impl Engine {
         }
     }
 
-    fn add_live(&self, id: (u8, u32), delta: i32, seq: u64) {
+    /// What a transaction does to a bucket, of which so many blocks more live then.
+    fn change_bucket(&self, id: BucketId, delta: i32, change: &SpaceChange, seq: u64) {
+        let (member, bucket) = id;
+        if delta != 0 {
+            self.journal.append(&[Record::BucketLive { member, bucket, delta }]);
+        }
+        let mut tables = self.space.tables.borrow_mut();
+        tables.live_blocks = tables.live_blocks.wrapping_add_signed(i64::from(delta));
+        let (data_blocks, closed) = (self.space.data_blocks(), tables.is_closed(id));
+        let state = tables.bucket(id);
+        // An extent that is cut goes, and comes again in part: what comes counts.
+        for (_, blocks) in change.freed.iter().filter(|(freed, _)| *freed == id) {
+            state.dead.mark(blocks.clone(), data_blocks);
+        }
+        for (_, entry, fresh) in change.placed.iter().filter(|(placed, ..)| *placed == id) {
+            state.note_placed(*entry, *fresh, data_blocks);
+        }
         if delta == 0 {
             return;
         }
-        let (member, bucket) = id;
-        self.journal.append(&[Record::BucketLive { member, bucket, delta }]);
-        let mut tables = self.space.tables.borrow_mut();
-        tables.live_blocks = tables.live_blocks.wrapping_add_signed(i64::from(delta));
-        let state = tables.bucket(id);
         state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
-        self.dirty_bucket(&mut tables, id, seq);
-        tables.list_bucket(id);
-        tables.drain_if_empty(id, seq);
+        if state.dirty_seq.is_none() {
+            state.dirty_seq = Some(seq);
+            self.journal.pin(seq, Holder::Bucket(member, bucket));
+        }
+        let (moved, drains) = (state.belongs_now(data_blocks, closed), state.drains());
+        if let Some((was, belongs)) = moved {
+            tables.list_as(id, was, belongs);
+        }
+        let region = tables.region_of(id);
+        self.dirty_region(&mut tables, region, seq);
+        if drains {
+            tables.drain_if_empty(id, seq);
+        }
     }
 
     pub(crate) fn apply_counter(&self, update: CounterUpdate, seq: u64) {

@@ -109,7 +109,8 @@ impl Engine {
                 Found::Missing(missing) => {
                     self.cache.misses.set(self.cache.misses.get() + u64::from(!missed));
                     missed = true;
-                    _read = self.read_in(missing).await?;
+                    // Boxed, as all that is rare and large in reads and writes: their futures are moved often.
+                    _read = Box::pin(self.read_in(missing)).await?;
                 }
             }
         }

@@ -74,6 +74,39 @@ impl<V> Run<V> {
         self.positions.partition_point(|other| other < position)
     }
 
+    /// As [`Run::first_from`], of a run that follows `before` and reaches to `position`: looks where it would be
+    /// if keys were spread evenly first. Extents of a volume mostly are, and each look may be a cache miss.
+    fn first_from_guess(&self, position: &Position, before: &Position, last: &Position) -> usize {
+        let len = self.len();
+        let guess = (before.inode == position.inode && position.inode == last.inode)
+            .then(|| {
+                let past = (position.offset - before.offset).saturating_sub(1);
+                let at = past.checked_mul(len as u64)?;
+                at.checked_div(last.offset - before.offset)
+            })
+            .flatten();
+        let Some(guess) = guess else { return self.first_from(position) };
+        let guess = (guess as usize).min(len - 1);
+        // Ever farther from there until the place is between two looks.
+        let (mut from, mut to, mut step) = (guess, guess, 1);
+        if self.positions[guess] < *position {
+            to += 1;
+            while to < len && self.positions[to] < *position {
+                from = to;
+                to = (to + step).min(len);
+                step *= 2;
+            }
+            from += 1;
+        } else {
+            while from > 0 && self.positions[from - 1] >= *position {
+                to = from - 1;
+                from = from.saturating_sub(step);
+                step *= 2;
+            }
+        }
+        from + self.positions[from..to].partition_point(|other| other < position)
+    }
+
     fn last(&self) -> Position {
         self.positions[self.len() - 1]
     }
@@ -122,7 +155,10 @@ impl<V: HeapBytes> Sorted<V> {
     ) -> Option<(&Position, &V, Place)> {
         let index = self.run_for(&from);
         let run = self.runs.get(index)?;
-        let at = run.first_from(&from);
+        let at = match index.checked_sub(1) {
+            Some(before) => run.first_from_guess(&from, &self.lasts[before], &self.lasts[index]),
+            None => run.first_from(&from),
+        };
         let position = &run.positions[at];
         (*position <= to).then(|| (position, &run.values[at], (index as u32, at as u32)))
     }

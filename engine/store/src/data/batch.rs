@@ -21,10 +21,14 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use engine_base::runtime::LocalBoxFuture;
+
 use super::DataPath;
 use super::map::BlockRange;
 use super::place::Placed;
 use super::write::{Checksums, Replacement, block_checksums};
+use smallvec::{SmallVec, smallvec};
+
 use crate::api::Data;
 use crate::engine::{Reservation, WritePoint};
 use crate::error::Result;
@@ -70,7 +74,7 @@ struct Piece {
 struct Run {
     range: BlockRange,
     checksums: Checksums,
-    members: Vec<(Until, Rc<Slot>)>,
+    members: SmallVec<[(Until, Rc<Slot>); 1]>,
 }
 
 /// Where a write waits for its turn to lead, or for its answer.
@@ -179,14 +183,19 @@ impl DataPath {
         };
         if leads {
             after_others().await;
-            self.lead().await;
+            self.lead_boxed().await;
         }
         loop {
             match self.engine.waits.on(Timed::BlockedWriteBatch, slot.turn()).await {
-                Turn::Lead => self.lead().await,
+                Turn::Lead => self.lead_boxed().await,
                 Turn::Answer(result) => return result,
             }
         }
+    }
+
+    /// On the heap, once for the batch: what leads is large, and each write that waits would have room for it.
+    fn lead_boxed(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.lead())
     }
 
     /// Carries out the next batch.
@@ -277,7 +286,7 @@ fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
             }
             _ => {
                 let (range, checksums) = (piece.range, piece.checksums);
-                runs.push(Run { range, checksums, members: vec![member] });
+                runs.push(Run { range, checksums, members: smallvec![member] });
             }
         }
     }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, ExtentView, Pointer};
-use crate::key::{Position, Tree};
+use crate::key::{Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::transaction::Transaction;
 
@@ -63,16 +63,35 @@ impl Span {
     }
 }
 
+/// Where extents are looked for.
+trait Extents {
+    /// The first in `from ..= to`.
+    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>>;
+}
+
+impl Extents for Transaction<'_> {
+    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>> {
+        Transaction::next(self, Tree::Extents, from, to).await
+    }
+}
+
+/// The index as it is, without a transaction, which takes room.
+impl Extents for &Engine {
+    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>> {
+        self.index_next(Tree::Extents, from, to, &mut None).await
+    }
+}
+
 /// The next extent of the range's inode and version with a key at or past `from`: its key, its first
 /// block, and what `of` takes of it.
 async fn next_extent<T>(
-    transaction: &mut Transaction<'_>,
+    extents: &mut impl Extents,
     range: &BlockRange,
     mut from: Position,
     of: impl Fn(ExtentView<'_>, u64, u64) -> T,
 ) -> Result<Option<(Position, u64, T)>> {
     loop {
-        let found = transaction.next(Tree::Extents, from, range.last_key()).await?;
+        let found = extents.next(from, range.last_key()).await?;
         let Some((position, value)) = found else { return Ok(None) };
         if position.snapshot != range.snapshot.0 {
             from = position.successor();
@@ -89,9 +108,8 @@ async fn next_extent<T>(
 }
 
 /// The parts of extents that cover the range, in order; holes are left out.
-pub(crate) async fn lookup(engine: &Engine, range: &BlockRange) -> Result<SmallVec<[Span; 2]>> {
+pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<SmallVec<[Span; 2]>> {
     let mut spans = SmallVec::new();
-    let mut transaction = engine.read();
     let mut at = range.from;
     while at < range.to {
         let from = range.first_key(at);
@@ -101,7 +119,7 @@ pub(crate) async fn lookup(engine: &Engine, range: &BlockRange) -> Result<SmallV
             let part = extent.cut((first - start) as u32, (end - first) as u32);
             Span { block: first, pointer: part.pointers[0], checksums: part.checksums }
         };
-        let found = next_extent(&mut transaction, range, from, part).await?;
+        let found = next_extent(&mut engine, range, from, part).await?;
         let Some((position, _, span)) = found else { break };
         spans.push(span);
         at = position.offset.min(range.to);

@@ -259,7 +259,8 @@ impl Reader {
                 Verdict::Stale => return Ok(None),
                 Verdict::Bad(block) if last => {
                     for span in run {
-                        if !self.engine.pointer_is_surely_current(&span.pointer).await? {
+                        let current = self.engine.pointer_is_surely_current(&span.pointer);
+                        if !Box::pin(current).await? {
                             return Ok(None);
                         }
                     }

@@ -134,7 +134,7 @@ impl Engine {
                 WritePoint::Data => Class::Normal,
                 WritePoint::Moved => Class::Reclaim,
             };
-            self.open_bucket(BucketKind::Data, point, class).await?;
+            Box::pin(self.open_bucket(BucketKind::Data, point, class)).await?;
         }
     }
 

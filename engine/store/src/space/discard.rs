@@ -197,9 +197,17 @@ impl Tables {
         }
     }
 
-    /// Takes the lowest free bucket.
+    /// Takes the lowest free bucket; while a member is about to be shrunk, one past its new end if there is
+    /// one: those before are needed when it ends there.
     pub(super) fn take_free(&mut self) -> Option<BucketId> {
-        let id = self.free.pop_first()?;
+        let leaving = self.shrinks_to.and_then(|(member, end)| {
+            let last = self.free.range((member, end)..=(member, u32::MAX)).next_back();
+            last.copied()
+        });
+        let id = match leaving {
+            Some(id) => self.free.take(&id),
+            None => self.free.pop_first(),
+        }?;
         self.to_discard.remove(&id);
         Some(id)
     }

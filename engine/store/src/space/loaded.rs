@@ -125,6 +125,12 @@ impl Regions {
         self.known.iter().map(|(region, known)| (*region, known))
     }
 
+    /// Free buckets of regions that are not loaded and that lie before region `end` of the member.
+    pub(super) fn free_before(&self, member: u8, end: u32) -> u64 {
+        let before = self.known.iter().filter(|(id, _)| id.0 != member || id.1 < end);
+        before.map(|(_, known)| known.free()).sum()
+    }
+
     pub(super) fn get(&self, region: RegionId) -> Option<&Known> {
         self.known.get(&region)
     }
@@ -579,6 +585,17 @@ impl Tables {
             })
         });
         scores.max().map(|(score, region)| (score, region.0))
+    }
+
+    /// A region that is not loaded, begins before bucket `end` of the member and has dead blocks.
+    pub(super) fn victim_region_before(&self, (member, end): BucketId) -> Option<RegionId> {
+        let mut known = self.known.known();
+        let has = |(region, known): &(RegionId, &Known)| {
+            known.can_be_loaded()
+                && known.tally.least_live < self.data_blocks
+                && (region.0 != member || self.range_of(*region).0 < end)
+        };
+        known.find(has).map(|(region, _)| region)
     }
 
     /// Ends were moved: so many buckets of a region can be allocated now.

@@ -4,8 +4,9 @@
 //! superblock lies, or will lie once the member is shrunk. Always holds:
 //! - Buckets past an end are in no list that anything is taken from, and off the capacity, so that what is
 //!   admitted fits before the end.
-//! - A shard lets an end fall only if what it holds, with its reserves, fits before it. So emptying what is
-//!   past the end never needs space that somebody else has.
+//! - A shard lets an end fall only if what it holds, with its reserves, fits before it, and only with as many free
+//!   buckets before it as data must leave alone: copygc can gain others then. So emptying what is past the end
+//!   never needs space that somebody else has.
 //! - What is past the end and still in use is emptied bucket by bucket, as copygc does it. It is *empty* when all
 //!   of it is free, the entries that emptied it are durable, and so are the checkpoints that say so: then
 //!   recovery, from whatever entry, finds nothing there.
@@ -19,6 +20,7 @@ use engine_base::BLOCK_SIZE;
 use super::format::BucketCheckpoint;
 use super::loaded::RegionPin;
 use super::table::{Bucket, BucketId, BucketKind, RegionId, Space, Tables};
+use super::victims::Measure;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::resize::ShardLeft;
@@ -32,7 +34,7 @@ const REGIONS_MAX: u32 = 1 << 20;
 
 impl Tables {
     /// Whether a bucket is past the end of its member.
-    pub(super) fn is_closed(&self, id: BucketId) -> bool {
+    pub(crate) fn is_closed(&self, id: BucketId) -> bool {
         self.ends.get(usize::from(id.0)).is_some_and(|end| id.1 >= *end)
     }
 
@@ -43,6 +45,23 @@ impl Tables {
             Some((shrinks, to)) if shrinks == member => end.min(to),
             _ => end,
         }
+    }
+
+    /// Free buckets that are not past bucket `end` of the member.
+    fn free_before(&self, (member, end): BucketId) -> usize {
+        let here = self.free.iter().filter(|id| id.0 != member || id.1 < end);
+        here.count() + self.known.free_before(member, end / self.region_buckets) as usize
+    }
+
+    /// The emptiest bucket with dead blocks that is not past bucket `end` of the member, and a region that is not
+    /// loaded with one.
+    fn victim_before(&self, (member, end): BucketId) -> (Option<BucketId>, Option<RegionId>) {
+        let before = |id: BucketId| {
+            (id.0 != member || id.1 < end)
+                && self.buckets.get(&id).is_some_and(|bucket| bucket.pins == 0)
+        };
+        let here = self.victims.best(Measure::Greedy, before).map(|(_, id)| id);
+        (here, self.victim_region_before((member, end)))
     }
 
     /// What is known past the ends.
@@ -65,20 +84,30 @@ impl Tables {
 }
 
 impl Space {
-    /// Blocks that are missing for this shard if the member ended at bucket `end`; 0: it fits.
-    fn missing_blocks(&self, unwritten_bytes: u64, (member, end): (u8, u32)) -> u64 {
+    /// Buckets of this shard if the member ended at bucket `end`.
+    fn owned_before(&self, tables: &Tables, (member, end): (u8, u32)) -> u64 {
         let superblock = self.superblock();
-        let tables = self.tables.borrow();
         let regions = tables.regions.iter().filter(|region| tables.leaving != Some(**region));
-        let owned = regions
-            .map(|region| {
-                let now = tables.ends[usize::from(region.0)];
-                let then = if region.0 == member { now.min(end) } else { now };
-                u64::from(superblock.usable_buckets(region.0, region.1, then))
-            })
-            .sum();
-        let capacity = self.capacity_of(&tables, owned);
+        let usable = regions.map(|region| {
+            let now = tables.ends[usize::from(region.0)];
+            let then = if region.0 == member { now.min(end) } else { now };
+            u64::from(superblock.usable_buckets(region.0, region.1, then))
+        });
+        usable.sum()
+    }
+
+    /// Blocks that are missing for this shard if the member ended at bucket `end`; 0: it fits.
+    fn missing_blocks(&self, unwritten_bytes: u64, end: (u8, u32)) -> u64 {
+        let tables = self.tables.borrow();
+        let capacity = self.capacity_of(&tables, self.owned_before(&tables, end));
         self.used_blocks(&tables, unwritten_bytes).saturating_sub(capacity)
+    }
+
+    /// Free buckets that are missing before bucket `end` of the member, if it ended there.
+    fn missing_free(&self, end: (u8, u32)) -> usize {
+        let tables = self.tables.borrow();
+        let needed = Self::kept_of(self.owned_before(&tables, end)) + 1;
+        needed.saturating_sub(tables.free_before(end))
     }
 
     /// Lists anew what the tables say of buckets from `first` on of a member whose end was moved.
@@ -146,13 +175,47 @@ impl Engine {
         for _ in 0..REGIONS_MAX {
             let missing = self.missing_before(member, end);
             if missing == 0 {
-                return Ok(());
+                return self.make_room_before((member, end)).await;
             }
             if !self.acquire_region(None).await? && !self.acquire_region(Some(0)).await? {
                 return Err(self.does_not_fit(missing));
             }
         }
         Err(self.does_not_fit(self.missing_before(member, end)))
+    }
+
+    /// Empties buckets before bucket `end` of a member until enough of them are free.
+    ///
+    /// # Errors
+    /// `NoSpace` when there is nothing more to be gained.
+    async fn make_room_before(&self, end: BucketId) -> Result<()> {
+        let mut pins = Vec::new();
+        // Each frees one, and fills one at most.
+        let tries_max = 2 * self.space.tables.borrow().owned;
+        for _ in 0..tries_max {
+            if self.space.is_draining() {
+                self.journal.flush().await?;
+                self.release_flushed();
+            }
+            if self.space.missing_free(end) == 0 {
+                return Ok(());
+            }
+            let (here, elsewhere) = self.space.tables.borrow().victim_before(end);
+            match (here, elsewhere) {
+                (Some(id), _) => {
+                    let region = self.space.tables.borrow().region_of(id);
+                    pins.push(self.pin_region(region).await?);
+                    self.empty_bucket(id).await?;
+                }
+                (None, Some(region)) => pins.push(self.pin_region(region).await?),
+                (None, None) if self.acquire_region(None).await? => {}
+                (None, None) => break,
+            }
+        }
+        match self.space.missing_free(end) as u64 {
+            0 => Ok(()),
+            missing => Err(self.does_not_fit(missing * u64::from(self.space.data_blocks()))),
+        }
     }
 
     fn missing_before(&self, member: u8, end: u32) -> u64 {
@@ -186,7 +249,9 @@ impl Engine {
     pub(crate) async fn close_end(&self, member: u8, end: u32) -> Result<()> {
         self.ensure_regions().await?;
         let _pins = self.load_from((member, end)).await?;
+        let free = self.space.missing_free((member, end)) as u64;
         let missing = self.missing_before(member, end);
+        let missing = missing.max(free * u64::from(self.space.data_blocks()));
         if missing > 0 {
             return Err(self.does_not_fit(missing));
         }

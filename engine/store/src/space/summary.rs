@@ -5,7 +5,7 @@ use engine_device::QueueExt;
 use engine_memory::Buffer;
 
 use super::format::{SummaryEntry, decode_summary, encode_summary, summary_blocks};
-use super::table::{BucketId, BucketKind};
+use super::table::BucketId;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::extent::Extent;
@@ -127,22 +127,5 @@ impl Engine {
             }
         }
         Ok(entries)
-    }
-
-    /// Notes that an extent names blocks of a bucket; `fresh`: ones that were just written, for the
-    /// summary. What is left of an extent that was cut is found where that was.
-    pub(crate) fn note_placed(&self, id: BucketId, entry: SummaryEntry, fresh: bool) {
-        let mut tables = self.space.tables.borrow_mut();
-        let most = self.space.data_blocks() as usize;
-        let bucket = tables.bucket(id);
-        bucket.dead.unmark(entry.start_block..entry.start_block + entry.blocks);
-        if fresh
-            && bucket.kind == BucketKind::Data
-            && let Some(summary) = bucket.summary.as_mut()
-            && summary.len() < most
-            && summary.last() != Some(&entry)
-        {
-            summary.push(entry);
-        }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) struct Bucket {
 
 /// Where a bucket is listed for copygc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KnownAs {
+pub(crate) enum KnownAs {
     /// Nowhere: nothing is to be gained from it now.
     Nothing,
     /// As one to empty.
@@ -113,6 +113,34 @@ impl Bucket {
         } else {
             KnownAs::Victim(Standing::of(self.live_blocks, blocks, self.filled_at))
         }
+    }
+
+    /// Brings up to date where it is listed, when a bucket holds `blocks` of data and this one is `closed` or
+    /// not: where it was and where it belongs now, for [`Tables::list_as`].
+    pub(crate) fn belongs_now(&mut self, blocks: u32, closed: bool) -> Option<(KnownAs, KnownAs)> {
+        // One past the end is emptied by others, and no space is gained from it.
+        let belongs = if closed { KnownAs::Nothing } else { self.belongs(blocks) };
+        let was = std::mem::replace(&mut self.known_as, belongs);
+        (was != belongs).then_some((was, belongs))
+    }
+
+    /// Notes that an extent names blocks of it; `fresh`: ones that were just written, for the summary, which
+    /// has `most` entries. What is left of an extent that was cut is found where that was.
+    pub(crate) fn note_placed(&mut self, entry: SummaryEntry, fresh: bool, most: u32) {
+        self.dead.unmark(entry.start_block..entry.start_block + entry.blocks);
+        if fresh
+            && self.kind == BucketKind::Data
+            && let Some(summary) = self.summary.as_mut()
+            && summary.len() < most as usize
+            && summary.last() != Some(&entry)
+        {
+            summary.push(entry);
+        }
+    }
+
+    /// Nothing is in it any more, and nobody has noticed yet.
+    pub(crate) fn drains(&self) -> bool {
+        self.kind != BucketKind::Free && !self.draining && self.is_empty()
     }
 
     /// Begins anew, empty; what memory knows of it besides stays.
@@ -301,6 +329,7 @@ impl Space {
         out.push(("space_buckets_owned", tables.owned));
         out.push(("space_buckets_free", tables.free_buckets() as u64));
         out.push(("space_buckets_draining", tables.draining.len() as u64));
+        out.push(("space_buckets_discarding", tables.discarding.len() as u64));
         out.push(("space_buckets_index", tables.index_buckets));
         out.push(("space_index_slots_used", tables.used_slots));
         out.push(("space_live_blocks", tables.live_blocks));
@@ -417,13 +446,13 @@ impl Tables {
     /// Keeps the lists for copygc in step with a data bucket that was changed.
     pub(crate) fn list_bucket(&mut self, id: BucketId) {
         let (blocks, closed) = (self.data_blocks, self.is_closed(id));
-        let bucket = self.bucket(id);
-        // One past the end is emptied by others, and no space is gained from it.
-        let belongs = if closed { KnownAs::Nothing } else { bucket.belongs(blocks) };
-        let was = std::mem::replace(&mut bucket.known_as, belongs);
-        if was == belongs {
-            return;
+        if let Some((was, belongs)) = self.bucket(id).belongs_now(blocks, closed) {
+            self.list_as(id, was, belongs);
         }
+    }
+
+    /// Moves a bucket from one list to another.
+    pub(crate) fn list_as(&mut self, id: BucketId, was: KnownAs, belongs: KnownAs) {
         match was {
             KnownAs::Nothing => {}
             KnownAs::Victim(at) => self.victims.remove(id, at),
@@ -445,7 +474,7 @@ impl Tables {
     /// Puts a bucket that holds nothing any more on the way to be free, once `seq` is durable.
     pub(crate) fn drain_if_empty(&mut self, id: BucketId, seq: u64) {
         let bucket = self.bucket(id);
-        if bucket.kind == BucketKind::Free || bucket.draining || !bucket.is_empty() {
+        if !bucket.drains() {
             return;
         }
         bucket.draining = true;

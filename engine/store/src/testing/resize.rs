@@ -281,3 +281,38 @@ fn a_process_that_ends_at_any_write_of_growing_leaves_one_size_or_the_other() {
 fn a_process_that_ends_at_any_write_of_shrinking_leaves_one_size_or_the_other() {
     ended_at_every_write(32, 24, (4800, 3600));
 }
+
+/// Every bucket before the new end holds something, and half of that is dead: all that is free lies past it.
+#[test]
+fn a_member_is_shrunk_to_where_nothing_is_free() {
+    with_seeds(|seed| {
+        let pool = small_pool(seed, 1, 96);
+        let content = pool.run(async move |pool| {
+            let mut random = Random::new(seed);
+            let mut written = Written::new(&pool, 96 * MIB).await;
+            let filled = written.free_blocks().await * 8 / 10;
+            written.fill(&mut random, &mut 0, filled).await.unwrap();
+            for from in (0..filled - 8).step_by(16) {
+                written.discard(from, 8).await;
+            }
+            pool.client().flush().await.unwrap();
+            let free = || pool.shard(0).engine().space.tables.borrow().free.clone();
+            let end = free().first().unwrap().1;
+            let to = (u64::from(end) - 8) * (256 << 10);
+            pool.client().resize_member(0, Some(to)).await.unwrap();
+            // With the first bucket past the end goes all that was free.
+            wear(&mut written, &mut random, 300, filled).await;
+            assert_eq!(settled(&pool).await.job.unwrap().phase, ResizePhase::Done);
+            wear(&mut written, &mut random, 300, filled).await;
+            poison(&pool, to);
+            written.verify().await;
+            fsck(&pool).await;
+            written
+        });
+        pool.crash_and_open();
+        pool.run(async move |pool| {
+            content.verify().await;
+            fsck(&pool).await;
+        });
+    });
+}

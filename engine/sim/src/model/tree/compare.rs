@@ -8,6 +8,7 @@ use engine_base::InodeNumber;
 
 use super::Logged;
 use super::state::{FAR_PAGE, FileData, Node, NodeId, NodeKind, TreeOp, TreeState};
+use crate::stamp::is_zero;
 
 /// How far a tree is from a state: the number of differences, and the first in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +91,7 @@ impl FarHistory {
 /// Whether `cut` is `whole` with possibly a tail of zeroes.
 fn cut_of(whole: &[u8; 4096], cut: &[u8; 4096]) -> bool {
     let same = whole.iter().zip(cut).take_while(|(a, b)| a == b).count();
-    cut[same..].iter().all(|byte| *byte == 0)
+    is_zero(&cut[same..])
 }
 
 /// A comparison of a found tree with states of the model.

@@ -200,7 +200,7 @@ impl FileData {
 
     /// Puts bytes that were read from a real file, page by page.
     pub fn put_page(&mut self, page: u64, bytes: &[u8]) {
-        if bytes.iter().any(|byte| *byte != 0) {
+        if !stamp::is_zero(bytes) {
             let mut whole = [0; PAGE_BYTES as usize];
             whole[..bytes.len()].copy_from_slice(bytes);
             self.pages.insert(page, Rc::new(whole));
@@ -216,7 +216,7 @@ impl FileData {
             let bytes = self.pages.entry(page).or_insert_with(|| Rc::new([0; PAGE_BYTES as usize]));
             let bytes = Rc::make_mut(bytes);
             set(&mut bytes[start..start + take as usize], at);
-            if bytes.iter().all(|byte| *byte == 0) {
+            if stamp::is_zero(bytes) {
                 self.pages.remove(&page);
             }
             at += take;

@@ -2,7 +2,7 @@
 # The engine in process against file systems of the kernel: benches/filesystems.sh, as root.
 #   WORK=DIR           where the backing files lie, DIR on tmpfs or a disk (default /dev/shm/cairn-bench)
 #   SIZE=2G            of each backing file      ROUNDS=3     SECONDS_EACH=2    time of one run
-#   FILESYSTEMS="btrfs xfs ext4"
+#   FILESYSTEMS="raw btrfs xfs ext4"   raw: the backing file itself
 # Kernel file systems lie on loop devices with direct I/O; fio works on one file of SIZE / 2 with O_DIRECT and
 # io_uring. Cairn works on a volume that takes half of its pool. All are aged by random overwrites first.
 # Runs alternate; medians of operations per second are printed, and the ratio ours / theirs.
@@ -14,7 +14,7 @@ work=${WORK:-/dev/shm/cairn-bench}
 size=${SIZE:-2G}
 rounds=${ROUNDS:-3}
 seconds_each=${SECONDS_EACH:-2}
-read -r -a filesystems <<<"${FILESYSTEMS:-btrfs xfs ext4}"
+read -r -a filesystems <<<"${FILESYSTEMS:-raw btrfs xfs ext4}"
 files=10000
 
 [ "$(id -u)" = 0 ] || die "mounting needs root"
@@ -35,11 +35,14 @@ cleanup() {
 trap cleanup EXIT
 mkdir -p "$work"
 
+mounted=()
 for name in "${filesystems[@]}"; do
+    mkdir -p "$work/$name.mnt"
+    [ "$name" != raw ] || continue
+    mounted+=("$name")
     truncate --size="$bytes" "$work/$name.img"
     loops[$name]=$(losetup --find --show --direct-io=on "$work/$name.img")
     "mkfs.$name" "${loops[$name]}" >/dev/null 2>&1 || die "mkfs.$name failed"
-    mkdir -p "$work/$name.mnt"
     mount "${loops[$name]}" "$work/$name.mnt"
 done
 truncate --size="$bytes" "$work/cairn.img"
@@ -77,12 +80,12 @@ ours randwrite 4 32 5 >/dev/null
 
 median() { sort -n | awk '{ n[NR] = $1 } END { print n[int((NR + 1) / 2)] }'; }
 
-# row LABEL: the medians of $work/NAME.runs, ours first
+# row LABEL NAME...: the medians of $work/NAME.runs, ours first
 row() {
     local name a b line ratio
     a=$(median <"$work/cairn.runs")
     line=$(printf '%-28s cairn %8s' "$1" "$a")
-    for name in "${filesystems[@]}"; do
+    for name in "${@:2}"; do
         b=$(median <"$work/$name.runs")
         ratio=$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b ? a / b : 0 }')
         line+=$(printf '   %s %8s (%s)' "$name" "$b" "$ratio")
@@ -104,7 +107,7 @@ compare() {
             fio_on "$name" "$pattern" "$block" "$depth" "$seconds_each" "${theirs[@]}" >>"$work/$name.runs"
         done
     done
-    row "$label"
+    row "$label" "${filesystems[@]}"
 }
 
 compare "randread 4K QD1" randread 4 1
@@ -122,15 +125,15 @@ names() {
     for ((round = 0; round < rounds; round++)); do
         "$benches" --subject engine-files --file "$work/cairn.img" --operations "$files" --depth "$depth" \
             >>"$work/cairn.json"
-        for name in "${filesystems[@]}"; do
+        for name in "${mounted[@]}"; do
             "$benches" --subject kernel-files --file "$work/$name.mnt" --operations "$files" >>"$work/$name.json"
         done
     done
     for kind in create stat unlink; do
-        for name in cairn "${filesystems[@]}"; do
+        for name in cairn "${mounted[@]}"; do
             jq ".$kind" "$work/$name.json" >"$work/$name.runs"
         done
-        row "$kind, ours at depth $depth"
+        row "$kind, ours at depth $depth" "${mounted[@]}"
     done
     rm -f "$work"/*.json
 }
@@ -139,9 +142,9 @@ names 32
 
 # The backing files as they are at this moment, while writes go on, are what a crash leaves.
 say "seconds to open or mount after a crash:"
-ours randwrite 4 32 2 >/dev/null
+ours randwrite 4 32 2 --crash >/dev/null
 say "  cairn  $("$benches" --subject engine-open --file "$work/cairn.img" | jq .seconds)"
-for name in "${filesystems[@]}"; do
+for name in "${mounted[@]}"; do
     fio_on "$name" randwrite 4 32 2 >/dev/null
     cp --sparse=always "$work/$name.img" "$work/crashed.img"
     mkdir -p "$work/crashed.mnt"

@@ -42,13 +42,15 @@ pub enum Bug {
     BlacklistForgotten,
     /// Of several tasks that wait for the same thing, the last is not woken.
     LostWakeup,
+    /// A file is cut on several shards without an intent that says so.
+    UnloggedTruncate,
     /// The tally of a region does not hold the journal entries that changed it.
     TallyNotPinned,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 19] = [
+    pub const ALL: [(&'static str, Self); 20] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -67,6 +69,7 @@ impl Bug {
         ("no-flush-after-recovery", Self::NoFlushAfterRecovery),
         ("blacklist-forgotten", Self::BlacklistForgotten),
         ("lost-wakeup", Self::LostWakeup),
+        ("unlogged-truncate", Self::UnloggedTruncate),
         ("tally-not-pinned", Self::TallyNotPinned),
     ];
 }

@@ -13,6 +13,7 @@ use crate::data::{BlockRange, Prepared, clear_range};
 use crate::error::{Result, StoreError};
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent};
+use crate::planted::{self, Bug};
 
 impl Namespace {
     pub(super) async fn set_attributes(
@@ -98,6 +99,10 @@ impl Namespace {
                 }
                 let intent = Intent::Truncate { inode: number, snapshot, size };
                 let operation = (!done).then(|| logged::put(transaction, &intent));
+                if let Some(operation) = operation.filter(|_| planted::is(Bug::UnloggedTruncate)) {
+                    logged::remove(transaction, operation);
+                    inode.data_limit = inode.data_limit.min(from);
+                }
                 target.store(transaction, &inode);
                 Ok((inode.attributes(number), operation))
             })

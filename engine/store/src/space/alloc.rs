@@ -291,9 +291,13 @@ impl Engine {
                 return self.stopped().map_or(Ok(()), Err);
             }
         }
-        Err(StoreError::NoSpace {
-            needed_bytes: u64::from(self.superblock().bucket_bytes),
-            available_bytes: 0,
+        let stuck = !self.space.tables.borrow().stuck.is_empty();
+        Err(match self.space.stuck_error.borrow().clone().filter(|_| stuck) {
+            Some(error) => error,
+            None => StoreError::NoSpace {
+                needed_bytes: u64::from(self.superblock().bucket_bytes),
+                available_bytes: 0,
+            },
         })
     }
 

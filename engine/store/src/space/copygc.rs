@@ -67,9 +67,11 @@ impl Engine {
             let needed = self.gc_needed();
             let found = if needed { self.find_victim().await } else { None };
             let Some((victim, _pin)) = found else {
-                if needed && self.forgive_stuck() {
-                    // A device that failed may be well again; who waits learns of it either way.
+                if needed && !self.space.tables.borrow().stuck.is_empty() {
+                    // A device that failed may be well again. Until then there is nothing to be gained, and who
+                    // waits for space is to see that.
                     self.config.runtime.sleep(STUCK_RETRY_NS).await;
+                    self.forgive_stuck();
                 } else {
                     wanted.await;
                 }
@@ -87,6 +89,7 @@ impl Engine {
                 Err(error) => {
                     let (shard, bucket) = (self.shard().0, victim);
                     tracing::debug!(shard, ?bucket, %error, "copygc cannot empty a bucket");
+                    self.space.stuck_error.replace(Some(error));
                     let mut tables = self.space.tables.borrow_mut();
                     tables.bucket(victim).stuck = true;
                     tables.list_bucket(victim);
@@ -103,15 +106,14 @@ impl Engine {
         tracing::debug!(shard, bucket = ?id, live_blocks = live, free, "copygc empties a bucket");
     }
 
-    /// Lets buckets that could not be emptied be tried again. Says whether there were any.
-    fn forgive_stuck(&self) -> bool {
+    /// Lets buckets that could not be emptied be tried again.
+    fn forgive_stuck(&self) {
         let mut tables = self.space.tables.borrow_mut();
         let stuck = tables.stuck.clone();
         for id in &stuck {
             tables.bucket(*id).stuck = false;
             tables.list_bucket(*id);
         }
-        !stuck.is_empty()
     }
 
     /// Whether free buckets run low and no region is to be had.

@@ -251,6 +251,8 @@ pub(crate) struct Space {
     pub(super) emptied: Cell<u64>,
     /// What went wrong when it was last tried to empty it.
     pub(super) evacuation_error: RefCell<Option<String>>,
+    /// Why a bucket could not be emptied the last time that one could not.
+    pub(super) stuck_error: RefCell<Option<StoreError>>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -314,6 +316,7 @@ impl Space {
             ends_moved: Notify::default(),
             emptied: Cell::new(0),
             evacuation_error: RefCell::default(),
+            stuck_error: RefCell::default(),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),

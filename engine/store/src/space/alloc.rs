@@ -25,6 +25,8 @@ pub enum WritePoint {
 /// Longest wait for buckets that all are being written to: if nothing has come of it by then, those
 /// who write to them wait as well.
 const HELD_WAIT_NS: u64 = 5_000_000_000;
+/// Times that copygc tried every bucket and could empty none until writes are told so.
+const STUCK_ROUNDS_MAX: u32 = 3;
 /// Free buckets that only copygc and the index may take: one to fill and one to follow.
 const KEEP_FOR_MOVED: usize = 2;
 /// Bytes of the records that opening a bucket journals, with room to spare.
@@ -273,7 +275,9 @@ impl Engine {
         }
         self.space.gc_wanted.notify_all();
         let client = kind == BucketKind::Data && point == WritePoint::Data;
-        if !client || self.gc_active.get() || self.gc_has_victim() {
+        // Those that are held may be so by writes that wait for the same: then it is told as it is.
+        let hopeless = self.space.stuck_rounds.get() >= STUCK_ROUNDS_MAX;
+        if !client || (!hopeless && (self.gc_active.get() || self.gc_has_victim())) {
             changed.await;
             return self.stopped().map_or(Ok(()), Err);
         }
@@ -283,7 +287,7 @@ impl Engine {
             let tables = self.space.tables.borrow();
             tables.victims.len() > 0 || !tables.discarding.is_empty()
         };
-        if held {
+        if held && !hopeless {
             let changed = std::pin::pin!(changed);
             let late = self.config.runtime.sleep(HELD_WAIT_NS);
             let first = futures::future::select(changed, late).await;
@@ -291,7 +295,7 @@ impl Engine {
                 return self.stopped().map_or(Ok(()), Err);
             }
         }
-        let stuck = !self.space.tables.borrow().stuck.is_empty();
+        let stuck = hopeless || !self.space.tables.borrow().stuck.is_empty();
         Err(match self.space.stuck_error.borrow().clone().filter(|_| stuck) {
             Some(error) => error,
             None => StoreError::NoSpace {

@@ -70,6 +70,9 @@ impl Engine {
                 if needed && !self.space.tables.borrow().stuck.is_empty() {
                     // A device that failed may be well again. Until then there is nothing to be gained, and who
                     // waits for space is to see that.
+                    let rounds = self.space.stuck_rounds.get();
+                    self.space.stuck_rounds.set(rounds.saturating_add(1));
+                    self.space.changed.notify_all();
                     self.config.runtime.sleep(STUCK_RETRY_NS).await;
                     self.forgive_stuck();
                 } else {
@@ -84,7 +87,7 @@ impl Engine {
             drop(timed);
             self.gc_active.set(false);
             match emptied {
-                Ok(()) => {}
+                Ok(()) => self.space.stuck_rounds.set(0),
                 Err(StoreError::ShuttingDown { .. }) => return,
                 Err(error) => {
                     let (shard, bucket) = (self.shard().0, victim);

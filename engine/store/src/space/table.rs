@@ -253,6 +253,8 @@ pub(crate) struct Space {
     pub(super) evacuation_error: RefCell<Option<String>>,
     /// Why a bucket could not be emptied the last time that one could not.
     pub(super) stuck_error: RefCell<Option<StoreError>>,
+    /// How often none could, one time after the other.
+    pub(super) stuck_rounds: Cell<u32>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -317,6 +319,7 @@ impl Space {
             emptied: Cell::new(0),
             evacuation_error: RefCell::default(),
             stuck_error: RefCell::default(),
+            stuck_rounds: Cell::new(0),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),

@@ -51,7 +51,7 @@ pub fn decoders(bytes: &[u8]) {
 fn framed(bytes: &[u8]) -> usize {
     // Where the magic lies and what it is, where the length, what it counts, bytes of the header.
     const ENTRY: (usize, &[u8], usize, usize, usize) = (8, b"CAIRNJE\0", 4, 1, 56);
-    const BSET: (usize, &[u8], usize, usize, usize) = (4, b"CBST\0", 20, 1, 80);
+    const BSET: (usize, &[u8], usize, usize, usize) = (4, b"CBST\0", 24, 1, 84);
     const SUMMARY: (usize, &[u8], usize, usize, usize) = (8, b"CAIRNSU\0", 4, 24, 24);
     let frame = |(magic_at, magic, len_at, unit, header): (usize, &[u8], usize, usize, usize)| {
         let mut framed = bytes.to_vec();
@@ -99,7 +99,7 @@ mod tests {
     fn framed_bytes_come_past_the_checksums() {
         // A bset of no keys of tree 0 is one, too.
         assert!(framed(&[0; 56]) >= 2);
-        assert!(framed(&[0; 80]) >= 2);
+        assert!(framed(&[0; 84]) >= 2);
     }
 
     use crate::extent::Pointer;

@@ -189,8 +189,7 @@ async fn write_empty_journal(
     let mut entry = vec![0; HEADER_BYTES];
     for tree in Tree::ALL {
         let node = 1 + tree as u64;
-        let root =
-            NodePointer { node, location: None, written_blocks: 0, min: Position::MIN }.encode();
+        let root = NodePointer::unwritten(node, Position::MIN).encode();
         RecordWriter(&mut entry).push(&Record::Root { tree, level: 0, pointer: &root });
     }
     let blocks = entry.len().div_ceil(JOURNAL_BLOCK) as u32;

@@ -50,8 +50,8 @@ struct NodeImage {
 pub(crate) struct Tail<'a> {
     space: &'a Space,
     members: &'a [Rc<dyn DeviceQueue>],
-    /// After how many blocks each valid bset of a node ends.
-    nodes: BTreeMap<NodeImage, Vec<u16>>,
+    /// After how many blocks each valid bset of a node ends, and its checksum.
+    nodes: BTreeMap<NodeImage, Vec<(u16, u32)>>,
 }
 
 /// How many of the first entries of the tail are whole, and what is wrong with the one after them.
@@ -148,8 +148,8 @@ impl<'a> Tail<'a> {
             let ends = self.bset_ends(&image).await?;
             self.nodes.insert(image, ends);
         }
-        let whole =
-            self.nodes.get(&image).is_some_and(|ends| ends.contains(&pointer.written_blocks));
+        let end = (pointer.written_blocks, pointer.last_crc);
+        let whole = self.nodes.get(&image).is_some_and(|ends| ends.contains(&end));
         if whole {
             return Ok(());
         }
@@ -157,23 +157,27 @@ impl<'a> Tail<'a> {
         Err(missing("a node"))
     }
 
-    /// After how many blocks each of the valid bsets ends with which a node begins.
-    async fn bset_ends(&self, image: &NodeImage) -> Result<Vec<u16>> {
+    /// After how many blocks each of the valid bsets ends with which a node begins, and their checksums. One that does
+    /// not follow the one before it was left by a run whose end recovery gave up.
+    async fn bset_ends(&self, image: &NodeImage) -> Result<Vec<(u16, u32)>> {
         let node_blocks = self.space.node_blocks();
         self.space.check_pointer(image.member, image.block, node_blocks)?;
         let len = u64::from(node_blocks) * BLOCK_SIZE;
         let bytes = self.read(image.member, image.block, len).await?;
-        let (mut at, mut ends) = (0, Vec::new());
+        let (mut at, mut ends, mut crc) = (0, Vec::new(), 0);
         while at < bytes.len() {
             let offset = image.block * BLOCK_SIZE + at as u64;
-            let Ok((info, blocks)) = read_bset(&bytes[at..], offset, |_, _| {}) else { break };
+            let Ok(bset) = read_bset(&bytes[at..], offset, |_, _| {}) else { break };
+            let info = bset.info;
             let expected = (image.tree, image.level, image.node, image.min, image.max);
             let found = (info.tree, info.level, info.node, info.min, info.max);
-            if found != expected || usize::from(info.index) != ends.len() {
+            let follows = usize::from(info.index) == ends.len() && info.previous == crc;
+            if found != expected || !follows {
                 break;
             }
-            at += blocks * NODE_BLOCK;
-            ends.push((at / NODE_BLOCK) as u16);
+            at += bset.blocks * NODE_BLOCK;
+            crc = bset.crc;
+            ends.push(((at / NODE_BLOCK) as u16, crc));
         }
         Ok(ends)
     }

@@ -31,6 +31,9 @@ struct BsetHeader {
     /// Place of this bset in its node, from 0: catches one that was skipped.
     index: U16,
     reserved2: U16,
+    /// `crc` of the bset before it, 0 in the first: catches one that another run of the pool wrote at that place,
+    /// of which recovery knows nothing any more.
+    previous: U32,
     keys: U32,
     /// Bytes of keys that follow.
     bytes: U32,
@@ -65,12 +68,14 @@ struct DiskPointer {
     written_blocks: U16,
     member: u8,
     reserved: u8,
+    /// `crc` of the last of these bsets. What lies there must be what was written, and not only be valid.
+    last_crc: U32,
     min: DiskPosition,
 }
 
-const _: () = assert!(size_of::<BsetHeader>() == 80);
+const _: () = assert!(size_of::<BsetHeader>() == 84);
 const _: () = assert!(size_of::<KeyHeader>() == 24);
-const _: () = assert!(size_of::<DiskPointer>() == 44);
+const _: () = assert!(size_of::<DiskPointer>() == 48);
 
 /// Bytes of an encoded [`NodePointer`].
 pub(crate) const POINTER_BYTES: usize = size_of::<DiskPointer>();
@@ -91,10 +96,17 @@ pub(crate) struct NodePointer {
     /// `None`: never written; all its keys are in the journal.
     pub(crate) location: Option<Location>,
     pub(crate) written_blocks: u16,
+    /// Checksum of the last bset; 0 of a node that was never written.
+    pub(crate) last_crc: u32,
     pub(crate) min: Position,
 }
 
 impl NodePointer {
+    /// A pointer to a node that was not written yet.
+    pub(crate) fn unwritten(node: u64, min: Position) -> Self {
+        Self { node, location: None, written_blocks: 0, last_crc: 0, min }
+    }
+
     pub(crate) fn encode(&self) -> Value {
         let location =
             self.location.unwrap_or(Location { member: NOWHERE, generation: 0, block: 0 });
@@ -105,6 +117,7 @@ impl NodePointer {
             written_blocks: U16::new(self.written_blocks),
             member: location.member,
             reserved: 0,
+            last_crc: U32::new(self.last_crc),
             min: self.min.into(),
         };
         Value::from_slice(disk.as_bytes())
@@ -125,6 +138,7 @@ impl NodePointer {
             node: disk.node.get(),
             location,
             written_blocks: disk.written_blocks.get(),
+            last_crc: disk.last_crc.get(),
             min: disk.min.into(),
         })
     }
@@ -137,9 +151,19 @@ pub(crate) struct BsetInfo {
     pub(crate) level: u8,
     pub(crate) node: u64,
     pub(crate) index: u16,
+    /// Checksum of the bset before, 0 of the first.
+    pub(crate) previous: u32,
     pub(crate) journal_seq: u64,
     pub(crate) min: Position,
     pub(crate) max: Position,
+}
+
+/// A bset that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bset {
+    pub(crate) info: BsetInfo,
+    pub(crate) blocks: usize,
+    pub(crate) crc: u32,
 }
 
 /// Bytes that a key with a value of `value_bytes` takes in a bset.
@@ -179,8 +203,8 @@ impl BsetWriter {
         self.bytes.len()
     }
 
-    /// The bset for byte `offset` of its member, padded to whole blocks.
-    pub(crate) fn seal(mut self, info: &BsetInfo, offset: u64) -> Vec<u8> {
+    /// The bset for byte `offset` of its member, padded to whole blocks, and its checksum.
+    pub(crate) fn seal(mut self, info: &BsetInfo, offset: u64) -> (Vec<u8>, u32) {
         let header = BsetHeader {
             crc: U32::new(0),
             magic: MAGIC,
@@ -190,6 +214,7 @@ impl BsetWriter {
             reserved: 0,
             index: U16::new(info.index),
             reserved2: U16::new(0),
+            previous: U32::new(info.previous),
             keys: U32::new(self.keys),
             bytes: U32::new((self.bytes.len() - BSET_HEADER_BYTES) as u32),
             node: U64::new(info.node),
@@ -201,7 +226,7 @@ impl BsetWriter {
         let crc = checksum(&self.bytes, offset);
         self.bytes[..4].copy_from_slice(U32::new(crc).as_bytes());
         self.bytes.resize(self.bytes.len().next_multiple_of(NODE_BLOCK), 0);
-        self.bytes
+        (self.bytes, crc)
     }
 }
 
@@ -211,7 +236,7 @@ fn checksum(bset: &[u8], offset: u64) -> u32 {
 }
 
 /// Reads the bset at the start of `bytes`, which lie at byte `offset` of their member. Calls `key` for
-/// each key in order. Gives what it is part of, and its length in blocks.
+/// each key in order.
 ///
 /// # Errors
 /// `Corrupt` when it is not a valid bset.
@@ -219,7 +244,7 @@ pub(crate) fn read_bset(
     bytes: &[u8],
     offset: u64,
     mut key: impl FnMut(Position, Option<&[u8]>),
-) -> Result<(BsetInfo, usize)> {
+) -> Result<Bset> {
     let bad = |why: &str| StoreError::corrupt("bset", format!("{why} at byte {offset}"));
     let (header, rest) = BsetHeader::read_from_prefix(bytes).map_err(|_| bad("header cut off"))?;
     let len = header.bytes.get() as usize;
@@ -237,6 +262,7 @@ pub(crate) fn read_bset(
         level: header.level,
         node: header.node.get(),
         index: header.index.get(),
+        previous: header.previous.get(),
         journal_seq: header.journal_seq.get(),
         min: header.min.into(),
         max: header.max.into(),
@@ -261,7 +287,8 @@ pub(crate) fn read_bset(
     if !rest.is_empty() {
         return Err(bad("bytes are left after the last key"));
     }
-    Ok((info, (BSET_HEADER_BYTES + len).div_ceil(NODE_BLOCK)))
+    let blocks = (BSET_HEADER_BYTES + len).div_ceil(NODE_BLOCK);
+    Ok(Bset { info, blocks, crc: header.crc.get() })
 }
 
 #[cfg(test)]
@@ -274,6 +301,7 @@ mod tests {
             level: 0,
             node: 77,
             index: 1,
+            previous: 5,
             journal_seq: 9,
             min: Position::MIN,
             max: Position::MAX,
@@ -282,7 +310,7 @@ mod tests {
         writer.push(Position::new(1, 2, 3), Some(b"abc"));
         writer.push(Position::new(1, 2, 4), None);
         writer.push(Position::new(2, 0, 0), Some(b""));
-        (info, writer.seal(&info, 4096))
+        (info, writer.seal(&info, 4096).0)
     }
 
     #[test]
@@ -292,7 +320,8 @@ mod tests {
         let read = read_bset(&bytes, 4096, |position, value| {
             keys.push((position.inode, position.snapshot, value.map(<[u8]>::to_vec)));
         });
-        assert_eq!(read, Ok((info, 1)));
+        let crc = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        assert_eq!(read, Ok(Bset { info, blocks: 1, crc }));
         let expected = [(1, 3, Some(b"abc".to_vec())), (1, 4, None), (2, 0, Some(Vec::new()))];
         assert_eq!(keys, expected);
         assert!(read_bset(&bytes, 8192, |_, _| ()).is_err(), "misdirected");
@@ -314,11 +343,16 @@ mod tests {
     fn pointers_round_trip() {
         let location = Some(Location { member: 3, generation: 4, block: 1 << 33 });
         for pointer in [
-            NodePointer { node: 1, location, written_blocks: 5, min: Position::new(1, 2, 3) },
-            NodePointer { node: 2, location: None, written_blocks: 0, min: Position::MIN },
+            NodePointer {
+                location,
+                written_blocks: 5,
+                last_crc: 9,
+                ..NodePointer::unwritten(1, Position::new(1, 2, 3))
+            },
+            NodePointer::unwritten(2, Position::MIN),
         ] {
             assert_eq!(NodePointer::decode(&pointer.encode()), Ok(pointer));
         }
-        assert!(NodePointer::decode(&[0; 43]).is_err());
+        assert!(NodePointer::decode(&[0; 47]).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use engine_memory::alloc_scope;
 
-use super::format::{self, BSET_HEADER_BYTES, Location, NodePointer, read_bset};
+use super::format::{self, BSET_HEADER_BYTES, Bset, Location, NodePointer, read_bset};
 use super::keys::{Keys, Place, Positions};
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree, Value};
@@ -55,6 +55,8 @@ pub(crate) struct Body {
     pub(crate) location: Option<Location>,
     pub(crate) written_blocks: u16,
     pub(crate) bsets: u16,
+    /// Checksum of the last of them.
+    pub(crate) last_crc: u32,
 }
 
 /// Notices iterations: keys that are found one after the other.
@@ -109,6 +111,7 @@ impl Node {
             location: None,
             written_blocks: 0,
             bsets: 0,
+            last_crc: 0,
         };
         Self {
             id: identity.0,
@@ -147,7 +150,7 @@ impl Node {
         };
         let location = pointer.location.ok_or_else(|| bad("has no place".to_owned()))?;
         let mut keys = Keys::new();
-        let (mut at, mut index) = (0, 0_u16);
+        let (mut at, mut index, mut crc) = (0, 0_u16, 0);
         while at < bytes.len() {
             let offset = location.block * engine_base::BLOCK_SIZE + at as u64;
             let read = read_bset(&bytes[at..], offset, |position, value| {
@@ -160,14 +163,21 @@ impl Node {
                 at = bytes.len();
                 break;
             }
-            let (info, blocks) = read?;
+            let Bset { info, blocks, crc: own } = read?;
             let expected = (tree, level, pointer.node, index, pointer.min, max);
             let found = (info.tree, info.level, info.node, info.index, info.min, info.max);
             if found != expected {
                 return Err(bad(format!("bset is of another node: {info:?}")));
             }
+            if info.previous != crc {
+                return Err(bad(format!("bset {index} does not follow the one before it")));
+            }
             at += blocks * format::NODE_BLOCK;
             index += 1;
+            crc = own;
+        }
+        if crc != pointer.last_crc && !planted::is(Bug::StaleNodeAccepted) {
+            return Err(bad("its last bset is not the one that the parent names".to_owned()));
         }
         if at != bytes.len() || index == 0 {
             return Err(bad("its bsets do not end where the parent says".to_owned()));
@@ -178,6 +188,7 @@ impl Node {
             body.location = Some(location);
             body.written_blocks = pointer.written_blocks;
             body.bsets = index;
+            body.last_crc = crc;
         }
         Ok(node)
     }
@@ -189,6 +200,7 @@ impl Node {
             node: self.id,
             location: body.location,
             written_blocks: body.written_blocks,
+            last_crc: body.last_crc,
             min: self.min,
         }
     }

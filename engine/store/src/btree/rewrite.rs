@@ -25,6 +25,7 @@ struct Piece {
     keys: Vec<(Position, Value)>,
     slot: Option<SlotAllocation>,
     written_blocks: u16,
+    crc: u32,
 }
 
 /// A node that is being replaced, held with intent, with what was dirty of it.
@@ -142,7 +143,7 @@ impl Engine {
     }
 
     fn new_piece(&self, min: Position, max: Position, keys: Vec<(Position, Value)>) -> Piece {
-        Piece { id: self.new_node_id(), min, max, keys, slot: None, written_blocks: 0 }
+        Piece { id: self.new_node_id(), min, max, keys, slot: None, written_blocks: 0, crc: 0 }
     }
 
     async fn write_pieces(&self, node: &Node, pieces: &mut [Piece]) -> Result<()> {
@@ -162,11 +163,13 @@ impl Engine {
                     level: node.level,
                     node: piece.id,
                     index: 0,
+                    previous: 0,
                     journal_seq: self.journal.seq(),
                     min: piece.min,
                     max: piece.max,
                 };
-                let bset = writer.seal(&info, offset);
+                let (bset, crc) = writer.seal(&info, offset);
+                piece.crc = crc;
                 piece.written_blocks = (bset.len() as u64 / BLOCK_SIZE) as u16;
                 let written = self.write_bytes(slot.location.member, offset, &bset).await;
                 piece.slot = Some(slot);
@@ -247,6 +250,7 @@ impl Engine {
             let mut body = node.body.borrow_mut();
             body.location = Some(location);
             body.written_blocks = piece.written_blocks;
+            body.last_crc = piece.crc;
             body.bsets = 1;
             if let Some(seq) = dirty_seq
                 && !own_dirty.is_empty()

@@ -101,7 +101,7 @@ impl Engine {
 
     async fn append(&self, node: &Rc<Node>) -> Result<()> {
         let taken = self.take_dirty(node);
-        let (member, offset, bset) = {
+        let (member, offset, (bset, crc)) = {
             let body = node.body.borrow();
             let Some(location) = body.location else {
                 unreachable!("only nodes with a place are appended to");
@@ -116,6 +116,7 @@ impl Engine {
                 level: node.level,
                 node: node.id,
                 index: body.bsets,
+                previous: body.last_crc,
                 journal_seq: self.journal.seq(),
                 min: node.min,
                 max: node.max,
@@ -142,6 +143,7 @@ impl Engine {
             if !planted::is(Bug::LostNodeAppend) {
                 body.written_blocks += blocks;
                 body.bsets += 1;
+                body.last_crc = crc;
             }
             body.writing_seq = None;
         }

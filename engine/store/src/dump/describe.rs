@@ -160,6 +160,7 @@ pub(super) fn pointer(pointer: &NodePointer) -> Item {
             ("block", location.block.into()),
             ("generation", location.generation.into()),
             ("written_blocks", pointer.written_blocks.into()),
+            ("last_crc", pointer.last_crc.into()),
         ]),
         None => fields.push(("place", "in the journal only".into())),
     }

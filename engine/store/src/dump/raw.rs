@@ -6,7 +6,7 @@ use engine_memory::Buffer;
 
 use super::describe::{position, tree_name, value};
 use super::{Bounded, Item};
-use crate::btree::format::{BsetInfo, NODE_BLOCK, read_bset};
+use crate::btree::format::{Bset, NODE_BLOCK, read_bset};
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Value};
 use crate::space::format::{decode_any_summary, summary_blocks};
@@ -111,7 +111,7 @@ pub async fn node(device: &dyn DeviceQueue, block: u64, limit: usize) -> Result<
                 more += 1;
             }
         });
-        let (info, blocks) = match found {
+        let found = match found {
             Ok(found) => found,
             Err(error) => {
                 // After the last valid one anything may lie, as a lost append.
@@ -123,8 +123,8 @@ pub async fn node(device: &dyn DeviceQueue, block: u64, limit: usize) -> Result<
             }
         };
         left -= keys.len();
-        items.push(bset(&info, offset, blocks, &keys, more));
-        at += blocks * NODE_BLOCK;
+        items.push(bset(&found, offset, &keys, more));
+        at += found.blocks * NODE_BLOCK;
     }
     Ok(items)
 }
@@ -132,7 +132,8 @@ pub async fn node(device: &dyn DeviceQueue, block: u64, limit: usize) -> Result<
 /// Keys of a bset, deleted ones too.
 type Keys = Vec<(Position, Option<Value>)>;
 
-fn bset(info: &BsetInfo, offset: u64, blocks: usize, keys: &Keys, more: u64) -> Item {
+fn bset(found: &Bset, offset: u64, keys: &Keys, more: u64) -> Item {
+    let info = &found.info;
     let list = keys.iter().map(|(at, found)| {
         let what = match found {
             Some(bytes) => ("value", value(info.tree, info.level, *at, bytes)),
@@ -142,8 +143,10 @@ fn bset(info: &BsetInfo, offset: u64, blocks: usize, keys: &Keys, more: u64) -> 
     });
     let mut fields = vec![
         ("device_byte", offset.into()),
-        ("blocks", (blocks as u64).into()),
+        ("blocks", (found.blocks as u64).into()),
         ("bset", info.index.into()),
+        ("crc", found.crc.into()),
+        ("crc_before", info.previous.into()),
         ("tree", tree_name(info.tree).into()),
         ("level", info.level.into()),
         ("node", info.node.into()),

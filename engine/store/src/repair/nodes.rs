@@ -104,9 +104,7 @@ impl Engine {
         let mut below: Option<u64> = None;
         for at in 0..=level {
             let id = if at == level { id } else { self.new_node_id() };
-            let child = below.map(|node| {
-                NodePointer { node, location: None, written_blocks: 0, min: range.0 }.encode()
-            });
+            let child = below.map(|node| NodePointer::unwritten(node, range.0).encode());
             let mut keys = Keys::new();
             if let Some(pointer) = child {
                 keys.insert(range.1, pointer);

@@ -209,7 +209,7 @@ impl Engine {
         let buffer = Buffer::try_new(len as usize)?;
         let bytes = self.member(member)?.read(block * BLOCK_SIZE, buffer).await?;
         let info = match read_bset(&bytes, block * BLOCK_SIZE, |_, _| {}) {
-            Ok((info, _)) => info,
+            Ok(bset) => bset.info,
             Err(error) => {
                 // Freed and given again while it was read; if not, the next round meets it again.
                 let used = self.space.bucket_of(member, block);

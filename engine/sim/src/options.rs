@@ -282,11 +282,7 @@ impl Options {
             format: format_sizes(random, total / u64::from(shard_count)),
             cache_bytes: *random.pick(&[1 << 18, 1 << 20, 64 << 20]),
             data_cache_bytes: Self::data_cache_bytes(seed),
-            discard_delay_ns: *Random::new(seed ^ 0x6469_7363).pick(&[
-                1_000_000,
-                5_000_000,
-                1_000_000_000,
-            ]),
+            discard_delay_ns: Self::discard_delay_ns(seed),
             region_tables: *Random::new(seed ^ 0x7461_6273).pick(&[1, 4, 1000]),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
@@ -360,6 +356,11 @@ impl Options {
     /// From a stream of its own: a seed does the same with a cache and without.
     fn data_cache_bytes(seed: u64) -> usize {
         *Random::new(seed ^ 0x6461_7461).pick(&[0, 1 << 18, 1 << 20, 16 << 20])
+    }
+
+    /// As above.
+    fn discard_delay_ns(seed: u64) -> u64 {
+        *Random::new(seed ^ 0x6469_7363).pick(&[1_000_000, 5_000_000, 1_000_000_000])
     }
 
     /// A pool that is used a little, for long: `operations` with pauses, so that they take about

@@ -42,7 +42,7 @@ pub enum Bug {
     BlacklistForgotten,
     /// Of several tasks that wait for the same thing, the last is not woken.
     LostWakeup,
-    /// A file is cut on several shards without an intent that says so.
+    /// A file is cut in two steps, and nothing says that the second is still to come.
     UnloggedTruncate,
     /// The tally of a region does not hold the journal entries that changed it.
     TallyNotPinned,

@@ -37,6 +37,9 @@ impl Namespace {
             None => target.load(&mut self.context.engine.read()).await?,
         };
         if set.size.is_some_and(|size| size < inode.size) {
+            if planted::is(Bug::UnloggedTruncate) {
+                self.forget_past(target, set.size.unwrap_or(inode.size)).await?;
+            }
             return self.shorten(target, inode, &set, locks).await;
         }
         if set.size.is_some_and(|size| size > inode.size) {
@@ -99,10 +102,6 @@ impl Namespace {
                 }
                 let intent = Intent::Truncate { inode: number, snapshot, size };
                 let operation = (!done).then(|| logged::put(transaction, &intent));
-                if let Some(operation) = operation.filter(|_| planted::is(Bug::UnloggedTruncate)) {
-                    logged::remove(transaction, operation);
-                    inode.data_limit = inode.data_limit.min(from);
-                }
                 target.store(transaction, &inode);
                 Ok((inode.attributes(number), operation))
             })
@@ -119,6 +118,21 @@ impl Namespace {
             }
         }
         Ok(attributes)
+    }
+
+    /// The planted bug: the new size is durable before what lies past it is gone, and nothing says that it has to go.
+    async fn forget_past(&self, target: InodeRef, size: u64) -> Result<()> {
+        let engine = &self.context.engine;
+        engine
+            .transact(async |transaction| {
+                let mut inode = target.load_file(transaction).await?;
+                inode.size = size;
+                inode.data_limit = inode.data_limit.min(align_up(size, BLOCK_SIZE));
+                target.store(transaction, &inode);
+                Ok(())
+            })
+            .await?;
+        engine.flush().await
     }
 
     /// Puts the last block of a file that is cut to `size` on the device, zeroed past it. `None`: there

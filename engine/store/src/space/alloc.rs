@@ -276,7 +276,7 @@ impl Engine {
         self.space.gc_wanted.notify_all();
         let client = kind == BucketKind::Data && point == WritePoint::Data;
         // Those that are held may be so by writes that wait for the same: then it is told as it is.
-        let hopeless = self.space.stuck_rounds.get() >= STUCK_ROUNDS_MAX;
+        let hopeless = self.space.hopeless.rounds.get() >= STUCK_ROUNDS_MAX;
         if !client || (!hopeless && (self.gc_active.get() || self.gc_has_victim())) {
             changed.await;
             return self.stopped().map_or(Ok(()), Err);
@@ -296,7 +296,7 @@ impl Engine {
             }
         }
         let stuck = hopeless || !self.space.tables.borrow().stuck.is_empty();
-        Err(match self.space.stuck_error.borrow().clone().filter(|_| stuck) {
+        Err(match self.space.hopeless.error.borrow().clone().filter(|_| stuck) {
             Some(error) => error,
             None => StoreError::NoSpace {
                 needed_bytes: u64::from(self.superblock().bucket_bytes),

@@ -70,8 +70,8 @@ impl Engine {
                 if needed && !self.space.tables.borrow().stuck.is_empty() {
                     // A device that failed may be well again. Until then there is nothing to be gained, and who
                     // waits for space is to see that.
-                    let rounds = self.space.stuck_rounds.get();
-                    self.space.stuck_rounds.set(rounds.saturating_add(1));
+                    let rounds = self.space.hopeless.rounds.get();
+                    self.space.hopeless.rounds.set(rounds.saturating_add(1));
                     self.space.changed.notify_all();
                     self.config.runtime.sleep(STUCK_RETRY_NS).await;
                     self.forgive_stuck();
@@ -87,12 +87,12 @@ impl Engine {
             drop(timed);
             self.gc_active.set(false);
             match emptied {
-                Ok(()) => self.space.stuck_rounds.set(0),
+                Ok(()) => self.space.hopeless.rounds.set(0),
                 Err(StoreError::ShuttingDown { .. }) => return,
                 Err(error) => {
                     let (shard, bucket) = (self.shard().0, victim);
                     tracing::debug!(shard, ?bucket, %error, "copygc cannot empty a bucket");
-                    self.space.stuck_error.replace(Some(error));
+                    self.space.hopeless.error.replace(Some(error));
                     let mut tables = self.space.tables.borrow_mut();
                     tables.bucket(victim).stuck = true;
                     tables.list_bucket(victim);
@@ -219,8 +219,9 @@ impl Engine {
             .retain(|it| !dead.has_all(it.start_block..it.start_block.saturating_add(it.blocks)));
         drop(tables);
         let skipped = (all - summary.len()) as u64;
-        self.space.gc_skips.set(self.space.gc_skips.get() + skipped);
-        self.space.gc_lookups.set(self.space.gc_lookups.get() + summary.len() as u64);
+        let entries = &self.space.gc_entries;
+        entries.skipped.set(entries.skipped.get() + skipped);
+        entries.looked_up.set(entries.looked_up.get() + summary.len() as u64);
     }
 
     pub(super) fn still_lives(&self, victim: Victim) -> bool {

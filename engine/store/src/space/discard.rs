@@ -8,8 +8,9 @@
 //! It happens in the background, when buckets have been free for [`DELAY_NS`], so that neighbours go in one command
 //! and what is used again soon is not discarded at all: writing to it anew tells the device as much, and a discard
 //! costs commands, and on a file or a thin device the allocation of what was given back. It takes buckets only
-//! while more are free than copygc wants, and a bounded number at a time. A device that cannot, or that answers with an error, is not
-//! asked again until the shard is opened anew. What was free when the shard stopped is not discarded later.
+//! while more are free than copygc wants, and a bounded number at a time. A device that cannot, or that answers
+//! with an error, is not asked again until the shard is opened anew. What was free when the shard stopped is not
+//! discarded later.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

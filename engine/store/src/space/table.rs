@@ -221,6 +221,22 @@ pub(crate) struct Tables {
     pub(crate) regions_known: bool,
 }
 
+/// Entries of summaries that copygc looked up, and those that it knew to be dead.
+#[derive(Default)]
+pub(super) struct GcEntries {
+    pub(super) looked_up: Cell<u64>,
+    pub(super) skipped: Cell<u64>,
+}
+
+/// That no bucket can be emptied.
+#[derive(Default)]
+pub(super) struct Hopeless {
+    /// Why one could not, the last time that one could not.
+    pub(super) error: RefCell<Option<StoreError>>,
+    /// How often none could, one time after the other.
+    pub(super) rounds: Cell<u32>,
+}
+
 /// The space of a shard.
 pub(crate) struct Space {
     superblock: RefCell<Rc<Superblock>>,
@@ -251,54 +267,17 @@ pub(crate) struct Space {
     pub(super) emptied: Cell<u64>,
     /// What went wrong when it was last tried to empty it.
     pub(super) evacuation_error: RefCell<Option<String>>,
-    /// Why a bucket could not be emptied the last time that one could not.
-    pub(super) stuck_error: RefCell<Option<StoreError>>,
-    /// How often none could, one time after the other.
-    pub(super) stuck_rounds: Cell<u32>,
+    pub(super) hopeless: Hopeless,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
-    /// Entries of summaries that copygc looked up, and those that it knew to be dead.
-    pub(super) gc_lookups: Cell<u64>,
-    pub(super) gc_skips: Cell<u64>,
+    pub(super) gc_entries: GcEntries,
     pub(crate) allocation_waits: Cell<u64>,
 }
 
 impl Space {
     pub(crate) fn new(superblock: Rc<Superblock>) -> Self {
-        let bucket_blocks = superblock.bucket_bytes / 4096;
-        let tables = Tables {
-            buckets: BTreeMap::new(),
-            free: BTreeSet::new(),
-            to_discard: ToDiscard::default(),
-            wants_discard: false,
-            discarding: BTreeSet::new(),
-            draining: VecDeque::new(),
-            slots_draining: VecDeque::new(),
-            partial: BTreeSet::new(),
-            open: [None; 2],
-            known: Regions::new(superblock.region_buckets),
-            regions: BTreeSet::new(),
-            leaving: None,
-            ends: (0..superblock.members.len() as u8).map(|at| superblock.member_end(at)).collect(),
-            shrinks_to: super::resize::shrinking(&superblock),
-            region_buckets: superblock.region_buckets,
-            owned: 0,
-            index_buckets: 0,
-            used_slots: 0,
-            live_blocks: 0,
-            written_blocks: 0,
-            data_blocks: bucket_blocks - summary_blocks(bucket_blocks),
-            node_blocks: u64::from(superblock.node_bytes / 4096),
-            victims: Victims::default(),
-            stuck: BTreeSet::new(),
-            stuck_dead: 0,
-            reserved_blocks: 0,
-            pending_blocks: 0,
-            to_seal: VecDeque::new(),
-            regions_exhausted: false,
-            regions_known: false,
-        };
+        let tables = Tables::new(&superblock);
         Self {
             bucket_bytes: superblock.bucket_bytes,
             node_bytes: superblock.node_bytes,
@@ -318,13 +297,11 @@ impl Space {
             ends_moved: Notify::default(),
             emptied: Cell::new(0),
             evacuation_error: RefCell::default(),
-            stuck_error: RefCell::default(),
-            stuck_rounds: Cell::new(0),
+            hopeless: Hopeless::default(),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),
-            gc_lookups: Cell::new(0),
-            gc_skips: Cell::new(0),
+            gc_entries: GcEntries::default(),
             allocation_waits: Cell::new(0),
         }
     }
@@ -351,8 +328,8 @@ impl Space {
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
         out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
         out.push(("copygc_summary_misses", self.summary_misses.get()));
-        out.push(("copygc_entries_looked_up", self.gc_lookups.get()));
-        out.push(("copygc_entries_skipped", self.gc_skips.get()));
+        out.push(("copygc_entries_looked_up", self.gc_entries.looked_up.get()));
+        out.push(("copygc_entries_skipped", self.gc_entries.skipped.get()));
     }
 
     /// Whether something was emptied that is not durable yet.
@@ -434,6 +411,43 @@ impl Space {
 }
 
 impl Tables {
+    /// Nothing is known yet.
+    fn new(superblock: &Superblock) -> Self {
+        let bucket_blocks = superblock.bucket_bytes / 4096;
+        Self {
+            buckets: BTreeMap::new(),
+            free: BTreeSet::new(),
+            to_discard: ToDiscard::default(),
+            wants_discard: false,
+            discarding: BTreeSet::new(),
+            draining: VecDeque::new(),
+            slots_draining: VecDeque::new(),
+            partial: BTreeSet::new(),
+            open: [None; 2],
+            known: Regions::new(superblock.region_buckets),
+            regions: BTreeSet::new(),
+            leaving: None,
+            ends: (0..superblock.members.len() as u8).map(|at| superblock.member_end(at)).collect(),
+            shrinks_to: super::resize::shrinking(superblock),
+            region_buckets: superblock.region_buckets,
+            owned: 0,
+            index_buckets: 0,
+            used_slots: 0,
+            live_blocks: 0,
+            written_blocks: 0,
+            data_blocks: bucket_blocks - summary_blocks(bucket_blocks),
+            node_blocks: u64::from(superblock.node_bytes / 4096),
+            victims: Victims::default(),
+            stuck: BTreeSet::new(),
+            stuck_dead: 0,
+            reserved_blocks: 0,
+            pending_blocks: 0,
+            to_seal: VecDeque::new(),
+            regions_exhausted: false,
+            regions_known: false,
+        }
+    }
+
     /// The bucket. The table of its region must be loaded.
     pub(crate) fn bucket(&mut self, id: BucketId) -> &mut Bucket {
         match self.buckets.entry(id) {

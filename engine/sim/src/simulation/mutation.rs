@@ -35,7 +35,7 @@ impl Kind {
         } else if known(8, b"CAIRNJE\0") {
             Some((Self::JournalEntry, word(4)?.checked_add(56)?))
         } else if known(4, b"CBST") {
-            Some((Self::Bset, word(20)?.checked_add(80)?))
+            Some((Self::Bset, word(24)?.checked_add(84)?))
         } else if known(8, b"CAIRNSU\0") {
             Some((Self::Summary, word(4)?.checked_mul(24)?.checked_add(24)?))
         } else {

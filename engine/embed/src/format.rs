@@ -98,7 +98,10 @@ async fn holds(queue: &dyn DeviceQueue) -> Result<Option<String>, String> {
     match superblock::probe(queue).await {
         Ok((superblock, _)) => {
             let uuid = uuid_text(&superblock.pool_uuid);
-            return Ok(Some(format!("a member of Cairn pool {uuid}")));
+            return Ok(Some(match superblock.image_tails {
+                None => format!("a member of Cairn pool {uuid}"),
+                Some(_) => format!("a metadata image of Cairn pool {uuid}"),
+            }));
         }
         Err(ProbeError::NotMember { .. }) => {}
         Err(ProbeError::Store(error)) => return Err(error.to_string()),

@@ -5,11 +5,13 @@
 //! Knows nothing of protocols and configuration; messages between shards are direct calls here.
 
 pub mod format;
+pub mod image;
 pub mod local;
 pub mod look;
 pub mod members;
 pub mod poller;
 
 pub use format::{FormatError, FormatRequest, format};
+pub use image::{ImageError, image};
 pub use local::{LocalLink, LocalPool, OPENING_MAX, OpenError};
 pub use look::look;

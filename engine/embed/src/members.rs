@@ -150,6 +150,8 @@ fn identify(path: &Path, device: &FileDevice) -> Result<Found, String> {
         superblock::probe(&*queue).await.map_err(|error| error.to_string())
     });
     let (superblock, member) = probed?;
+    let name = path.display().to_string();
+    superblock.refuse_image(&name).map_err(|error| error.to_string())?;
     let table = superblock.members.iter().map(|member| (member.uuid, member.label.clone()));
     Ok(Found {
         path: path.to_owned(),

@@ -8,6 +8,7 @@ use crate::btree::format::read_bset;
 use crate::extent::Extent;
 use crate::journal::Record;
 use crate::journal::format::{parse_entry, records};
+use crate::key::{Position, Tree};
 use crate::logged::Intent;
 use crate::namespace::{Entry, Hashed, Inode, Xattr};
 use crate::space::format::{BucketCheckpoint, decode_counter, decode_summary};
@@ -30,6 +31,11 @@ pub fn decoders(bytes: &[u8]) {
     let _ = decode_counter(bytes);
     let _ = decode_summary(bytes, 1, 0);
     let _ = read_bset(bytes, 0, |_, _| ());
+    let mut scrub = crate::dump::image::Scrub::new([1, 2]);
+    for tree in Tree::ALL {
+        let value = scrub.value(tree, 0, Position::MIN, bytes);
+        assert_eq!(value.len(), bytes.len());
+    }
     // What checksums keep from strangers, a bug of ours could still write.
     let _ = records(bytes).count();
     if let Some((_, rest)) = parse_entry(bytes, [0; 16], 0, 0) {

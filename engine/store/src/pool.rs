@@ -92,8 +92,7 @@ fn plan(members: &[Rc<dyn DeviceQueue>], options: &FormatOptions) -> Result<Supe
     }
     if let Some(member) = members.iter().find(|member| member.info().block_size > BLOCK_SIZE as u32)
     {
-        let info = member.info();
-        let (name, size) = (&info.name, info.block_size);
+        let (name, size) = (&member.info().name, member.info().block_size);
         return invalid(format!("{name} has blocks of {size} bytes: 4096 are the most"));
     }
     let total: u64 = members.iter().map(|member| member.info().size_bytes).sum();
@@ -121,6 +120,7 @@ fn plan(members: &[Rc<dyn DeviceQueue>], options: &FormatOptions) -> Result<Supe
         region_buckets: 1,
         members: Vec::new(),
         journals: Vec::new(),
+        image_tails: None,
     };
     for (index, member) in members.iter().enumerate() {
         let uuid = uuid(&mut random, options.uuid_seed[1]);

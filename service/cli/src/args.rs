@@ -156,7 +156,7 @@ pub(crate) enum Command {
     Export(ExportCommand),
     /// Checks every invariant of a pool
     Fsck(FsckArguments),
-    /// Shows structures as they are on devices, which may be damaged or in use; writes nothing
+    /// Shows structures as they are on devices, which may be damaged or in use; does not write to them
     Dump(DumpArguments),
     /// What reads and checks have found to be lost
     #[command(subcommand)]

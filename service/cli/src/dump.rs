@@ -1,9 +1,10 @@
-//! `dump`: what is on the devices of a pool, for people who look for a fault. Only reads, needs no daemon,
-//! and goes as far as the devices can be read.
+//! `dump`: what is on the devices of a pool, for people who look for a fault. Only reads them, needs no
+//! daemon, and goes as far as the devices can be read.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use engine_embed::ImageError;
 use engine_store::dump::{self, Item, Range, View};
 use engine_store::key::{Position, Tree};
 use serde_json::{Map, Value, json};
@@ -120,6 +121,15 @@ enum What {
         #[arg(long)]
         version: Option<u32>,
     },
+    /// Writes a metadata image of the pool for a bug report: without data, names scrubbed
+    Image {
+        /// New or empty directory for it: a sparse file member-INDEX.img for each member
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Devices or files of the pool
+        #[arg(required = true, value_name = "DEVICE")]
+        devices: Vec<PathBuf>,
+    },
     /// The way from a path to its inode, and the inode; NAME:/ for a volume
     Path {
         /// NAME:/PATH
@@ -149,6 +159,7 @@ impl What {
             | Self::Regions { devices }
             | Self::Operations { devices }
             | Self::Inode { devices, .. }
+            | Self::Image { devices, .. }
             | Self::Path { devices, .. } => devices.clone(),
             Self::Journal { shard, .. }
             | Self::Roots { shard }
@@ -162,6 +173,13 @@ impl What {
 
 /// `dump`.
 pub(crate) fn run(arguments: &DumpArguments, output: &Output) -> Result<u8> {
+    if let What::Image { out, devices } = &arguments.what {
+        let items = engine_embed::image(devices, out).map_err(|error| match error {
+            ImageError::NotEmpty { .. } => Failure::new(error.to_string()).code(exit::REFUSED),
+            ImageError::Failed(text) => Failure::new(text),
+        })?;
+        return print(&items, output);
+    }
     let (what, limit) = (arguments.what.clone(), arguments.limit as usize);
     let items = engine_embed::look(&what.devices(), async move |queues| {
         let found = match &what {
@@ -182,6 +200,10 @@ pub(crate) fn run(arguments: &DumpArguments, output: &Output) -> Result<u8> {
         found.map_err(|error| error.to_string())
     })
     .map_err(Failure::new)?;
+    print(&items, output)
+}
+
+fn print(items: &[Item], output: &Output) -> Result<u8> {
     let value = Value::Array(items.iter().map(to_json).collect());
     output.value(&value, || {
         items.iter().map(|item| to_text(item, 0)).collect::<Vec<_>>().join("\n")

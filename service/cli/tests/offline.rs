@@ -58,6 +58,61 @@ fn dumps_show_structures_of_devices() {
 }
 
 #[test]
+fn a_metadata_image_is_dumped_like_its_pool_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let devices = pool(folder.path());
+    let mut open = engine_embed::LocalPool::open(&devices).unwrap();
+    open.run(async |client, _| {
+        let tree = TreeRef::from(&client.tree_create("tree-secret7").await.unwrap());
+        let attributes = CreateAttributes::default();
+        let created = client.create(tree, tree.root, b"file-secret7", FileKind::File, attributes);
+        created.await.unwrap();
+    })
+    .unwrap();
+    open.close().unwrap();
+    let before: Vec<_> = devices.iter().map(|device| std::fs::read(device).unwrap()).collect();
+    // This process may still have the files locked, as a daemon would.
+    let out = folder.path().join("out");
+    let image = ["dump", "image", "--out", out.to_str().unwrap()];
+    let said = json(&image, &devices);
+    let files: Vec<_> = (0..2).map(|member| out.join(format!("member-{member}.img"))).collect();
+    assert_eq!(said[1]["file"], files[1].to_str().unwrap());
+    assert_eq!(
+        (&said[2]["superblock_copies"], &said[3]["nodes"]),
+        (&6.into(), &0.into()),
+        "{said}"
+    );
+    for file in &files {
+        let bytes = std::fs::read(file).unwrap();
+        assert!(!bytes.windows(7).any(|part| part == b"secret7"), "{}", file.display());
+    }
+    let entries = |devices: &[PathBuf]| {
+        let found = json(&["dump", "tree", "dirents", "--shard", "1"], devices);
+        let value = &found[0]["value"];
+        let name = value["name"].as_str().unwrap().to_owned();
+        (name.len(), found[0]["position"].clone(), value["inode"].clone(), name)
+    };
+    let (own, scrubbed) = (entries(&devices), entries(&files));
+    assert_eq!((own.0, own.1, own.2), (scrubbed.0, scrubbed.1, scrubbed.2));
+    assert_eq!((own.3.as_str(), own.3 == scrubbed.3), ("file-secret7", false));
+    let words = "is a metadata image of a pool, without its data: only `cairn dump` reads it";
+    assert!(fails(1, &["fsck"], &files).contains(words));
+    assert!(fails(1, &["fsck", "--repair", "--yes"], &files).contains(words));
+    assert!(fails(5, &["pool", "format"], &files[..1]).contains("metadata image"));
+    // Wrong use leaves what is there.
+    assert!(fails(5, &image, &devices).contains("is not empty"));
+    assert!(fails(2, &["dump", "image"], &devices).contains("--out"));
+    let fresh = folder.path().join("fresh");
+    assert_eq!(
+        run(&["dump", "image", "--out", fresh.to_str().unwrap()], &[]).status.code(),
+        Some(2)
+    );
+    assert!(!fresh.exists());
+    let after = devices.iter().map(|device| std::fs::read(device).unwrap());
+    assert!(before.into_iter().eq(after), "the devices are only read");
+}
+
+#[test]
 fn a_damaged_superblock_copy_is_shown_mended_and_told() {
     let folder = tempfile::tempdir().unwrap();
     let devices = pool(folder.path());

@@ -1,7 +1,7 @@
 //! What is on the members of a pool, for people: without opening it, and as far as it goes when it is
 //! damaged.
 //!
-//! Nothing here writes. A [`view::View`] reads superblocks, journals and nodes as they lie on the devices
+//! Nothing here writes to a pool. A [`view::View`] reads superblocks, journals and nodes as they lie on the devices
 //! and works out by itself what recovery would come to: the trees with the keys of the journal over
 //! them. What cannot be read is said and passed over. Every answer is bounded by the limit its caller
 //! gives.
@@ -10,6 +10,7 @@
 
 mod describe;
 mod files;
+pub(crate) mod image;
 mod raw;
 mod replay;
 mod shard;

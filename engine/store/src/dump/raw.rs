@@ -63,7 +63,7 @@ fn content(superblock: &Superblock) -> Vec<(&'static str, Item)> {
             ("buckets", area.buckets.into()),
         ])
     });
-    vec![
+    let mut fields = vec![
         ("pool_uuid", Item::Uuid(superblock.pool_uuid)),
         ("label", Item::Name(superblock.label.clone().into_bytes())),
         ("sequence", superblock.sequence.into()),
@@ -74,7 +74,12 @@ fn content(superblock: &Superblock) -> Vec<(&'static str, Item)> {
         ("shards", superblock.shard_count().into()),
         ("members", Item::List(members.collect())),
         ("journals", Item::List(journals.collect())),
-    ]
+    ];
+    if superblock.image_tails.is_some() {
+        let what = "a metadata image: it holds no data, and other strings in place of names";
+        fields.push(("image", what.into()));
+    }
+    fields
 }
 
 /// The size of a node or bucket as a device's superblock tells.

@@ -15,10 +15,13 @@ use crate::tail;
 /// Entries to apply, oldest first.
 pub(super) struct Entries {
     pub(super) entries: Vec<(u64, Vec<u8>)>,
+    /// How many of them follow the newest flush entry.
+    pub(super) tail: u32,
     pub(super) notes: Vec<String>,
 }
 
-fn place(view: &View, shard: u16) -> (Place, u32) {
+/// Where the journal of a shard lies, and its length in blocks.
+pub(super) fn place(view: &View, shard: u16) -> (Place, u32) {
     let superblock = &view.superblock;
     let area = superblock.journals[usize::from(shard)];
     let place = Place {
@@ -37,15 +40,21 @@ pub(super) async fn entries(view: &View, shard: u16) -> Result<Entries> {
     let mut notes = Vec::new();
     match recover(&place, ring_blocks, 0).await {
         Ok(mut recovered) => {
-            let space = Space::new(std::rc::Rc::clone(&view.superblock));
-            let (kept, why) = tail::whole_entries(&space, &view.members, &recovered.tail).await?;
+            let tails = view.superblock.image_tails.as_ref();
+            let (kept, why) = match tails.and_then(|tails| tails.get(usize::from(shard))) {
+                Some(kept) => ((*kept as usize).min(recovered.tail.len()), None),
+                None => {
+                    let space = Space::new(std::rc::Rc::clone(&view.superblock));
+                    tail::whole_entries(&space, &view.members, &recovered.tail).await?
+                }
+            };
             recovered.keep(kept);
             if recovered.dropped > 0 {
                 let why = why.map_or_else(String::new, |error| format!(" ({error})"));
                 notes.push(format!("{} entries are not taken{why}", recovered.dropped));
             }
             let taken = recovered.entries.into_iter().map(|it| (it.placed.seq, it.records));
-            Ok(Entries { entries: taken.collect(), notes })
+            Ok(Entries { entries: taken.collect(), tail: kept as u32, notes })
         }
         Err(error @ StoreError::OutOfMemory { .. }) => Err(error),
         Err(error) => {
@@ -55,7 +64,7 @@ pub(super) async fn entries(view: &View, shard: u16) -> Result<Entries> {
                 return Err(error);
             }
             let taken = found.into_values().map(|it| (it.info.seq, it.records));
-            Ok(Entries { entries: taken.collect(), notes })
+            Ok(Entries { entries: taken.collect(), tail: 0, notes })
         }
     }
 }

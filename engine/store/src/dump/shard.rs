@@ -65,6 +65,8 @@ pub struct ShardView<'v> {
     pub(super) overlay: Overlay,
     /// Records that are not keys, in order, each with its journal position.
     pub(super) deltas: Vec<((u64, u32), Record<'static>)>,
+    /// Journal entries after the newest flush entry that count.
+    pub(super) tail: u32,
     /// What is wrong with the journal, a line each.
     pub notes: Vec<String>,
     cache: RefCell<BTreeMap<u64, Rc<Seen>>>,
@@ -79,6 +81,7 @@ impl<'v> ShardView<'v> {
             roots: BTreeMap::new(),
             overlay: Overlay::new(),
             deltas: Vec::new(),
+            tail: found.tail,
             notes: found.notes,
             cache: RefCell::default(),
         };
@@ -112,7 +115,7 @@ impl<'v> ShardView<'v> {
         Ok(())
     }
 
-    fn root(&self, tree: Tree) -> Result<(u8, NodePointer)> {
+    pub(super) fn root(&self, tree: Tree) -> Result<(u8, NodePointer)> {
         let (level, pointer) = self.roots.get(&tree).copied().ok_or_else(|| {
             StoreError::corrupt("journal", format!("no entry names the root of tree {tree:?}"))
         })?;

@@ -255,6 +255,13 @@ pub(crate) fn parse_entry(
     Some((info, &bytes[HEADER_BYTES..whole]))
 }
 
+/// Whether bytes begin as an entry of this pool and shard does, whole or not.
+pub(crate) fn is_entry_head(bytes: &[u8], pool_uuid: [u8; 16], shard: u16) -> bool {
+    EntryHeader::read_from_prefix(bytes).is_ok_and(|(header, _)| {
+        header.magic == MAGIC && header.pool_uuid == pool_uuid && header.shard.get() == shard
+    })
+}
+
 fn checksum(entry: &[u8], ring_offset: u64) -> u32 {
     let crc = crc32c_append(crc32c(&[0; 4]), &entry[4..]);
     crc32c_append(crc, &ring_offset.to_le_bytes())

@@ -67,7 +67,7 @@ fn empty(operation: u8, snapshot: SnapshotId) -> IntentHeader {
 }
 
 impl Intent {
-    pub(super) fn encode(&self) -> Value {
+    pub(crate) fn encode(&self) -> Value {
         let mut name = "";
         let header = match self {
             Self::Create(new) => {

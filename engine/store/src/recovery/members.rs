@@ -14,7 +14,10 @@ pub(super) async fn superblock(config: &EngineConfig) -> Result<(Superblock, Vec
     let mut found = Vec::new();
     for member in &config.members {
         match inspect(&**member).await {
-            Ok(inspection) => found.push(inspection),
+            Ok(inspection) => {
+                inspection.newest.refuse_image(&member.info().name)?;
+                found.push(inspection);
+            }
             Err(ProbeError::Store(error)) => return Err(error),
             Err(error) => return Err(StoreError::corrupt("pool", error.to_string())),
         }

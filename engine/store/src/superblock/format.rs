@@ -22,6 +22,8 @@ const MAGIC: [u8; 8] = *b"CAIRNPL\0";
 const VERSION: u32 = 0;
 /// Least buckets of a member.
 const MEMBER_BUCKETS_MIN: u32 = 8;
+/// Bit of `features_incompatible`: the members of a metadata image, see [`Superblock::image_tails`].
+const FEATURE_METADATA_IMAGE: u64 = 1;
 const LABEL_BYTES: usize = 32;
 const MEMBERS_OFFSET: usize = 4096;
 const MEMBER_BYTES: usize = 128;
@@ -99,7 +101,8 @@ struct DiskJournal {
     reserved: [u8; 3],
     first_bucket: U32,
     buckets: U32,
-    reserved2: U32,
+    /// In a metadata image: entries after the newest flush entry that count. Else zero.
+    image_tail: U32,
 }
 
 const _: () = assert!(size_of::<Header>() == 144);
@@ -112,11 +115,11 @@ const _: () = assert!(JOURNALS_OFFSET + SHARDS_MAX as usize * JOURNAL_BYTES <= S
 impl Header {
     /// Refuses what this version does not do; it opens pools to write only.
     fn check_supported(&self) -> Result<()> {
-        if self.version.get() != VERSION || self.features_incompatible.get() != 0 {
+        let unknown = self.features_incompatible.get() & !FEATURE_METADATA_IMAGE;
+        if self.version.get() != VERSION || unknown != 0 {
             let what = format!(
-                "on-disk format {} with features {:#x}; this program knows format {VERSION}",
+                "on-disk format {} with features {unknown:#x}; this program knows format {VERSION}",
                 self.version.get(),
-                self.features_incompatible.get()
             );
             return Err(StoreError::Unsupported { what });
         }
@@ -193,6 +196,10 @@ pub struct Superblock {
     pub members: Vec<Member>,
     /// Journals by shard; as many as there are shards.
     pub journals: Vec<JournalArea>,
+    /// Not `None`: these are the members of a *metadata image*, which holds no data, and other strings
+    /// in place of names. By shard, how many journal entries after the newest flush entry count: an
+    /// image cannot tell, since that depends on data.
+    pub image_tails: Option<Vec<u32>>,
 }
 
 impl Superblock {
@@ -200,6 +207,20 @@ impl Superblock {
     #[must_use]
     pub fn shard_count(&self) -> u16 {
         self.journals.len() as u16
+    }
+
+    /// Fails when it is of a metadata image; `device` names what it was found on.
+    ///
+    /// # Errors
+    /// `Unsupported`, in words for people.
+    pub fn refuse_image(&self, device: &str) -> Result<()> {
+        if self.image_tails.is_none() {
+            return Ok(());
+        }
+        let what = format!(
+            "{device} is a metadata image of a pool, without its data: only `cairn dump` reads it"
+        );
+        Err(StoreError::Unsupported { what })
     }
 
     /// Buckets of a member.
@@ -289,7 +310,10 @@ impl Superblock {
             magic: MAGIC,
             features_compatible: U64::new(0),
             features_read_only: U64::new(0),
-            features_incompatible: U64::new(0),
+            features_incompatible: U64::new(match self.image_tails {
+                Some(_) => FEATURE_METADATA_IMAGE,
+                None => 0,
+            }),
             pool_uuid: self.pool_uuid,
             member_uuid: self.members[usize::from(index)].uuid,
             sequence: U64::new(self.sequence),
@@ -322,13 +346,15 @@ impl Superblock {
             };
             slot.copy_from_slice(disk.as_bytes());
         }
-        for (slot, area) in bytes[JOURNALS_OFFSET..].chunks_mut(JOURNAL_BYTES).zip(&self.journals) {
+        let slots = bytes[JOURNALS_OFFSET..].chunks_mut(JOURNAL_BYTES);
+        for (shard, (slot, area)) in slots.zip(&self.journals).enumerate() {
+            let tail = self.image_tails.as_ref().and_then(|tails| tails.get(shard));
             let disk = DiskJournal {
                 member: area.member,
                 reserved: [0; 3],
                 first_bucket: U32::new(area.first_bucket),
                 buckets: U32::new(area.buckets),
-                reserved2: U32::new(0),
+                image_tail: U32::new(tail.copied().unwrap_or(0)),
             };
             slot.copy_from_slice(disk.as_bytes());
         }
@@ -377,16 +403,20 @@ impl Superblock {
                 shrink_to_bytes: disk.shrink_to_bytes.get(),
             })
             .collect();
-        let journals = bytes[JOURNALS_OFFSET..]
-            .chunks(JOURNAL_BYTES)
+        let (mut journals, mut tails) = (Vec::new(), Vec::new());
+        let slots = bytes[JOURNALS_OFFSET..].chunks(JOURNAL_BYTES);
+        for disk in slots
             .take(usize::from(header.shards.get()))
             .filter_map(|slot| DiskJournal::read_from_bytes(slot).ok())
-            .map(|disk| JournalArea {
+        {
+            journals.push(JournalArea {
                 member: disk.member,
                 first_bucket: disk.first_bucket.get(),
                 buckets: disk.buckets.get(),
-            })
-            .collect();
+            });
+            tails.push(disk.image_tail.get());
+        }
+        let is_image = header.features_incompatible.get() & FEATURE_METADATA_IMAGE != 0;
         let superblock = Self {
             pool_uuid: header.pool_uuid,
             label: unpad(&header.label),
@@ -397,6 +427,7 @@ impl Superblock {
             region_buckets: header.region_buckets.get(),
             members,
             journals,
+            image_tails: is_image.then_some(tails),
         };
         superblock.validate()?;
         Ok((superblock, header.member_uuid))
@@ -508,6 +539,7 @@ pub(crate) mod tests {
                 JournalArea { member: 0, first_bucket: 1, buckets: 8 },
                 JournalArea { member: 0, first_bucket: 9, buckets: 8 },
             ],
+            image_tails: None,
         }
     }
 
@@ -517,6 +549,23 @@ pub(crate) mod tests {
         let bytes = superblock.encode(0, 65536);
         assert_eq!(Superblock::decode(&bytes, 65536), Ok((superblock, [9; 16])));
         assert!(Superblock::decode(&bytes, 131_072).is_err(), "a misdirected copy is refused");
+    }
+
+    #[test]
+    fn an_image_is_marked_and_refused_and_unknown_features_are() {
+        let image = Superblock { image_tails: Some(vec![0, 7]), ..sample() };
+        let mut bytes = image.encode(0, 65536);
+        assert_eq!(Superblock::decode(&bytes, 65536), Ok((image.clone(), [9; 16])));
+        let refused = image.refuse_image("disk").map_err(|error| error.to_string());
+        let words = "disk is a metadata image of a pool, without its data: only `cairn dump` reads";
+        assert!(refused.is_err_and(|text| text.contains(words)));
+        assert_eq!(sample().refuse_image("disk"), Ok(()));
+        for bit in 1..64 {
+            bytes[32..40].copy_from_slice(&(FEATURE_METADATA_IMAGE | 1 << bit).to_le_bytes());
+            Superblock::seal(&mut bytes, 65536);
+            let found = Superblock::decode(&bytes, 65536);
+            assert!(matches!(found, Err(StoreError::Unsupported { .. })), "bit {bit}");
+        }
     }
 
     #[test]

@@ -235,6 +235,20 @@ async fn write_copy(
     Ok(device.flush().await?)
 }
 
+/// The valid copy at `offset` and the UUID of the member it was written for, if one is there.
+///
+/// # Errors
+/// As [`inspect`].
+pub(crate) async fn copy_at(
+    device: &dyn DeviceQueue,
+    offset: u64,
+) -> Result<Option<(Superblock, [u8; 16])>> {
+    match look(device, offset).await? {
+        Found::Valid(superblock, member_uuid) => Ok(Some((*superblock, member_uuid))),
+        Found::Damaged(_) | Found::Nothing => Ok(None),
+    }
+}
+
 /// Writes `superblock` over the copies of member `index` that are not the newest, and looks at each
 /// again. Gives a line for each: what it was, and what was done. The good copies are not touched, so
 /// there is no moment without one.

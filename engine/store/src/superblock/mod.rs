@@ -14,4 +14,5 @@ pub use format::{
     JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, JournalArea, MEMBERS_MAX, Member, SHARDS_MAX,
     SUPERBLOCK_BYTES, Superblock,
 };
+pub(crate) use io::copy_at;
 pub use io::{CopyState, Inspection, ProbeError, erase, inspect, probe, repair, write};

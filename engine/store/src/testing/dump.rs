@@ -9,12 +9,12 @@ use crate::error::StoreError;
 use crate::key::Tree;
 
 /// A field of a map.
-fn field<'i>(item: &'i Item, name: &str) -> Option<&'i Item> {
+pub(super) fn field<'i>(item: &'i Item, name: &str) -> Option<&'i Item> {
     let Item::Map(fields) = item else { return None };
     fields.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
 }
 
-fn number(item: &Item, name: &str) -> Option<u64> {
+pub(super) fn number(item: &Item, name: &str) -> Option<u64> {
     match field(item, name)? {
         Item::Number(number) => Some(*number),
         _ => None,

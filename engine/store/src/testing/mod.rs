@@ -14,6 +14,7 @@ mod damage;
 mod damage_list;
 mod data_cache;
 mod dump;
+mod dump_image;
 mod engine;
 mod faults;
 mod index_memory;

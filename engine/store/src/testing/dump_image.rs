@@ -1,5 +1,7 @@
 //! What a metadata image holds and what not, and who reads it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::rc::Rc;
 
 use engine_base::random::Random;
@@ -8,6 +10,7 @@ use engine_device::{BlockDevice as _, DeviceQueue, MemoryDevice};
 use super::dump::{field, number};
 use super::{Pool, data_of, with_seeds};
 use crate::api::{CreateAttributes, FileKind, PutMode, TreeRef};
+use crate::btree::format::{BsetInfo, BsetWriter, read_bset};
 use crate::dump::{self, Item, Range, View};
 use crate::error::StoreError;
 use crate::journal::format::{EntryInfo, HEADER_BYTES, seal_entry};
@@ -117,13 +120,13 @@ fn list<'i>(item: &'i Item, name: &str) -> &'i [Item] {
 }
 
 /// The item with as many zeroes in place of names, and without what an image has otherwise: the key of
-/// the hash of names, the device's name, and the mark.
+/// the hash of names, checksums of bsets, the device's name, and the mark.
 fn nameless(item: &Item) -> Item {
     match item {
         Item::Name(name) => Item::Name(vec![0; name.len()]),
         Item::List(items) => Item::List(items.iter().map(nameless).collect()),
         Item::Map(fields) => {
-            let other = ["hash_key", "device", "image"];
+            let other = ["hash_key", "crc", "crc_before", "last_crc", "device", "image"];
             let kept = fields.iter().filter(|(name, _)| !other.contains(name));
             Item::Map(kept.map(|(name, item)| (*name, nameless(item))).collect())
         }
@@ -131,7 +134,7 @@ fn nameless(item: &Item) -> Item {
     }
 }
 
-/// Everything that dumps show of a pool, without names.
+/// Everything that dumps show of a pool.
 async fn shown(queues: &[Rc<dyn DeviceQueue>]) -> Vec<Item> {
     let view = View::open(queues).await.unwrap();
     let mut items: Vec<_> = view.notes.iter().map(|note| Item::Text(note.clone())).collect();
@@ -164,7 +167,7 @@ async fn shown(queues: &[Rc<dyn DeviceQueue>]) -> Vec<Item> {
         }
         items.extend(buckets);
     }
-    items.iter().map(nameless).collect()
+    items
 }
 
 /// Nodes as they lie where pointers say, and what is left over behind them.
@@ -221,10 +224,124 @@ fn dumps_of_pool_and_image_differ_in_names_only() {
         let (own, of_image) = (shown(&pool.queues()).await, shown(&images).await);
         assert!(own.len() > 1000, "{}", own.len());
         for (own, of_image) in own.iter().zip(&of_image) {
-            assert_eq!(own, of_image);
+            assert_eq!(nameless(own), nameless(of_image));
         }
         assert_eq!(own.len(), of_image.len());
     });
+}
+
+/// All maps in the item that have a field of that name.
+fn with_field<'i>(item: &'i Item, name: &str, found: &mut Vec<&'i Item>) {
+    match item {
+        Item::List(items) => items.iter().for_each(|item| with_field(item, name, found)),
+        Item::Map(fields) => {
+            fields.iter().for_each(|(_, item)| with_field(item, name, found));
+            found.extend(field(item, name).is_some().then_some(item));
+        }
+        _ => {}
+    }
+}
+
+/// What checksums of bsets are compared with.
+struct Fits {
+    /// Of each pointer of journals and of trees as they are: whether the bset that ends there has its
+    /// checksum; `None`: none lies there. And the checksum.
+    pointers: Vec<(Option<bool>, u64)>,
+    /// Of each place that they name: whether each bset there follows the one before.
+    follows: BTreeMap<(u64, u64), Vec<bool>>,
+}
+
+async fn fits(queues: &[Rc<dyn DeviceQueue>]) -> Fits {
+    let shown = shown(queues).await;
+    let mut pointers = Vec::new();
+    // Pointers in bsets as they lie may have been replaced by later ones.
+    let counts = shown.iter().filter(|item| field(item, "crc").is_none());
+    counts.for_each(|item| with_field(item, "last_crc", &mut pointers));
+    let mut nodes: BTreeMap<(u64, u64), Vec<Item>> = BTreeMap::new();
+    let mut fits = Fits { pointers: Vec::new(), follows: BTreeMap::new() };
+    for pointer in pointers {
+        let get = |name| number(pointer, name).unwrap();
+        let place = (get("member"), get("block"));
+        if let Entry::Vacant(vacant) = nodes.entry(place) {
+            let bsets = dump::node(&*queues[place.0 as usize], place.1, 0).await.unwrap();
+            vacant.insert(bsets.into_iter().filter(|it| field(it, "end").is_none()).collect());
+        }
+        let end = place.1 + get("written_blocks");
+        let last = nodes[&place].iter().find(|it| {
+            number(it, "device_byte").unwrap() / 4096 + number(it, "blocks").unwrap() == end
+        });
+        let is_it = last.map(|last| field(last, "crc") == field(pointer, "last_crc"));
+        fits.pointers.push((is_it, get("last_crc")));
+    }
+    for (place, bsets) in nodes {
+        let crcs = bsets.iter().map(|it| number(it, "crc").unwrap());
+        let previous = bsets.iter().map(|it| number(it, "crc_before").unwrap());
+        let follows = previous.zip(std::iter::once(0).chain(crcs)).map(|(is, was)| is == was);
+        fits.follows.insert(place, follows.collect());
+    }
+    fits
+}
+
+/// A bset with names scrubbed has another checksum, and so has what names it.
+#[test]
+fn checksums_in_pointers_and_bsets_fit_in_an_image_where_they_do_in_the_pool() {
+    let pool = filled(59);
+    let (devices, _) = image(&pool, KEY);
+    pool.run(async move |pool| {
+        let (own, of_image) = (fits(&pool.queues()).await, fits(&queues(&pool, &devices)).await);
+        assert_eq!(own.pointers.len(), of_image.pointers.len());
+        let (mut fit, mut changed) = (0, 0);
+        for (own, of_image) in own.pointers.iter().zip(&of_image.pointers) {
+            // Nodes that only old pointers lead to are not in the image.
+            if of_image.0.is_some() {
+                assert_eq!(own.0, of_image.0);
+            }
+            fit += u64::from(of_image.0 == Some(true));
+            changed += u64::from(of_image.0 == Some(true) && own.1 != of_image.1);
+        }
+        assert!(fit > 100 && changed > 50, "{fit}, {changed} of {}", own.pointers.len());
+        let (mut follow, mut stray) = (0, 0);
+        for (place, follows) in of_image.follows.iter().filter(|(_, bsets)| !bsets.is_empty()) {
+            assert_eq!(follows, &own.follows[place]);
+            follow += follows.iter().skip(1).filter(|follows| **follows).count();
+            stray += follows.iter().filter(|follows| !**follows).count();
+        }
+        assert!(follow > 20 && stray > 0, "{follow}, {stray}");
+    });
+}
+
+/// A lost write over something valid shows in an image, and as what it is.
+#[test]
+fn a_bset_that_is_not_the_one_that_its_pointer_names_is_not_in_an_image_either() {
+    let pool = filled(63);
+    let of_leaf = |pool: &Pool, queues: Vec<Rc<dyn DeviceQueue>>| {
+        pool.run(async move |_| {
+            let view = View::open(&queues).await.unwrap();
+            let shard = view.shard(0).await.unwrap();
+            let keys = shard.tree(Tree::Xattrs, 0, Range::ALL, LIMIT).await.unwrap();
+            let nodes = shard.nodes(Tree::Xattrs, 0, Range::ALL, LIMIT).await.unwrap();
+            (keys.iter().find(|key| field(key, "lost_from").is_some()).cloned(), nodes)
+        })
+    };
+    let (lost, nodes) = of_leaf(&pool, pool.queues());
+    assert_eq!(lost, None);
+    let pointer = field(&nodes[0], "pointer").unwrap();
+    let get = |name| number(pointer, name).unwrap() as usize;
+    let place = get("block") * 4096;
+    pool.member(get("member")).with_bytes(|bytes| {
+        let node = &mut bytes[place..place + (16 << 10)];
+        let mut writer = BsetWriter::new();
+        let found = read_bset(node, place as u64, |at, value| writer.push(at, value)).unwrap();
+        let info = BsetInfo { journal_seq: found.info.journal_seq + 1, ..found.info };
+        let (other, crc) = writer.seal(&info, place as u64);
+        assert_ne!(crc, found.crc);
+        node[..other.len()].copy_from_slice(&other);
+    });
+    let (devices, said) = image(&pool, KEY);
+    assert_eq!(number(&said[1], "nodes"), Some(0), "{said:?}");
+    let (own, _) = of_leaf(&pool, pool.queues());
+    let (of_image, _) = of_leaf(&pool, queues(&pool, &devices));
+    assert!(own.is_some() && own == of_image, "{own:?} {of_image:?}");
 }
 
 /// Which entries of the tail count depends on data, which the image does not have.

@@ -6,7 +6,7 @@ use engine_memory::Buffer;
 
 use super::Imager;
 use crate::btree::NodePointer;
-use crate::btree::format::{BsetWriter, NODE_BLOCK, read_bset};
+use crate::btree::format::{Bset, BsetWriter, NODE_BLOCK, read_bset};
 use crate::dump::replay::place;
 use crate::error::{Result, StoreError};
 use crate::journal::format::{
@@ -64,16 +64,18 @@ impl Imager<'_> {
         Ok(&**device)
     }
 
-    /// All valid entries of a shard's ring.
+    /// All valid entries of a shard's ring as they are now. They are kept, since pointers in them can be
+    /// scrubbed only after nodes, and a daemon that writes changes both meanwhile.
     ///
     /// # Errors
-    /// When the image cannot be written.
-    pub(super) async fn journal(&mut self, shard: u16) -> Result<()> {
+    /// When memory is out.
+    pub(super) async fn read_journal(&mut self, shard: u16) -> Result<Vec<FoundEntry>> {
+        let mut entries = Vec::new();
         let (place, ring_blocks) = place(self.view, shard);
         let ring_bytes = u64::from(ring_blocks) * BLOCK_SIZE;
         if let Err(error) = self.source(place.member, place.base_bytes, ring_bytes) {
             self.note(format!("journal of shard {shard}: {error}"));
-            return Ok(());
+            return Ok(entries);
         }
         let mut ring = Window { start: 0, bytes: Vec::new() };
         let mut at = 0;
@@ -89,13 +91,30 @@ impl Imager<'_> {
                 at += BLOCK_SIZE;
                 continue;
             };
-            let entry = self.entry(&info, found, place.pool_uuid, shard, at);
+            let mut records = Vec::new();
+            records
+                .try_reserve_exact(found.len())
+                .map_err(|_| StoreError::OutOfMemory { what: "a journal's image".to_owned() })?;
+            records.extend_from_slice(found);
+            entries.push(FoundEntry { at, info, records });
+            at += u64::from(info.blocks) * BLOCK_SIZE;
+        }
+        Ok(entries)
+    }
+
+    /// The entries, scrubbed.
+    ///
+    /// # Errors
+    /// When the image cannot be written.
+    pub(super) async fn journal(&mut self, shard: u16, entries: &[FoundEntry]) -> Result<()> {
+        let (place, _) = place(self.view, shard);
+        for FoundEntry { at, info, records } in entries {
+            let entry = self.entry(info, records, place.pool_uuid, shard, *at);
             // Its records are as long as they were, or fewer.
             if entry.len() as u64 <= u64::from(info.blocks) * BLOCK_SIZE {
                 self.write(place.member, place.base_bytes + at, &entry).await?;
                 self.copied.journal_entries += 1;
             }
-            at += u64::from(info.blocks) * BLOCK_SIZE;
         }
         Ok(())
     }
@@ -187,17 +206,20 @@ impl Imager<'_> {
             }
         };
         let written = usize::from(pointer.written_blocks) * NODE_BLOCK;
-        let (mut at, mut index) = (0, 0_u16);
+        let (mut at, mut index, mut last) = (0, 0_u16, (0, 0));
         while at < bytes.len() {
             let (end, expected) = match at < written {
                 true => (written, Some((tree, level, pointer.node, index, pointer.min, max))),
                 false => (bytes.len(), None),
             };
             let place = offset + at as u64;
-            match self.bset(&bytes[at..end], place, expected) {
-                Ok(bset) => {
+            match self.bset(&bytes[at..end], place, expected, last) {
+                Ok((bset, crcs)) => {
                     self.write(location.member, place, &bset).await?;
                     at += bset.len();
+                    let blocks = (at / NODE_BLOCK) as u16;
+                    self.scrub.checksum(location, blocks, crcs);
+                    last = crcs;
                 }
                 Err(_) if at >= written => break,
                 Err(error) => {
@@ -232,10 +254,16 @@ impl Imager<'_> {
     }
 
     /// The bset at the start of `bytes`, scrubbed and sealed for the same place, if it is what is
-    /// expected.
-    fn bset(&mut self, bytes: &[u8], offset: u64, expected: Option<Expected>) -> Result<Vec<u8>> {
+    /// expected; and its checksum in the pool and in the image. `last` are those of the bset before it.
+    fn bset(
+        &mut self,
+        bytes: &[u8],
+        offset: u64,
+        expected: Option<Expected>,
+        last: (u32, u32),
+    ) -> Result<(Vec<u8>, (u32, u32))> {
         let bad = |why: &str| StoreError::corrupt("bset", format!("{why} at byte {offset}"));
-        let (info, blocks) = read_bset(bytes, offset, |_, _| ())?;
+        let Bset { mut info, blocks, crc } = read_bset(bytes, offset, |_, _| ())?;
         let found = (info.tree, info.level, info.node, info.index, info.min, info.max);
         if expected.is_some_and(|expected| expected != found) {
             return Err(bad("another node"));
@@ -245,11 +273,15 @@ impl Imager<'_> {
             let value = value.map(|value| self.scrub.value(info.tree, info.level, at, value));
             writer.push(at, value.as_deref());
         })?;
-        let sealed = writer.seal(&info, offset);
+        info.previous = match info.previous == last.0 {
+            true => last.1,
+            false => self.scrub.stray_checksum(info.previous),
+        };
+        let (sealed, own) = writer.seal(&info, offset);
         if sealed.len() != blocks * NODE_BLOCK {
             return Err(bad("another length"));
         }
-        Ok(sealed)
+        Ok((sealed, (crc, own)))
     }
 
     /// The summary of a bucket, if it has a valid one.
@@ -343,6 +375,14 @@ fn no_longer_than_any(record: Record<'_>) -> Result<Record<'_>> {
         }
         record => Ok(record),
     }
+}
+
+/// A journal entry.
+pub(super) struct FoundEntry {
+    /// Its first byte in the ring.
+    at: u64,
+    info: EntryInfo,
+    records: Vec<u8>,
 }
 
 /// A part of a journal's ring.

@@ -5,7 +5,13 @@
 //! ([`scrub`]), and written with a checksum of its own; what cannot be read or is damaged is left out and
 //! counted. Superblocks come last, with a mark by which nobody but a dump opens the image.
 //!
-//! One structure is in memory at a time, and one shard's journal, as for any dump.
+//! Nodes get other checksums by it. Pointers and bsets that hold the old ones get the new ones, so a node is
+//! written before what names it: leaves first, journals last. One that fits no node becomes one that fits
+//! none either, and is not copied: it could be used to check guesses of names. So may one in an old value
+//! of a key, which a later bset or the journal replaced: what it names may be left behind another node.
+//!
+//! One structure is in memory at a time, one shard's journal, twice, and the checksums of one shard's
+//! bsets.
 
 mod copy;
 mod scrub;
@@ -103,7 +109,7 @@ impl View {
         self.notes.iter().for_each(|note| imager.note(note.clone()));
         let mut tails = Vec::new();
         for shard in 0..self.superblock.shard_count() {
-            imager.journal(shard).await?;
+            let entries = imager.read_journal(shard).await?;
             match self.shard(shard).await {
                 Ok(found) => {
                     tails.push(found.tail);
@@ -116,6 +122,9 @@ impl View {
                     imager.note(format!("shard {shard}: {error}"));
                 }
             }
+            imager.journal(shard, &entries).await?;
+            // Pointers lead to nodes of the same shard only.
+            imager.scrub.forget_checksums();
         }
         for member in 0..self.members.len() {
             imager.superblocks(member as u8, &tails).await?;
@@ -133,7 +142,7 @@ impl Imager<'_> {
         }
     }
 
-    /// The nodes of all trees of a shard, and the summaries of its buckets.
+    /// The nodes of all trees of a shard, those below before those above, and the summaries of its buckets.
     async fn shard(&mut self, shard: &ShardView<'_>) -> Result<()> {
         for note in &shard.notes {
             self.note(format!("shard {}: {note}", shard.shard));
@@ -153,8 +162,7 @@ impl Imager<'_> {
                 return Ok(());
             }
         };
-        self.node((tree, top), &root, Position::MAX).await?;
-        for level in (1..=top).rev() {
+        for level in 1..=top {
             let mut from = Position::MIN;
             loop {
                 let last = match shard.node_at(tree, level, from).await? {
@@ -167,7 +175,7 @@ impl Imager<'_> {
                         }
                         node.max
                     }
-                    // Counted when its own pointer was met.
+                    // Counted when its own pointer is met.
                     Place::Lost { max, .. } => max,
                 };
                 if last == Position::MAX {
@@ -176,7 +184,7 @@ impl Imager<'_> {
                 from = last.successor().max(from.successor());
             }
         }
-        Ok(())
+        self.node((tree, top), &root, Position::MAX).await
     }
 
     async fn buckets(&mut self, shard: &ShardView<'_>) -> Result<()> {

@@ -5,6 +5,7 @@
 //! whose key is made for one image and kept nowhere: who has the image cannot check a guess.
 
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
+use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 
 use crate::damage::Damage;
@@ -19,7 +20,7 @@ use crate::subvolume::format::{
     COLLECTION_BYTES_MAX, PoolName, Root, decode_subvolume, encode_subvolume,
 };
 use crate::superblock::Superblock;
-use crate::{btree::NodePointer, error::StoreError};
+use crate::{btree::NodePointer, btree::format::Location, error::StoreError};
 
 const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// Letters of one hash of 64 bits: 52^10 is less than 2^58.
@@ -27,17 +28,22 @@ const LETTERS_OF_A_HASH: usize = 10;
 /// What stands for each byte of a value that is not understood: no value of these decodes.
 const UNKNOWN: u8 = 0xff;
 
+/// A bset as a pointer names it: member, first block of its node, blocks up to its end, checksum.
+type NamedBset = (u8, u64, u16, u32);
+
 /// Scrubs what goes into one image.
 pub(crate) struct Scrub {
     key: [u64; 2],
     /// Values that were not understood and left out.
     pub(super) unknown_values: u64,
+    /// Checksums that bsets have in the image.
+    checksums: BTreeMap<NamedBset, u32>,
 }
 
 impl Scrub {
     /// `key` must be random, and known to nobody.
     pub(crate) fn new(key: [u64; 2]) -> Self {
-        Self { key, unknown_values: 0 }
+        Self { key, unknown_values: 0, checksums: BTreeMap::new() }
     }
 
     fn hash(&self, kind: u8, bytes: &[u8]) -> [u64; 2] {
@@ -77,7 +83,7 @@ impl Scrub {
     pub(crate) fn value(&mut self, tree: Tree, level: u8, at: Position, bytes: &[u8]) -> Value {
         let found = match level {
             0 => self.leaf(tree, at, bytes),
-            _ => NodePointer::decode(bytes).map(|pointer| pointer.encode()),
+            _ => NodePointer::decode(bytes).map(|pointer| self.pointer(pointer).encode()),
         };
         match found {
             Ok(value) if value.len() == bytes.len() => value,
@@ -86,6 +92,36 @@ impl Scrub {
                 Value::from_elem(UNKNOWN, bytes.len())
             }
         }
+    }
+
+    /// Notes that the bset that ends `blocks` behind the start of the node there has other checksums in
+    /// pool and image.
+    pub(super) fn checksum(&mut self, node: Location, blocks: u16, (pool, image): (u32, u32)) {
+        self.checksums.insert((node.member, node.block, blocks, pool), image);
+    }
+
+    /// Forgets what [`Scrub::checksum`] noted.
+    pub(super) fn forget_checksums(&mut self) {
+        self.checksums.clear();
+    }
+
+    /// In place of the checksum of a bset that is not there. It tells about the names in it.
+    pub(super) fn stray_checksum(&self, checksum: u32) -> u32 {
+        match checksum {
+            // Of no bset.
+            0 => 0,
+            _ => self.hash(2, &checksum.to_le_bytes())[0] as u32,
+        }
+    }
+
+    /// The pointer with the checksum that the bset has in the image.
+    fn pointer(&self, mut pointer: NodePointer) -> NodePointer {
+        if let Some(Location { member, block, .. }) = pointer.location {
+            let named = (member, block, pointer.written_blocks, pointer.last_crc);
+            let known = self.checksums.get(&named).copied();
+            pointer.last_crc = known.unwrap_or_else(|| self.stray_checksum(pointer.last_crc));
+        }
+        pointer
     }
 
     fn leaf(&self, tree: Tree, at: Position, bytes: &[u8]) -> Result<Value> {

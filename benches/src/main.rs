@@ -91,6 +91,8 @@ enum SubjectName {
     /// Opening pools of --sizes-gib, one after the other on --file (sparse), that were left without a close
     /// after --fill-mib were written to each and --operations blocks overwritten
     Mount,
+    /// A part of it: makes one of these pools, and leaves it
+    MountLeave,
 }
 
 fn main() -> Result<()> {
@@ -107,27 +109,8 @@ fn main() -> Result<()> {
         seed: args.seed,
         flush_every: args.flush_every,
     };
-    let count = args.operations.unwrap_or(10_000);
-    match (args.subject, &args.file) {
-        (SubjectName::EngineFiles, Some(file)) => {
-            println!("{}", files::engine(file, count, args.depth)?);
-            return Ok(());
-        }
-        (SubjectName::KernelFiles, Some(directory)) => {
-            println!("{}", files::kernel(directory, count)?);
-            return Ok(());
-        }
-        (SubjectName::Mount, Some(file)) => {
-            for gib in &args.sizes_gib {
-                println!("{}", mount::measure(file, *gib, args.fill_mib, count)?);
-            }
-            return Ok(());
-        }
-        (SubjectName::EngineOpen, Some(file)) => {
-            println!("{{\"seconds\":{:.4}}}", engine::open_seconds(file)?);
-            return Ok(());
-        }
-        _ => {}
+    if without_load(&args)? {
+        return Ok(());
     }
     let subject: Box<dyn Subject> = match (args.subject, &args.file, args.memory_mib) {
         (SubjectName::Device, Some(file), _) => {
@@ -152,4 +135,32 @@ fn main() -> Result<()> {
         subject.close()?;
     }
     Ok(())
+}
+
+/// The subjects that are not put under a load, or put themselves under one. False: it is another.
+fn without_load(args: &Args) -> Result<bool> {
+    let count = args.operations.unwrap_or(10_000);
+    match (args.subject, &args.file) {
+        (SubjectName::EngineFiles, Some(file)) => {
+            println!("{}", files::engine(file, count, args.depth)?);
+        }
+        (SubjectName::KernelFiles, Some(directory)) => {
+            println!("{}", files::kernel(directory, count)?);
+        }
+        (SubjectName::Mount, Some(file)) => {
+            for gib in &args.sizes_gib {
+                println!("{}", mount::measure(file, *gib, args.fill_mib, count)?);
+            }
+        }
+        (SubjectName::MountLeave, Some(file)) => {
+            for gib in &args.sizes_gib {
+                mount::leave(file, *gib, args.fill_mib, count)?;
+            }
+        }
+        (SubjectName::EngineOpen, Some(file)) => {
+            println!("{{\"seconds\":{:.4}}}", engine::open_seconds(file)?);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
 }

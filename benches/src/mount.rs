@@ -1,9 +1,11 @@
 //! Opening a pool that was left without a close: a small one and a large one with the same journal. The
 //! files are sparse, so the large one takes no more of the disk than what is written to it.
+//!
+//! A pool is left by a process that ends: each step is one of this program.
 
 use std::fs::{File, remove_file};
 use std::path::Path;
-use std::time::Instant;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use engine_base::random::Random;
@@ -19,9 +21,33 @@ const JOURNAL_BYTES: u64 = 16 * MIB;
 /// Times each pool is opened; each time finds what the one before left.
 const ROUNDS: usize = 3;
 
-/// Makes a pool of `gib` GiB on the file (what it held is lost), writes `fill_mib` MiB in sequence and then
-/// `overwrites` blocks at random, and leaves it. Gives a line of JSON.
+/// Has a pool made by [`leave`], and opened. Gives a line of JSON.
 pub(crate) fn measure(path: &Path, gib: u64, fill_mib: u64, overwrites: u64) -> Result<String> {
+    let words = [gib, fill_mib, overwrites].map(|number| number.to_string());
+    let sizes = ["--sizes-gib", &words[0], "--fill-mib", &words[1], "--operations", &words[2]];
+    run(path, "mount-leave", &sizes)?;
+    let mut seconds = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        seconds.push(run(path, "engine-open", &[])?.trim().to_owned());
+    }
+    let opened = seconds.join(",");
+    Ok(format!(
+        "{{\"gib\":{gib},\"written_mib\":{fill_mib},\"overwrites\":{overwrites},\"opened\":[{opened}]}}"
+    ))
+}
+
+/// What this program prints for another subject.
+fn run(path: &Path, subject: &str, options: &[&str]) -> Result<String> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--subject", subject, "--file"]).arg(path).args(options);
+    let output = command.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{subject} failed");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Makes a pool of `gib` GiB on the file (what it held is lost), writes `fill_mib` MiB in sequence and then
+/// `overwrites` blocks at random, and leaves it.
+pub(crate) fn leave(path: &Path, gib: u64, fill_mib: u64, overwrites: u64) -> Result<()> {
     ensure!(fill_mib * MIB <= gib * GIB / 2, "{fill_mib} MiB are too much for {gib} GiB");
     if path.exists() {
         remove_file(path).context("the file of the run before")?;
@@ -57,19 +83,7 @@ pub(crate) fn measure(path: &Path, gib: u64, fill_mib: u64, overwrites: u64) -> 
         client.flush().await?;
         Ok(())
     })
-    .map_err(|fault| anyhow!(fault))??;
-    drop(pool);
-    let mut seconds = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let started = Instant::now();
-        let pool = open(path)?;
-        seconds.push(format!("{:.4}", started.elapsed().as_secs_f64()));
-        drop(pool);
-    }
-    let seconds = seconds.join(",");
-    Ok(format!(
-        "{{\"gib\":{gib},\"written_mib\":{fill_mib},\"overwrites\":{overwrites},\"seconds\":[{seconds}]}}"
-    ))
+    .map_err(|fault| anyhow!(fault))?
 }
 
 fn open(path: &Path) -> Result<LocalPool> {

@@ -319,10 +319,7 @@ impl Engine {
             return;
         }
         state.live_blocks = state.live_blocks.wrapping_add_signed(delta);
-        if state.dirty_seq.is_none() {
-            state.dirty_seq = Some(seq);
-            self.journal.pin(seq, Holder::Bucket(member, bucket));
-        }
+        self.pin_bucket(id, state, seq);
         let (moved, drains) = (state.belongs_now(data_blocks, closed), state.drains());
         if let Some((was, belongs)) = moved {
             tables.list_as(id, was, belongs);

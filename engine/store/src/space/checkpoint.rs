@@ -2,7 +2,7 @@
 //! and then, so that the journal can move on.
 
 use super::format::{BucketCheckpoint, Tally, decode_counter, encode_counter};
-use super::table::{BucketId, RegionId, Tables};
+use super::table::{Bucket, BucketId, RegionId, Tables};
 use crate::api::Region;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -16,13 +16,17 @@ const CHECKPOINT_BYTES: usize = RecordWriter::put_bytes(48);
 impl Engine {
     /// Notes that a bucket differs from its checkpoint since entry `seq`.
     pub(crate) fn dirty_bucket(&self, tables: &mut Tables, id: BucketId, seq: u64) {
-        let bucket = tables.bucket(id);
+        self.pin_bucket(id, tables.bucket(id), seq);
+        let region = tables.region_of(id);
+        self.dirty_region(tables, region, seq);
+    }
+
+    /// The part of [`Engine::dirty_bucket`] that concerns the bucket itself.
+    pub(crate) fn pin_bucket(&self, id: BucketId, bucket: &mut Bucket, seq: u64) {
         if bucket.dirty_seq.is_none() {
             bucket.dirty_seq = Some(seq);
             self.journal.pin(seq, Holder::Bucket(id.0, id.1));
         }
-        let region = tables.region_of(id);
-        self.dirty_region(tables, region, seq);
     }
 
     /// Writes the state of a bucket into the buckets tree.

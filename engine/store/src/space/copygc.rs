@@ -76,6 +76,9 @@ impl Engine {
                     self.config.runtime.sleep(STUCK_RETRY_NS).await;
                     self.forgive_stuck();
                 } else {
+                    if !needed {
+                        self.space.hopeless.rounds.set(0);
+                    }
                     wanted.await;
                 }
                 continue;

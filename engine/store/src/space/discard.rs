@@ -17,12 +17,13 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine_device::QueueExt;
+use futures::future::Either;
 
 use super::table::{BucketId, Tables};
 use crate::engine::Engine;
 
 /// Time that buckets stay free at least before they are discarded; twice that at most, while there are few.
-/// btrfs waits as long.
+/// btrfs gives block groups that nothing uses any more as long.
 pub(super) const DELAY_NS: u64 = 10_000_000_000;
 /// Buckets that are on their way at a time.
 const BUCKETS_MAX: usize = 64;
@@ -62,9 +63,11 @@ impl ToDiscard {
         self.fresh.is_empty() && self.aged.is_empty()
     }
 
-    /// A delay has passed.
-    fn grow_older(&mut self) {
+    /// A delay has passed. Says whether any were fresh.
+    fn grow_older(&mut self) -> bool {
+        let any = !self.fresh.is_empty();
         self.aged.append(&mut self.fresh);
+        any
     }
 }
 
@@ -91,31 +94,45 @@ impl Engine {
             if self.stopped().is_some() || self.space.discard_members.borrow().is_empty() {
                 return;
             }
-            let waits = {
-                let tables = self.space.tables.borrow();
-                (tables.to_discard.is_empty(), tables.to_discard.aged.len() > WAITING_MAX)
-            };
-            match waits {
-                (true, _) => {
-                    wanted.await;
-                    continue;
-                }
-                (false, true) => {}
-                (false, false) => {
-                    self.config.runtime.sleep(self.space.discard_delay_ns.get()).await
-                }
-            }
-            let mut taken = self.take_for_discard();
-            if taken.is_empty() && waits.1 {
+            if self.space.tables.borrow().to_discard.is_empty() {
                 wanted.await;
+                continue;
             }
-            while !taken.is_empty() {
+            self.discard_delay().await;
+            let mut any = false;
+            loop {
+                let taken = self.take_for_discard();
+                if taken.is_empty() {
+                    break;
+                }
                 let runs = runs_of(&taken);
                 let commands = runs.iter().map(|run| self.discard_run(*run));
                 futures::future::join_all(commands).await;
-                taken = self.take_for_discard();
+                any = true;
             }
-            self.space.tables.borrow_mut().to_discard.grow_older();
+            let changed = self.space.changed.notified();
+            let older = self.space.tables.borrow_mut().to_discard.grow_older();
+            if !any && !older {
+                // Too few are free to take some away.
+                changed.await;
+            }
+        }
+    }
+
+    /// Waits until those that are fresh have aged, or are too many.
+    async fn discard_delay(&self) {
+        let mut delay = self.config.runtime.sleep(self.space.discard_delay_ns.get());
+        loop {
+            let changed = self.space.changed.notified();
+            if self.stopped().is_some()
+                || self.space.tables.borrow().to_discard.aged.len() > WAITING_MAX
+            {
+                return;
+            }
+            match futures::future::select(delay, std::pin::pin!(changed)).await {
+                Either::Left(_) => return,
+                Either::Right((_, rest)) => delay = rest,
+            }
         }
     }
 

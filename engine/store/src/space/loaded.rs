@@ -573,13 +573,18 @@ impl Tables {
         self.known.known().find(|(_, known)| spare(known)).map(|(region, _)| region)
     }
 
+    /// Whether a region can be loaded and has a bucket for copygc then.
+    fn has_dead_blocks(&self, known: &Known) -> bool {
+        known.can_be_loaded() && known.tally.least_live < self.data_blocks
+    }
+
     /// The region that is not loaded and may hold the best bucket for copygc, with the most that this
     /// bucket can score.
     pub(super) fn victim_elsewhere(&self, measure: Measure) -> Option<(u128, RegionId)> {
         let blocks = self.data_blocks;
         let scores = self.known.known().filter_map(|(region, known)| {
             let tally = &known.tally;
-            (known.can_be_loaded() && tally.least_live < blocks).then(|| {
+            self.has_dead_blocks(known).then(|| {
                 let best = Standing::of(tally.least_live, blocks, tally.oldest);
                 (measure.score(best), std::cmp::Reverse(region))
             })
@@ -591,9 +596,7 @@ impl Tables {
     pub(super) fn victim_region_before(&self, (member, end): BucketId) -> Option<RegionId> {
         let mut known = self.known.known();
         let has = |(region, known): &(RegionId, &Known)| {
-            known.can_be_loaded()
-                && known.tally.least_live < self.data_blocks
-                && (region.0 != member || self.range_of(*region).0 < end)
+            self.has_dead_blocks(known) && (region.0 != member || self.range_of(*region).0 < end)
         };
         known.find(has).map(|(region, _)| region)
     }

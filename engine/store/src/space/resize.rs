@@ -204,7 +204,7 @@ impl Engine {
             match (here, elsewhere) {
                 (Some(id), _) => {
                     let region = self.space.tables.borrow().region_of(id);
-                    pins.push(self.pin_region(region).await?);
+                    let _pin = self.pin_region(region).await?;
                     self.empty_bucket(id).await?;
                 }
                 (None, Some(region)) => pins.push(self.pin_region(region).await?),

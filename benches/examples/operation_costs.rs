@@ -5,9 +5,10 @@
 //! counted. `scripts/stages/costs.sh` compares the figures, and the instructions that valgrind counts, with
 //! `benches/costs.txt`.
 // A program that talks to people.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -27,7 +28,6 @@ use futures::stream::FuturesUnordered;
 static HEAP: Profiler = Profiler;
 
 const BLOCK: u64 = 4096;
-const SHARDS: u16 = 4;
 
 /// Counts what operations of the engine cost.
 #[derive(Parser)]
@@ -50,6 +50,12 @@ struct Args {
     /// How often the volume is overwritten at random before anything is counted
     #[arg(long, default_value_t = 0)]
     overwrites: u64,
+    /// Shards of the pool, all in this thread
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
+    /// Also prints by how much the counters of the shards grew, one a line, to stderr
+    #[arg(long)]
+    counters: bool,
     /// A file to make the pool on, which is destroyed
     #[arg(long)]
     file: Option<PathBuf>,
@@ -120,7 +126,7 @@ fn main() -> Result<()> {
         (LocalPool::open(std::slice::from_ref(file)).map_err(words)?, None)
     } else {
         let device = MemoryDevice::new("memory", args.device_mib << 20, BLOCK as u32);
-        let options = FormatOptions { shards: Some(SHARDS), ..FormatOptions::default() };
+        let options = FormatOptions { shards: Some(args.shards), ..FormatOptions::default() };
         (LocalPool::in_memory(std::slice::from_ref(&device), options).map_err(words)?, Some(device))
     };
     let line = pool
@@ -164,9 +170,25 @@ async fn blocks(
         }
     };
     many(args.overwrites * size / BLOCK, args.depth, |_| one(true)).await?;
-    let before = Counts::now(device);
+    let (before, counters) = (Counts::now(device), counters(client).await?);
     many(args.operations, args.depth, |_| one(args.pattern == Pattern::Randwrite)).await?;
-    Ok(Counts::now(device).to_json(before, args.operations))
+    let line = Counts::now(device).to_json(before, args.operations);
+    if args.counters {
+        for (name, value) in self::counters(client).await? {
+            let before = counters.get(name).copied().unwrap_or_default();
+            eprintln!("{name} {}", i128::from(value) - i128::from(before));
+        }
+    }
+    Ok(line)
+}
+
+/// The counters of all shards, summed.
+async fn counters(client: &Client<LocalLink>) -> Result<BTreeMap<&'static str, u64>> {
+    let mut sums = BTreeMap::new();
+    for (name, value) in client.status().await?.into_iter().flat_map(|shard| shard.counters) {
+        *sums.entry(name).or_default() += value;
+    }
+    Ok(sums)
 }
 
 async fn create(

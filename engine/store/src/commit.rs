@@ -9,6 +9,7 @@ use crate::btree::{Found, Node, NodePin, Read};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::ExtentView;
+use crate::flight::Flight;
 use crate::journal::{Class, Holder, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
@@ -78,6 +79,10 @@ impl Engine {
             if let Some(error) = self.stopped() {
                 return Err(error);
             }
+            if transaction.class == Class::Normal && self.held.count.get() > 0 {
+                self.waits.on(Timed::BlockedCheck, self.held.ended.notified()).await;
+                continue;
+            }
             if transaction.class == Class::Normal && self.cache.is_too_dirty() {
                 let cleaned = self.cache.cleaned.notified();
                 self.waits.on(Timed::BlockedIndexMemory, cleaned).await;
@@ -97,6 +102,7 @@ impl Engine {
                 continue;
             }
             self.check_change(&change)?;
+            transaction.flight.as_deref().map_or(Ok(()), Flight::check)?;
             // In memory a key takes about twice what it takes in the journal.
             self.cache.evict(bytes * 2);
             self.apply(transaction, &nodes, change);
@@ -235,6 +241,9 @@ impl Engine {
     /// The moment of commit: one turn, no wait, no failure.
     fn apply(&self, transaction: Transaction<'_>, nodes: &Nodes, change: SpaceChange) {
         let seq = self.journal.seq();
+        if let Some(flight) = transaction.flight {
+            flight.name();
+        }
         for (update, node) in transaction.updates.into_iter().zip(nodes) {
             let node = node.node();
             let changes =

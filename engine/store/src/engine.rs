@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use crate::btree::{Cache, Node, NodePin};
 use crate::damage::DamageList;
 use crate::error::{Result, StoreError};
+use crate::flight::Flights;
 use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::planted::{self, Bug};
@@ -80,6 +81,13 @@ pub(crate) struct Stamps {
     pub(crate) counters: FastMap<Counter, (u64, u32)>,
 }
 
+/// Checks that commits of clients wait for.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) count: std::cell::Cell<u32>,
+    pub(crate) ended: Notify,
+}
+
 /// One shard's engine.
 pub struct Engine {
     pub(crate) config: EngineConfig,
@@ -91,6 +99,8 @@ pub struct Engine {
     pub(crate) read_reserve: ReadReserve,
     pub(crate) cache: Cache,
     pub(crate) space: Rc<Space>,
+    /// Data that is on its way.
+    pub(crate) flights: Rc<Flights>,
     pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
     pub(crate) taken: RefCell<FastMap<Counter, u64>>,
     pub(crate) stamps: RefCell<Stamps>,
@@ -103,6 +113,8 @@ pub struct Engine {
     pub(crate) damage: DamageList,
     /// Copygc is emptying a bucket.
     pub(crate) gc_active: std::cell::Cell<bool>,
+    /// Checks that commits of clients wait for.
+    pub(crate) held: Held,
     /// Something was committed: the flush timer should run.
     pub(crate) committed: Notify,
     /// Reclaim should look.
@@ -234,8 +246,8 @@ impl Engine {
         Transaction::new(self, Class::Normal, true)
     }
 
-    /// Waits until all that was committed before the call is written to the journal: it outlives this
-    /// process, and a loss of power if the devices keep what they were given.
+    /// Waits until all that was committed before the call is written to the journal, and the data it names: it
+    /// outlives this process, and a loss of power if the devices keep what they were given.
     ///
     /// # Errors
     /// When a device fails; the engine then takes no more writes.
@@ -302,6 +314,7 @@ impl Engine {
         self.cache.cleaned.notify_all();
         self.cache.ahead_wanted.notify_all();
         self.space.ends_moved.notify_all();
+        self.held.ended.notify_all();
     }
 
     /// Current value of a counter.
@@ -383,6 +396,10 @@ impl Engine {
             let work = self.journal.work.notified();
             match self.journal.next() {
                 Next::Stop => break,
+                Next::WriteFlush if on_the_way.is_empty() && !self.journal.is_settled() => {
+                    // The data of an entry is still on its way.
+                    self.waits.on(Timed::BlockedJournalInFlight, work).await;
+                }
                 Next::WriteFlush if on_the_way.is_empty() => {
                     if self.write_entry(true).await.is_err() {
                         break;
@@ -536,6 +553,7 @@ impl Engine {
             out.push((name, self.waits.times().restarts(*reason)));
         }
         out.push(("btree_reserve_uses", self.reserve.uses()));
+        self.flights.counters(&mut out);
         self.space.counters(&mut out);
         out
     }

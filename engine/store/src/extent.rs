@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Result, StoreError};
-use crate::key::Value;
+use crate::key::{Position, Value};
 
 /// Longest extent in blocks: 128 KiB. What one device command carries well, and what keeps a value
 /// with its checksums below [`crate::key::VALUE_BYTES_MAX`].
@@ -92,6 +92,24 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// The keys of this extent, now at `position`, at another place, in as many pieces as that has.
+    pub(crate) fn moved_to(
+        &self,
+        position: Position,
+        parts: &[(Pointer, u32)],
+    ) -> Vec<(Position, Value)> {
+        let mut done = 0;
+        let keys = parts.iter().map(|(pointer, blocks)| {
+            let mut part = self.cut(done, *blocks);
+            part.pointers = SmallVec::from_iter([*pointer]);
+            done += blocks;
+            let left = u64::from(self.blocks - done);
+            let end = Position { offset: position.offset - left, ..position };
+            (end, part.encode())
+        });
+        keys.collect()
+    }
+
     /// The bytes for the index.
     #[must_use]
     pub fn encode(&self) -> Value {

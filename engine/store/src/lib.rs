@@ -24,6 +24,7 @@ mod commit;
 mod context;
 pub mod damage;
 mod data;
+mod flight;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod gate;

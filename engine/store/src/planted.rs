@@ -12,8 +12,10 @@ pub enum Bug {
     NoJournalFua,
     /// An emptied bucket is reused before the transaction that emptied it is durable.
     EarlyBucketReuse,
-    /// The index names data before the device has it.
+    /// Nobody waits for data that the index names and the device does not have yet.
     IndexBeforeData,
+    /// Reads do not wait for data that is on its way.
+    ReadBeforeData,
     /// A node append is forgotten by the parent pointer.
     LostNodeAppend,
     /// Live blocks of a bucket are not counted down on overwrite.
@@ -50,11 +52,12 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 20] = [
+    pub const ALL: [(&'static str, Self); 21] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
         ("index-before-data", Self::IndexBeforeData),
+        ("read-before-data", Self::ReadBeforeData),
         ("lost-node-append", Self::LostNodeAppend),
         ("accounting-drift", Self::AccountingDrift),
         ("replay-past-flush", Self::ReplayPastFlush),

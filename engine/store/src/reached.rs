@@ -1,12 +1,12 @@
-//! Which branches of recovery a process came through: named points that count, for the simulator's
+//! Which branches of recovery and of rare errors a process came through: named points that count, for the simulator's
 //! report and the test that says which of them a set of seeds reaches.
 //!
-//! Counters of the thread, never read by the engine. Only recovery has such points: a handful of
+//! Counters of the thread, never read by the engine. Only what is rare has such points: a handful of
 //! additions at each open.
 
 use std::cell::Cell;
 
-/// A branch of recovery.
+/// A branch of recovery, or of what is done about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // Each has its words in `ALL`.
 pub enum Branch {
@@ -42,11 +42,12 @@ pub enum Branch {
     ResumeResize,
     ResumeTruncate,
     ResumeRemove,
+    DataElsewhere,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 32] = [
+    pub const ALL: [(Self, &'static str); 33] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -79,6 +80,7 @@ impl Branch {
         (Self::ResumeResize, "resume: resize of a volume"),
         (Self::ResumeTruncate, "resume: truncation of a file"),
         (Self::ResumeRemove, "resume: removal of a file's data"),
+        (Self::DataElsewhere, "write: put elsewhere, its place was named already"),
     ];
 }
 

@@ -25,7 +25,7 @@ use engine_device::QueueExt as _;
 
 use crate::btree::{Cache, Node, NodePointer};
 use crate::damage::DamageList;
-use crate::engine::{Engine, EngineConfig, Opening, Stamps};
+use crate::engine::{Engine, EngineConfig, Held, Opening, Stamps};
 use crate::error::{Result, StoreError};
 use crate::journal::format::records;
 use crate::journal::read::{Recovered, recover as read_journal};
@@ -83,6 +83,7 @@ pub(crate) async fn recover(
         read_reserve: ReadReserve::try_new(space.superblock().node_bytes as usize)?,
         cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
         space,
+        flights: Rc::default(),
         counters: RefCell::default(),
         taken: RefCell::default(),
         stamps: RefCell::new(Stamps::default()),
@@ -94,6 +95,7 @@ pub(crate) async fn recover(
         recovery_notes: notes,
         damage: DamageList::default(),
         gc_active: Cell::new(false),
+        held: Held::default(),
         committed: Notify::default(),
         reclaim_wanted: Notify::default(),
         config,

@@ -71,6 +71,8 @@ timed! {
     JournalMemberFlush "journal_member_flush"
     /// A commit waits until index nodes that differ from disk take less memory.
     BlockedIndexMemory "blocked_index_memory"
+    /// A commit waits for a check that finds no quiet moment otherwise.
+    BlockedCheck "blocked_check"
     /// An allocation waits for a free bucket.
     BlockedAllocate "blocked_allocate"
     /// Something waits for shard 0 to hand out a region.
@@ -87,6 +89,8 @@ timed! {
     DataRead "data_read"
     /// Data is read from a member before anybody asks for it.
     DataReadAhead "data_read_ahead"
+    /// A read waits for data that is on its way to its member.
+    BlockedDataInFlight "blocked_data_in_flight"
     /// A read waits for data that is being read ahead.
     BlockedReadAhead "blocked_read_ahead"
     /// Data is written to a member, for a request or by copygc.

@@ -5,11 +5,14 @@
 //! [`crate::engine::Engine::transact`] runs the whole closure again. So the closure must have no effects
 //! but those of the transaction. A transaction sees its own changes.
 
+use std::rc::Rc;
+
 use smallvec::SmallVec;
 
 use crate::btree::NodePin;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::flight::Flight;
 use crate::journal::Class;
 use crate::key::{Counter, Position, Tree, VALUE_BYTES_MAX, Value};
 
@@ -53,13 +56,16 @@ pub struct Transaction<'e> {
     /// Sorted by (tree, position), one per key.
     pub(crate) updates: SmallVec<[Update; 4]>,
     pub(crate) counters: SmallVec<[CounterUpdate; 4]>,
+    /// Data on its way that it names.
+    pub(crate) flight: Option<Rc<Flight>>,
 }
 
 impl<'e> Transaction<'e> {
     /// A transaction to be committed, or one that only reads.
     pub(crate) fn new(engine: &'e Engine, class: Class, read_only: bool) -> Self {
         let reads = (!read_only).then(SmallVec::new);
-        Self { engine, class, reads, updates: SmallVec::new(), counters: SmallVec::new() }
+        let (updates, counters) = (SmallVec::new(), SmallVec::new());
+        Self { engine, class, reads, updates, counters, flight: None }
     }
 
     /// The engine it belongs to.
@@ -174,6 +180,11 @@ impl<'e> Transaction<'e> {
     pub(crate) fn put_fresh_extent(&mut self, position: Position, value: Value) {
         assert!(value.len() <= VALUE_BYTES_MAX);
         self.set(Update { tree: Tree::Extents, position, value: Some(value), fresh: true });
+    }
+
+    /// Says that the extents it puts lie where `flight` writes, which may not have arrived yet.
+    pub(crate) fn names(&mut self, flight: &Rc<Flight>) {
+        self.flight = Some(Rc::clone(flight));
     }
 
     /// Deletes the key at `position`, if there is one.

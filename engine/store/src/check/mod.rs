@@ -86,7 +86,7 @@ pub(crate) async fn fsck(
         problems.add("nodes cannot be read: names, owners and data are not checked");
     }
     report.merge(problems.into_report());
-    report.notes = context.engine.recovery_notes().to_vec();
+    report.notes.extend_from_slice(context.engine.recovery_notes());
     context.engine.save_damage().await?;
     Ok(report)
 }

@@ -10,6 +10,7 @@
 //! - Writes of one batch do not overlap: one that does waits for the next. An extent inserted in a
 //!   transaction is not cut in the same one, so recovery finds its blocks under the checksums they were
 //!   written with ([`crate::tail`]).
+//! - Data and journal entry travel side by side ([`crate::flight`]), unless a device may have to copy the data.
 //! - Each write is all or nothing as far as one transaction holds it, and is refused for itself when
 //!   there is no space. A device error fails all that went with the command; an error of the index
 //!   only the writes it concerns.
@@ -22,6 +23,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use engine_base::runtime::LocalBoxFuture;
+use engine_memory::ALIGNMENT;
 
 use super::DataPath;
 use super::map::BlockRange;
@@ -32,6 +34,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::api::Data;
 use crate::engine::{Reservation, WritePoint};
 use crate::error::Result;
+use crate::flight::Flight;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 use crate::times::Timed;
 
@@ -203,12 +206,14 @@ impl DataPath {
         let batch = self.batches.take();
         let (runs, data, reservation) = join(batch);
         let Some(reservation) = reservation else { return };
-        let placed = match self.engine.place(WritePoint::Data, &data, reservation).await {
+        let blocks = crate::api::data_len(&data) / engine_base::BLOCK_SIZE;
+        let placed = self.engine.find_place(WritePoint::Data, blocks, reservation).await;
+        let placed = match placed {
             Ok(placed) => placed,
             Err(error) => return answer(runs, &Err(error)),
         };
+        let runs = self.write_and_commit(runs, &placed, &data).await;
         drop(data);
-        let runs = self.commit_runs(runs, &placed).await;
         drop(placed);
         let (committed, rest) = split(runs, Until::Committed);
         answer(committed, &Ok(()));
@@ -220,9 +225,47 @@ impl DataPath {
         answer(rest, &result);
     }
 
+    /// Writes the data of runs where it was given a place, and names it in the index meanwhile. Answers those that
+    /// fail and gives back the others.
+    async fn write_and_commit(&self, runs: Vec<Run>, placed: &Placed, data: &Data) -> Vec<Run> {
+        let flight = self.engine.begin_flight(placed);
+        let ranges: SmallVec<[BlockRange; 4]> = runs.iter().map(|run| run.range).collect();
+        let landing = async {
+            let written = self.engine.write_there(placed, data).await;
+            match &written {
+                Ok(()) => flight.land(),
+                Err(error) => flight.fail(error),
+            }
+            written
+        };
+        let commit = async {
+            let runs = self.commit_runs(runs, placed, &flight).await;
+            match runs.iter().map(Run::until).max() {
+                Some(Until::Written) => self.engine.journal.begin_write(),
+                Some(Until::Flushed) => drop(self.engine.journal.begin_flush()),
+                Some(Until::Committed) | None => {}
+            }
+            runs
+        };
+        let (landed, runs) = if is_aligned(data) {
+            futures::future::join(landing, commit).await
+        } else {
+            // A device may have to copy it, and may have no memory for that: then nothing should name it yet.
+            let landed = landing.await;
+            (landed, commit.await)
+        };
+        if let Err(error) = landed
+            && let Err(error) = self.rescue(&flight, placed, &ranges, data, error).await
+        {
+            answer(runs, &Err(error));
+            return Vec::new();
+        }
+        runs
+    }
+
     /// Names what was placed in the index: all in one transaction, or, when that fails, each run for
     /// itself. Answers those that fail and gives back the others.
-    async fn commit_runs(&self, runs: Vec<Run>, placed: &Placed) -> Vec<Run> {
+    async fn commit_runs(&self, runs: Vec<Run>, placed: &Placed, flight: &Rc<Flight>) -> Vec<Run> {
         let mut replacements = Vec::with_capacity(runs.len());
         let mut done = 0;
         for run in &runs {
@@ -234,6 +277,7 @@ impl DataPath {
             let together = self
                 .engine
                 .transact(async |transaction| {
+                    transaction.names(flight);
                     for replacement in &replacements {
                         replacement.insert_last(transaction).await?;
                     }
@@ -251,7 +295,7 @@ impl DataPath {
         }
         let mut committed = Vec::with_capacity(runs.len());
         for (run, replacement) in runs.into_iter().zip(&replacements) {
-            match self.commit_alone(replacement).await {
+            match self.commit_alone(replacement, flight).await {
                 Ok(()) => committed.push(run),
                 Err(error) => answer(vec![run], &Err(error)),
             }
@@ -296,6 +340,13 @@ fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
 /// Those that wait for no more than `until`, and the others.
 fn split(runs: Vec<Run>, until: Until) -> (Vec<Run>, Vec<Run>) {
     runs.into_iter().partition(|run| run.until() <= until)
+}
+
+/// Whether any device can take the data from where it is.
+fn is_aligned(data: &Data) -> bool {
+    data.iter().all(|piece| {
+        piece.as_ptr().addr().is_multiple_of(ALIGNMENT) && piece.len().is_multiple_of(ALIGNMENT)
+    })
 }
 
 fn answer(runs: Vec<Run>, result: &Result<()>) {

@@ -37,12 +37,12 @@ impl BlockRange {
     }
 
     /// The first key that an extent with a block at or past `block` can have.
-    fn first_key(&self, block: u64) -> Position {
+    pub(super) fn first_key(&self, block: u64) -> Position {
         Position::new(self.inode.0, block.saturating_add(1), 0)
     }
 
     /// The last key that an extent with a block before `to` can have.
-    fn last_key(&self) -> Position {
+    pub(super) fn last_key(&self) -> Position {
         let end = self.to.saturating_add(u64::from(EXTENT_BLOCKS_MAX) - 1);
         Position::new(self.inode.0, end, u32::MAX)
     }

@@ -3,8 +3,8 @@
 //! Always true:
 //! - Extents of an inode and version do not overlap. Their key is their END block (exclusive), so
 //!   the first key past a block is the only extent that can hold it.
-//! - Data is on the device before a transaction names it; the space it replaces is not reused before
-//!   that transaction is durable (the engine sees to it).
+//! - Data is on the device, or on its way there and known to be ([`crate::flight`]), when a transaction names it; the
+//!   space it replaces is not reused before that transaction is durable (the engine sees to it).
 //! - One transaction replaces any block wholly: old or new, never a mixture.
 //!
 //! Knows nothing of files and sizes: a block that no extent names reads as zeroes. Futures that write
@@ -16,6 +16,7 @@ mod cache;
 mod map;
 mod place;
 mod read;
+mod rescue;
 mod write;
 
 use std::rc::Rc;

@@ -12,6 +12,7 @@ use crate::client::cut;
 use crate::engine::{Allocation, Engine, Reservation, WritePoint};
 use crate::error::Result;
 use crate::extent::Pointer;
+use crate::flight::Flight;
 use crate::planted::{self, Bug};
 use crate::times::Timed;
 
@@ -50,6 +51,22 @@ impl Placed {
     pub(crate) fn allocations(&self) -> &[Allocation] {
         &self.allocations
     }
+
+    /// After how many blocks of the data comes what lies at `pointer`, if it is here.
+    pub(crate) fn find(&self, pointer: &Pointer) -> Option<u64> {
+        let mut done = 0;
+        for allocation in &self.allocations {
+            let (first, blocks) = (allocation.pointer.block, u64::from(allocation.blocks));
+            if (allocation.pointer.member, allocation.pointer.generation)
+                == (pointer.member, pointer.generation)
+                && (first..first + blocks).contains(&pointer.block)
+            {
+                return Some(done + pointer.block - first);
+            }
+            done += blocks;
+        }
+        None
+    }
 }
 
 impl Engine {
@@ -58,9 +75,21 @@ impl Engine {
         &self,
         point: WritePoint,
         data: &Data,
-        mut reservation: Reservation,
+        reservation: Reservation,
     ) -> Result<Placed> {
         let blocks = crate::api::data_len(data) / BLOCK_SIZE;
+        let placed = self.find_place(point, blocks, reservation).await?;
+        self.write_there(&placed, data).await?;
+        Ok(placed)
+    }
+
+    /// Allocates `blocks` blocks out of `reservation`.
+    pub(crate) async fn find_place(
+        &self,
+        point: WritePoint,
+        blocks: u64,
+        mut reservation: Reservation,
+    ) -> Result<Placed> {
         let mut allocations: SmallVec<[Allocation; 2]> = SmallVec::new();
         let mut allocated = 0;
         while allocated < blocks {
@@ -70,19 +99,19 @@ impl Engine {
             allocated += u64::from(allocation.blocks);
             allocations.push(allocation);
         }
-        self.write_allocations(&allocations, data).await?;
         Ok(Placed { allocations, _reservation: reservation })
     }
 
     /// One or more device commands per allocation, all at the same time. Waits for all of them, also
     /// when one fails: the space must not be given back under a command in flight.
-    async fn write_allocations(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
+    pub(crate) async fn write_there(&self, placed: &Placed, data: &Data) -> Result<()> {
+        let allocations = &placed.allocations;
         if planted::is(Bug::IndexBeforeData) {
             self.write_later(allocations, data)?;
             return Ok(());
         }
         let _timed = self.waits.start(Timed::DataWrite);
-        if let [only] = allocations {
+        if let [only] = allocations.as_slice() {
             let queue = self.member(only.pointer.member)?;
             if u64::from(queue.info().max_transfer_bytes) >= u64::from(only.blocks) * BLOCK_SIZE {
                 let offset = only.pointer.block * BLOCK_SIZE;
@@ -116,7 +145,17 @@ impl Engine {
         Ok(())
     }
 
-    /// The planted bug: the index names the blocks while they are on their way.
+    /// Notes that what is to be written to `placed` may be named from now on. [`Engine::write_there`] follows, and
+    /// the end of the flight.
+    pub(crate) fn begin_flight(&self, placed: &Placed) -> Rc<Flight> {
+        let parts = placed.allocations.iter().map(|allocation| {
+            let Pointer { member, block, .. } = allocation.pointer;
+            (member, block, block + u64::from(allocation.blocks))
+        });
+        self.flights.begin(&self.journal, parts)
+    }
+
+    /// The planted bug: nobody waits for the blocks that are on their way.
     fn write_later(&self, allocations: &[Allocation], data: &Data) -> Result<()> {
         let mut done = 0;
         for allocation in allocations {

@@ -139,6 +139,9 @@ impl Reader {
                 continue;
             };
             let run = cut(run, from, last + 1);
+            if !self.has_landed(&run).await? {
+                continue;
+            }
             let buffer = Buffer::try_new(bytes_of(&run))?;
             let buffer = self.read_once(&run, buffer, Timed::DataReadAhead).await?;
             if matches!(self.verify(&run, &buffer), Verdict::Good) {
@@ -251,6 +254,9 @@ impl Reader {
 
     /// One command. A block that fails its checksum is read once more; then it is lost.
     async fn read_run(&self, range: &BlockRange, run: &[Span]) -> Result<Option<Slice>> {
+        if !self.has_landed(run).await? {
+            return Ok(None);
+        }
         let mut buffer = Buffer::try_new_dirty(bytes_of(run))?;
         for last in [false, true] {
             buffer = self.read_once(run, buffer, Timed::DataRead).await?;
@@ -282,6 +288,13 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// Waits for what of a run is on its way. False: look up again.
+    async fn has_landed(&self, run: &[Span]) -> Result<bool> {
+        let (Pointer { member, block, .. }, engine) = (run[0].pointer, &self.engine);
+        let blocks = run.iter().map(Span::blocks).sum();
+        engine.flights.settled(&engine.journal, &engine.waits, (member, block, blocks)).await
     }
 
     async fn read_once(&self, run: &[Span], buffer: Buffer, kind: Timed) -> Result<Buffer> {

@@ -2,6 +2,8 @@
 //! [`DataPath::prepare`] does all but the last, so that a caller can commit more (a file's size) in
 //! the same transaction. Writes that need no more are gathered ([`super::batch`]).
 
+use std::rc::Rc;
+
 use engine_base::BLOCK_SIZE;
 use engine_base::checksum::{crc32c, crc32c_append};
 use smallvec::SmallVec;
@@ -13,6 +15,7 @@ use crate::api::Data;
 use crate::engine::WritePoint;
 use crate::error::Result;
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
+use crate::flight::Flight;
 use crate::key::Value;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 use crate::transaction::Transaction;
@@ -52,20 +55,38 @@ impl DataPath {
     /// Commits what does not fit the last transaction. Only a write that was scattered over very
     /// many pieces of free space has any.
     pub(crate) async fn commit_all_but_last(&self, prepared: &Prepared) -> Result<()> {
-        self.commit_early(&prepared.replacement).await
+        self.commit_early(&prepared.replacement, None).await
     }
 
     /// Replaces the range, in as many transactions as it takes.
-    pub(super) async fn commit_alone(&self, replacement: &Replacement) -> Result<()> {
-        self.commit_early(replacement).await?;
-        self.engine.transact(async |transaction| replacement.insert_last(transaction).await).await
+    pub(super) async fn commit_alone(
+        &self,
+        replacement: &Replacement,
+        flight: &Rc<Flight>,
+    ) -> Result<()> {
+        self.commit_early(replacement, Some(flight)).await?;
+        self.engine
+            .transact(async |transaction| {
+                transaction.names(flight);
+                replacement.insert_last(transaction).await
+            })
+            .await
     }
 
-    async fn commit_early(&self, replacement: &Replacement) -> Result<()> {
+    async fn commit_early(
+        &self,
+        replacement: &Replacement,
+        flight: Option<&Rc<Flight>>,
+    ) -> Result<()> {
         let (early, _) = replacement.split();
         for batch in early.chunks(INSERTS_PER_TRANSACTION_MAX) {
             self.engine
-                .transact(async |transaction| replacement.insert(transaction, batch).await)
+                .transact(async |transaction| {
+                    if let Some(flight) = flight {
+                        transaction.names(flight);
+                    }
+                    replacement.insert(transaction, batch).await
+                })
                 .await?;
         }
         Ok(())

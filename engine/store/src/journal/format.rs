@@ -224,6 +224,20 @@ pub(crate) fn seal_entry(
     entry.resize(entry.len().next_multiple_of(JOURNAL_BLOCK), 0);
 }
 
+/// Makes an ordinary entry of a flush entry that was sealed for `ring_offset`.
+pub(crate) fn take_flush_flag(entry: &mut Vec<u8>, ring_offset: u64) {
+    let padded = entry.len();
+    let mut header = EntryHeader::read_from_prefix(entry).map(|(header, _)| header);
+    if let Ok(header) = &mut header {
+        header.flags &= !FLAG_FLUSH;
+        entry.truncate(HEADER_BYTES + header.records_bytes.get() as usize);
+        entry[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+    }
+    let crc = checksum(entry, ring_offset);
+    entry[..4].copy_from_slice(U32::new(crc).as_bytes());
+    entry.resize(padded, 0);
+}
+
 /// Looks for an entry at the start of `bytes`, which lie at `ring_offset`. `None`: there is none, or not
 /// a whole one of this pool and shard.
 pub(crate) fn parse_entry(

@@ -1,7 +1,7 @@
 //! Filling, writing and waiting for journal entries.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use engine_device::{DeviceQueue, IoVec, QueueExt};
@@ -9,6 +9,7 @@ use engine_memory::alloc_scope;
 
 use super::format::{
     ENTRY_BYTES_MAX, EntryInfo, HEADER_BYTES, JOURNAL_BLOCK, Record, RecordWriter, seal_entry,
+    take_flush_flag,
 };
 use super::pins::{Holder, Pins};
 use super::read::Recovered;
@@ -63,11 +64,19 @@ struct State {
     spare: Vec<u8>,
     /// Records in it so far.
     ordinal: u32,
-    /// Newest entry that was written with all before it, and newest durable flush entry.
+    /// Newest entry that was written with all before it and the data they name, and newest durable
+    /// flush entry.
     written_seq: u64,
     flushed_seq: u64,
-    /// Entries on their way to the device, oldest first, and whether they have arrived.
+    /// Entries on their way to the device, oldest first, and whether they have arrived. One whose data
+    /// is on its way is so itself.
     on_the_way: VecDeque<(u64, bool)>,
+    /// Entries that name data on its way, and how many writes that is.
+    data: BTreeMap<u64, u32>,
+    /// The entry by which data is named at another place than an entry before it says, where it could not be
+    /// written: recovery would take nothing from there on. So nothing counts as written any more until a flush
+    /// entry makes all of it durable.
+    unproven: Option<u64>,
     /// `last_seq` of the newest durable flush entry.
     durable_last_seq: u64,
     /// Blocks of the ring that write-outs leave for flush entries. Less than a sixteenth after a
@@ -158,6 +167,8 @@ impl Journal {
             written_seq: recovered.newest_seq(),
             flushed_seq: recovered.flush_seq,
             on_the_way: VecDeque::new(),
+            data: BTreeMap::new(),
+            unproven: None,
             durable_last_seq: recovered.last_seq,
             want_flush: 0,
             want_write: false,
@@ -295,17 +306,67 @@ impl Journal {
         }
     }
 
+    /// The entry being filled names data that is on its way; one more write of it.
+    pub(crate) fn expect_data(&self) {
+        let mut state = self.state.borrow_mut();
+        let seq = state.seq;
+        *state.data.entry(seq).or_default() += 1;
+    }
+
+    /// Data that entry `seq` names is on its device. Its write was noted.
+    pub(crate) fn data_landed(&self, seq: u64) {
+        let mut state = self.state.borrow_mut();
+        if let Some(writes) = state.data.get_mut(&seq) {
+            *writes -= 1;
+            if *writes == 0 {
+                state.data.remove(&seq);
+            }
+        }
+        state.settle();
+        drop(state);
+        self.work.notify_all();
+        self.progress.notify_all();
+    }
+
+    /// Data that entry `seq` names could not be written there; what was appended by now names it elsewhere.
+    pub(crate) fn data_moved(&self, seq: u64) {
+        let mut state = self.state.borrow_mut();
+        let by = state.newest();
+        state.unproven = Some(by);
+        state.want_flush = state.want_flush.max(by);
+        drop(state);
+        self.data_landed(seq);
+    }
+
+    /// Whether no entry is on its way, nor data that one names but the one being filled.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.state.borrow().on_the_way.is_empty()
+    }
+
+    /// Begins what [`Journal::written`] waits for.
+    pub(crate) fn begin_write(&self) {
+        let mut state = self.state.borrow_mut();
+        state.want_write |= state.ordinal > 0;
+        drop(state);
+        self.work.notify_all();
+    }
+
+    /// Begins what [`Journal::flush`] waits for. Returns the entry that it is for.
+    pub(crate) fn begin_flush(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let target = state.newest();
+        state.want_flush = state.want_flush.max(target);
+        drop(state);
+        self.work.notify_all();
+        target
+    }
+
     /// Makes all that was appended before the call durable.
     ///
     /// # Errors
     /// When the journal fails before that is done.
     pub(crate) async fn flush(&self) -> Result<()> {
-        let target = {
-            let mut state = self.state.borrow_mut();
-            let target = if state.ordinal > 0 { state.seq } else { state.seq - 1 };
-            state.want_flush = state.want_flush.max(target);
-            target
-        };
+        let target = self.begin_flush();
         let mut wait = None;
         loop {
             let progress = {
@@ -416,20 +477,25 @@ impl Journal {
 
     /// Seals the entry being filled, before the first wait, and writes it; with `flush`, as a flush
     /// entry, after flushing `members`. `roots` adds the root records. Several may be on their way,
-    /// but a flush entry is alone: no entry before it may still be on its way.
+    /// but a flush entry is alone: no entry before it may still be on its way. It waits for the data that
+    /// it names itself; when some of that could not be written there, it becomes an ordinary one.
     ///
     /// # Errors
     /// When a device fails; the journal has failed then.
     pub(crate) async fn write_entry(
         &self,
-        flush: bool,
+        mut flush: bool,
         members: &[Rc<dyn DeviceQueue>],
         roots: impl FnOnce(&mut RecordWriter<'_>),
     ) -> Result<()> {
-        let (info, start, entry) = self.seal(flush, roots);
+        let (info, start, mut entry) = self.seal(flush, roots);
         assert!(!flush || self.state.borrow().on_the_way.len() == 1, "a flush entry goes alone");
         let (shard, EntryInfo { seq, last_seq, blocks, .. }) = (self.place.shard, info);
         tracing::trace!(shard, seq, last_seq, blocks, flush, "journal entry");
+        if flush && !self.own_data(seq).await? {
+            take_flush_flag(&mut entry, u64::from(start) * JOURNAL_BLOCK as u64);
+            flush = false;
+        }
         let kind = if flush { Timed::JournalFlushWrite } else { Timed::JournalWrite };
         let timed = self.waits.start(kind);
         let written = self.write_sealed(flush, members, start, &entry).await;
@@ -445,7 +511,11 @@ impl Journal {
         if flush {
             state.flushes += 1;
             state.flushed_seq = info.seq;
+            state.written_seq = info.seq;
+            state.unproven = state.unproven.filter(|by| *by > info.seq);
             state.durable_last_seq = info.last_seq;
+            // Until now recovery went back to an older flush entry, and came here from there.
+            state.blacklist.retain(|(_, last)| *last >= info.last_seq);
             state.ring.release_before(info.last_seq);
             let keep = reclaim_keep(state.ring.blocks(), state.ring.free());
             state.reclaim_keep = state.reclaim_keep.max(keep);
@@ -469,8 +539,6 @@ impl Journal {
         assert!(last_seq <= seq && last_seq >= state.durable_last_seq);
         if flush {
             state.want_space = false;
-            // Until then recovery goes back to an older flush entry, and comes here from there.
-            state.blacklist.retain(|(_, last)| *last >= last_seq);
         }
         let _scope = alloc_scope!("journal entries");
         let mut next = std::mem::take(&mut state.spare);
@@ -495,6 +563,26 @@ impl Journal {
         state.ordinal = 0;
         state.want_write = false;
         (info, placed.start, entry)
+    }
+
+    /// Waits for the data that flush entry `seq` names. False: some of it is elsewhere, by what was appended
+    /// since.
+    async fn own_data(&self, seq: u64) -> Result<bool> {
+        loop {
+            let progress = {
+                let mut state = self.state.borrow_mut();
+                if !state.data.contains_key(&seq) {
+                    let proven = state.unproven.is_none_or(|by| by <= seq);
+                    state.want_space |= !proven;
+                    return Ok(proven);
+                }
+                self.progress.notified()
+            };
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            progress.await;
+        }
     }
 
     async fn write_sealed(
@@ -574,7 +662,15 @@ fn reclaim_keep(blocks: u32, free: u32) -> u32 {
 
 impl State {
     fn nothing_since_flush(&self) -> bool {
-        self.ordinal == 0 && self.written_seq == self.flushed_seq && self.writing_done()
+        self.ordinal == 0
+            && self.written_seq == self.flushed_seq
+            && self.unproven.is_none()
+            && self.writing_done()
+    }
+
+    /// The newest entry with records, which may be the one being filled.
+    fn newest(&self) -> u64 {
+        if self.ordinal > 0 { self.seq } else { self.seq - 1 }
     }
 
     /// No sealed entry is on its way to the device.
@@ -582,14 +678,24 @@ impl State {
         self.on_the_way.is_empty()
     }
 
-    /// Entry `seq` is on the device; it counts as written once all before it are, too.
+    /// Entry `seq` is on the device.
     fn arrived(&mut self, seq: u64) {
         if let Some(entry) = self.on_the_way.iter_mut().find(|(on_the_way, _)| *on_the_way == seq) {
             entry.1 = true;
         }
+        self.settle();
+    }
+
+    /// An entry counts as written once it is, with its data, and all before it are.
+    fn settle(&mut self) {
         while let Some((seq, true)) = self.on_the_way.front().copied() {
-            self.written_seq = seq;
+            if self.data.contains_key(&seq) {
+                break;
+            }
             self.on_the_way.pop_front();
+            if self.unproven.is_none() {
+                self.written_seq = seq;
+            }
         }
     }
 

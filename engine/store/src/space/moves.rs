@@ -13,7 +13,6 @@ use engine_base::checksum::crc32c;
 use engine_device::QueueExt;
 use engine_memory::{Buffer, Slice};
 use futures::future::join_all;
-use smallvec::SmallVec;
 
 use super::WritePoint;
 use super::copygc::Victim;
@@ -135,7 +134,7 @@ impl Engine {
             .map(|(found, _)| {
                 let parts = placed.parts(done, u64::from(found.extent.blocks));
                 done += u64::from(found.extent.blocks);
-                (found, found.moved_to(&parts))
+                (found, found.extent.moved_to(found.position, &parts))
             })
             .collect();
         self.transact_as(Class::Reclaim, async |transaction| {
@@ -199,6 +198,9 @@ impl Engine {
 
     async fn read_blocks(&self, pointer: &Pointer, blocks: u32) -> Result<Slice> {
         self.check_pointer(pointer, blocks)?;
+        let place = (pointer.member, pointer.block, u64::from(blocks));
+        // One that ended elsewhere is not what its checksum says here, and looked up again.
+        self.flights.settled(&self.journal, &self.waits, place).await?;
         let buffer = Buffer::try_new_dirty(blocks as usize * BLOCK_SIZE as usize)?;
         let member = self.member(pointer.member)?;
         Ok(member.read(pointer.block * BLOCK_SIZE, buffer).await?.freeze())
@@ -233,19 +235,5 @@ impl Found {
             return Err(StoreError::DataLoss { what });
         }
         Ok(())
-    }
-
-    /// The keys of this extent at another place, in as many pieces as that has.
-    fn moved_to(&self, parts: &[(Pointer, u32)]) -> Vec<(Position, Value)> {
-        let mut done = 0;
-        let keys = parts.iter().map(|(pointer, blocks)| {
-            let mut part = self.extent.cut(done, *blocks);
-            part.pointers = SmallVec::from_iter([*pointer]);
-            done += blocks;
-            let left = u64::from(self.extent.blocks - done);
-            let end = Position { offset: self.position.offset - left, ..self.position };
-            (end, part.encode())
-        });
-        keys.collect()
     }
 }

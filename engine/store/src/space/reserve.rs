@@ -119,7 +119,7 @@ impl Space {
 
 impl Engine {
     /// Space for copygc to move `blocks`: it frees as many, so it is never refused.
-    pub(super) fn reserve_for_move(&self, blocks: u32) -> Reservation {
+    pub(crate) fn reserve_for_move(&self, blocks: u32) -> Reservation {
         let blocks = u64::from(blocks);
         self.space.tables.borrow_mut().reserved_blocks += blocks;
         Reservation { space: Rc::clone(&self.space), blocks, index_blocks: 0 }

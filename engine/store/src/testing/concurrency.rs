@@ -1,5 +1,7 @@
 //! Many clients at once.
 
+use std::cell::Cell;
+
 use engine_base::random::Random;
 use engine_base::{BLOCK_SIZE, MIB};
 use futures::future::join_all;
@@ -7,6 +9,7 @@ use futures::future::join_all;
 use super::{Pool, bytes_of, data_of, with_seeds};
 use crate::api::{CreateAttributes, FileKind, RenameMode, SetAttributes, TreeRef};
 use crate::client::VolumeRef;
+use crate::pool::FormatOptions;
 
 const CLIENTS: u64 = 8;
 
@@ -41,6 +44,43 @@ fn concurrent_writes_never_mix_within_a_block() {
             let report = client.fsck(true).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
         });
+    });
+}
+
+/// The index and the tables of space are compared at a moment at which they are the same.
+#[test]
+fn a_check_beside_writes_that_never_rest_finds_nothing() {
+    let options =
+        FormatOptions { shards: Some(1), node_bytes: Some(16 << 10), ..FormatOptions::default() };
+    Pool::with_members(41, &[64 << 20], options).run(async move |pool| {
+        let client = pool.client();
+        let info = client.volume_create("v", 16 * MIB, 4096).await.unwrap();
+        let volume = &VolumeRef::from(&info);
+        for block in 0..16 * MIB / BLOCK_SIZE {
+            let data = data_of(&[7; BLOCK_SIZE as usize], &mut Random::new(block));
+            client.volume_write(volume, block * BLOCK_SIZE, data, false).await.unwrap();
+        }
+        let done = &Cell::new(false);
+        let writers = (1..=CLIENTS).map(|writer| {
+            let client = pool.client();
+            async move {
+                let mut random = Random::new(writer);
+                while !done.get() {
+                    let offset = random.below(16 * MIB / BLOCK_SIZE) * BLOCK_SIZE;
+                    let data = data_of(&vec![writer as u8; BLOCK_SIZE as usize], &mut random);
+                    client.volume_write(volume, offset, data, false).await.unwrap();
+                }
+            }
+        });
+        let checks = async {
+            for _ in 0..8 {
+                let report = client.fsck(false).await.unwrap();
+                assert!(report.problems.is_empty(), "{:#?}", report.problems);
+                assert_eq!(report.notes, Vec::<String>::new());
+            }
+            done.set(true);
+        };
+        futures::future::join(join_all(writers), checks).await;
     });
 }
 

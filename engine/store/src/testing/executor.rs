@@ -98,7 +98,8 @@ impl TestRuntime {
         if next.is_none() || self.random.borrow_mut().chance(1, 8) {
             let queues = self.queues.borrow().clone();
             let answered: usize = queues.iter().map(|queue| queue.poll()).sum();
-            if next.is_none() && answered == 0 {
+            let busy = queues.iter().any(|queue| queue.in_flight() > 0);
+            if next.is_none() && answered == 0 && !busy {
                 self.advance();
             }
         }

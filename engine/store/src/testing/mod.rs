@@ -17,6 +17,7 @@ mod dump;
 mod dump_image;
 mod engine;
 mod faults;
+mod flight;
 mod index_memory;
 mod journal;
 mod logged;

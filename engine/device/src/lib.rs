@@ -27,6 +27,6 @@ mod queue;
 pub use completion::{Completion, IoFuture, Outcome, completion_pair};
 pub use error::DeviceError;
 pub use faulty::{Fault, Faults, FaultyDevice, OperationKind, Rule, RuleId};
-pub use file::{Allocation, DEPTH_MAX, DirectIo, FileDevice, OpenOptions, kernel_entries};
+pub use file::{Allocation, DEPTH_MAX, DirectIo, Discard, FileDevice, OpenOptions, kernel_entries};
 pub use memory::{MemoryDevice, Traffic};
 pub use queue::{BlockDevice, DeviceInfo, DeviceQueue, IoVec, Operation, QueueExt};

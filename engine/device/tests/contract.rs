@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use engine_device::contract::{self, Plan};
 use engine_device::{
-    Allocation, BlockDevice, DirectIo, FaultyDevice, FileDevice, MemoryDevice, OpenOptions,
-    QueueExt,
+    Allocation, BlockDevice, DirectIo, Discard, FaultyDevice, FileDevice, MemoryDevice,
+    OpenOptions, QueueExt,
 };
 
 const DEVICE_BYTES: u64 = 16 << 20;
@@ -31,7 +31,8 @@ fn check_file(directory: &Path, options: &OpenOptions, allocation: Allocation) -
     let directory = tempfile::tempdir_in(directory).unwrap();
     let path = directory.path().join("device");
     FileDevice::create(&path, DEVICE_BYTES, allocation).unwrap();
-    let device = FileDevice::open(&path, options).unwrap();
+    let options = OpenOptions { discard: Discard::Always, ..options.clone() };
+    let device = FileDevice::open(&path, &options).unwrap();
     println!("{:?}, buffered because: {:?}", device.info(), device.buffered_because());
     contract::check(&device, plan());
     device

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use engine_device::contract::block_on;
 use engine_device::{
-    Allocation, BlockDevice, DEPTH_MAX, DeviceError, DirectIo, FileDevice, IoVec, OpenOptions,
-    Operation, QueueExt, completion_pair,
+    Allocation, BlockDevice, DEPTH_MAX, DeviceError, DirectIo, Discard, FileDevice, IoVec,
+    OpenOptions, Operation, QueueExt, completion_pair,
 };
 use engine_memory::Buffer;
 
@@ -120,6 +120,24 @@ fn a_file_that_grew_is_used_up_to_its_new_end() {
     assert!(read.iter().all(|byte| *byte == 1), "the other queue knows as well");
     file.set_len(1 << 20).unwrap();
     assert_eq!(queue.refresh_size(), Ok(1 << 20), "one that has shrunk says so");
+}
+
+/// Whatever the file system could do: holes cost more than they give.
+#[test]
+fn files_are_discarded_only_when_that_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("device");
+    std::fs::write(&path, vec![3; 1 << 20]).unwrap();
+    for (discard, wanted) in
+        [(Discard::Auto, false), (Discard::Never, false), (Discard::Always, true)]
+    {
+        let options = OpenOptions { discard, ..OpenOptions::default() };
+        let device = FileDevice::open(&path, &options).unwrap();
+        assert_eq!(device.info().discard, wanted, "{discard:?}");
+        let queue = device.open_queue(4).unwrap();
+        assert_eq!(block_on(&*queue, queue.discard(0, 4096)).is_ok(), wanted, "{discard:?}");
+        assert!(block_on(&*queue, queue.write_zeroes(4096, 4096)).is_ok());
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_device::{Allocation, BlockDevice as _, DeviceQueue, FileDevice, QueueExt as _};
+use engine_device::{
+    Allocation, BlockDevice as _, DeviceQueue, Discard, FileDevice, QueueExt as _,
+};
 use engine_memory::Buffer;
 use engine_shard::clock::Clock;
 use engine_store::pool::FormatOptions;
@@ -90,7 +92,7 @@ fn open_or_create(path: &Path, size_bytes: Option<u64>) -> Result<FileDevice, Fo
         }
         (true, _) => {}
     }
-    open_alone(path, &Clock::new()).map_err(failed)
+    open_alone(path, Discard::Auto, &Clock::new()).map_err(failed)
 }
 
 /// What a device holds, as far as its first blocks tell.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_device::{BlockDevice, DeviceQueue, MemoryDevice};
+use engine_device::{BlockDevice, DeviceQueue, Discard, MemoryDevice};
 use engine_shard::doorbell::Doorbell;
 use engine_shard::{Handle, Reactor, ReactorConfig};
 use engine_store::api::{Link, Reply, Request};
@@ -133,7 +133,7 @@ impl LocalPool {
     /// # Errors
     /// See [`OpenError`].
     pub fn open_as(paths: &[PathBuf], opening: Opening) -> std::result::Result<Self, OpenError> {
-        let pool = members::open(paths).map_err(OpenError::Members)?;
+        let pool = members::open(paths, Discard::Auto).map_err(OpenError::Members)?;
         let devices: Vec<&dyn BlockDevice> =
             pool.members.iter().map(|member| &member.device as &dyn BlockDevice).collect();
         let (mut reactor, queues) = assemble(&devices).map_err(OpenError::Members)?;

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_device::{BlockDevice as _, DeviceError, DeviceQueue, FileDevice, OpenOptions};
+use engine_device::{BlockDevice as _, DeviceError, DeviceQueue, Discard, FileDevice, OpenOptions};
 use engine_shard::clock::Clock;
 use engine_shard::doorbell::Doorbell;
 use engine_shard::{Reactor, ReactorConfig};
@@ -62,18 +62,18 @@ struct Found {
     table: Vec<(Uuid, String)>,
 }
 
-/// Opens the pool on `paths` for this process alone.
+/// Opens the pool on `paths` for this process alone. `discard`: on which of them what becomes free is discarded.
 ///
 /// # Errors
 /// Every problem, in words for people: devices that are missing, in use, not members, of two pools;
 /// members that no device was given for.
-pub fn open(paths: &[PathBuf]) -> Result<Pool, Vec<String>> {
+pub fn open(paths: &[PathBuf], discard: Discard) -> Result<Pool, Vec<String>> {
     let mut found = Vec::new();
     let mut devices = Vec::new();
     let mut problems = Vec::new();
     let clock = Clock::new();
     for path in paths {
-        match open_alone(path, &clock)
+        match open_alone(path, discard, &clock)
             .map_err(|error| error.to_string())
             .and_then(|device| Ok((identify(path, &device)?, device)))
         {
@@ -100,8 +100,12 @@ pub fn open(paths: &[PathBuf]) -> Result<Pool, Vec<String>> {
 
 /// Opens a device for this process alone. One that is in use is tried again until `clock`, made when
 /// the first was tried, shows [`RELEASE_NS_MAX`].
-pub(crate) fn open_alone(path: &Path, clock: &Clock) -> Result<FileDevice, DeviceError> {
-    let options = OpenOptions { exclusive: true, ..OpenOptions::default() };
+pub(crate) fn open_alone(
+    path: &Path,
+    discard: Discard,
+    clock: &Clock,
+) -> Result<FileDevice, DeviceError> {
+    let options = OpenOptions { exclusive: true, discard, ..OpenOptions::default() };
     loop {
         match FileDevice::open(path, &options) {
             Err(DeviceError::Open { cause, .. })

@@ -51,7 +51,7 @@ type Failure = String;
 
 /// Runs the daemon to its end.
 pub(crate) fn run(config: &Config, log: Logging) -> ExitCode {
-    let pool = match members::open(&config.pool.devices) {
+    let pool = match members::open(&config.pool.devices, config.pool.discard.into()) {
         Ok(pool) => pool,
         Err(problems) => {
             for problem in problems {

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-pub use open::{Allocation, DirectIo, OpenOptions};
+pub use open::{Allocation, DirectIo, Discard, OpenOptions};
 pub use ring::kernel_entries;
 
 use crate::{BlockDevice, DeviceError, DeviceInfo, DeviceQueue};

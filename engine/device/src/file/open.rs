@@ -37,6 +37,19 @@ pub enum DirectIo {
     Off,
 }
 
+/// What is discarded, of what can be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Block devices. A file gives the space back, and what is written there later has to be allocated anew: its
+    /// file system journals that at the next flush, and scatters the file.
+    #[default]
+    Auto,
+    /// Files, too: their holes are other files' space.
+    Always,
+    /// Nothing.
+    Never,
+}
+
 /// Whether a new file's space is allocated at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
@@ -59,11 +72,19 @@ pub struct OpenOptions {
     /// Unit in bytes of offsets and lengths: a power of two from 512 to 4096 and at least what the
     /// device asks for. `None`: the logical block of a block device, 4096 for a file.
     pub block_size: Option<u32>,
+    /// Whether discards are offered, where they can be had.
+    pub discard: Discard,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, exclusive: true, direct: DirectIo::Auto, block_size: None }
+        Self {
+            read_only: false,
+            exclusive: true,
+            direct: DirectIo::Auto,
+            block_size: None,
+            discard: Discard::Auto,
+        }
     }
 }
 
@@ -183,7 +204,12 @@ fn open(path: &Path, options: &OpenOptions) -> Result<FileDevice, String> {
             .as_ref()
             .map_or(block_size, |facts| facts.physical_block.max(block_size)),
         volatile_write_cache: facts.as_ref().is_none_or(|facts| facts.volatile_write_cache),
-        discard: punch,
+        discard: punch
+            && match options.discard {
+                Discard::Auto => is_block,
+                Discard::Always => true,
+                Discard::Never => false,
+            },
         write_zeroes: writable && facts.as_ref().map_or(punch, |facts| facts.write_zeroes),
         max_transfer_bytes: TRANSFER_BYTES_MAX,
     };

@@ -11,6 +11,7 @@ mod compare;
 mod state;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use engine_base::{InodeNumber, ShardId};
 
@@ -221,23 +222,39 @@ impl TreeModel {
             .take_while(|logged| logged.ended.is_some_and(|ended| ended < floor))
             .count();
         let far = compare::far_history(shard_count, &self.base, &self.log);
+        let matching = Matching { found, inodes: &self.inodes, shard_count, far: &far };
+        if let Ok(count) = self.first_match(&matching, least..=self.log.len()) {
+            let reached = count.checked_sub(1).map_or(0, |last| self.log[last].started);
+            return Ok(Recovered { operations: count, reached });
+        }
+        // Something is wrong; what it is nearest to helps to find out what.
+        match self.first_match(&matching, 0..=self.log.len()) {
+            Ok(count) => Err(format!(
+                "the tree is as after {count} of {} operations, but {least} were durable: {:?}",
+                self.log.len(),
+                self.log.get(count).map(|logged| &logged.op)
+            )),
+            Err(nearest) => Err(self.no_match(least, nearest)),
+        }
+    }
+
+    /// The first of these states that is what was found, or the one that is nearest.
+    fn first_match(
+        &self,
+        matching: &Matching<'_>,
+        counts: RangeInclusive<usize>,
+    ) -> Result<usize, (usize, Difference)> {
         let mut nearest: Option<(usize, Difference)> = None;
-        // The first match of all, and the first that has everything durable.
-        let (mut too_early, mut matched) = (None, None);
         let mut state = self.base.clone();
-        for count in 0..=self.log.len() {
+        for count in 0..=*counts.end() {
             let next = self.log.get(count).map(|logged| &logged.op);
-            let matching = Matching { found, inodes: &self.inodes, shard_count, far: &far };
-            match matching.compare(&state, next) {
-                Ok(()) if count < least => too_early = Some(count),
-                Ok(()) => {
-                    matched = Some(count);
-                    break;
-                }
-                Err(difference) => {
-                    let nearer = nearest.as_ref().is_none_or(|(_, best)| difference <= *best);
-                    if nearer {
-                        nearest = Some((count, difference));
+            if counts.contains(&count) {
+                match matching.compare(&state, next) {
+                    Ok(()) => return Ok(count),
+                    Err(difference) => {
+                        if nearest.as_ref().is_none_or(|(_, best)| difference <= *best) {
+                            nearest = Some((count, difference));
+                        }
                     }
                 }
             }
@@ -246,18 +263,7 @@ impl TreeModel {
                 let _ = state.apply(op);
             }
         }
-        match (matched, too_early) {
-            (Some(count), _) => {
-                let reached = count.checked_sub(1).map_or(0, |last| self.log[last].started);
-                Ok(Recovered { operations: count, reached })
-            }
-            (None, Some(count)) => Err(format!(
-                "the tree is as after {count} of {} operations, but {least} were durable: {:?}",
-                self.log.len(),
-                self.log.get(count).map(|logged| &logged.op)
-            )),
-            (None, None) => Err(self.no_match(least, nearest.unwrap_or_default())),
-        }
+        Err(nearest.unwrap_or_default())
     }
 
     fn no_match(&self, least: usize, (count, difference): (usize, Difference)) -> String {

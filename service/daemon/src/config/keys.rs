@@ -87,6 +87,17 @@ pub(crate) const KEYS: &[Key] = &[
         advice: "list every member of the pool, each once, by its full path",
     },
     Key {
+        section: "pool",
+        name: "discard",
+        kind: Kind::Choice(&["auto", "always", "never"]),
+        default: Some("\"auto\""),
+        example: "\"auto\"",
+        doc: "What becomes free is discarded: \"auto\" on block devices that can, \"always\" in regular \
+              files, too, which then take no more room than what they hold, but flushes wait for what \
+              has to be allocated anew; \"never\".",
+        advice: "write \"auto\", \"always\" or \"never\"",
+    },
+    Key {
         section: "cores",
         name: "count",
         kind: int(0, CORES_MAX as i64, ""),

@@ -44,6 +44,30 @@ pub(crate) struct Config {
 pub(crate) struct Pool {
     /// Paths of all members.
     pub(crate) devices: Vec<PathBuf>,
+    /// What is discarded.
+    pub(crate) discard: Discard,
+}
+
+/// What is discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Discard {
+    /// Block devices, not files.
+    Auto,
+    /// Both.
+    Always,
+    /// Nothing.
+    Never,
+}
+
+impl From<Discard> for engine_device::Discard {
+    fn from(discard: Discard) -> Self {
+        match discard {
+            Discard::Auto => Self::Auto,
+            Discard::Always => Self::Always,
+            Discard::Never => Self::Never,
+        }
+    }
 }
 
 /// The polled cores.

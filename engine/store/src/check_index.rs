@@ -109,11 +109,13 @@ impl Engine {
             }
             let hold = Hold::new(self);
             let late = self.runtime().sleep(HOLD_NS_MAX);
-            match select(Box::pin(self.walk_all()), late).await {
-                Either::Left((walked, _)) => (walk, quiet) = walked?,
-                Either::Right(_) => {}
-            }
-            drop(hold);
+            (walk, quiet) = match select(Box::pin(self.walk_all()), late).await {
+                Either::Left((walked, _)) => walked?,
+                Either::Right((_, walking)) => {
+                    drop(hold);
+                    walking.await?
+                }
+            };
         }
         let shard = self.shard();
         if !quiet && walk.problems.len() > walk.sure.len() {

@@ -406,7 +406,9 @@ impl Journal {
             let progress = {
                 let state = self.state.borrow();
                 // Numbers below the first of this run that no entry has are written by nature.
-                if state.written_seq >= target || (state.ordinal == 0 && state.writing_done()) {
+                let nothing =
+                    state.ordinal == 0 && state.writing_done() && state.unproven.is_none();
+                if state.written_seq >= target || nothing {
                     return Ok(());
                 }
                 self.progress.notified()

@@ -37,6 +37,7 @@ use crate::repair::{MENDABLE, is_loss};
 use crate::reserve::{ReadReserve, Reserve};
 use crate::space::format::summary_blocks;
 use crate::space::{Bucket, BucketKind, Space};
+use crate::superblock::Superblock;
 use crate::sync::Notify;
 use crate::tail;
 use crate::times::Waits;
@@ -52,21 +53,14 @@ pub(crate) async fn recover(
 ) -> Result<Engine> {
     let (superblock, mut notes) = members::superblock(&config).await?;
     let superblock = Rc::new(superblock);
-    let area = superblock.journals[usize::from(config.shard.0)];
     let bucket_blocks = superblock.bucket_bytes / BLOCK_SIZE as u32;
-    let place = Place {
-        member: area.member,
-        queue: Rc::clone(&config.members[usize::from(area.member)]),
-        base_bytes: u64::from(area.first_bucket) * u64::from(superblock.bucket_bytes),
-        pool_uuid: superblock.pool_uuid,
-        shard: config.shard.0,
-    };
-    let ring_blocks = area.buckets * bucket_blocks;
+    let (place, ring_blocks) = journal_place(&config, &superblock);
     let summary_bytes = summary_blocks(bucket_blocks) * BLOCK_SIZE as u32;
     let write_bytes_max = superblock.node_bytes.max(summary_bytes) as usize;
     let mut recovered = read_journal(&place, ring_blocks, config.runtime.random_u64()).await?;
     let space = Rc::new(Space::new(superblock));
     let (kept, ended_by) = tail::whole_entries(&space, &config.members, &recovered.tail).await?;
+    notes.extend(unreadable_note(&place, &recovered));
     notes.extend(tail_note(&place, &recovered, kept, ended_by));
     let newest = newest::verify(&space, &config.members, &recovered.entries).await?;
     if !newest.is_empty() {
@@ -106,6 +100,32 @@ pub(crate) async fn recover(
     engine.recovery_notes.extend(lost);
     engine.settle_for_good(recovered.unflushed).await?;
     Ok(engine)
+}
+
+/// Where the shard's journal lies, and its length in blocks.
+fn journal_place(config: &EngineConfig, superblock: &Superblock) -> (Place, u32) {
+    let area = superblock.journals[usize::from(config.shard.0)];
+    let place = Place {
+        member: area.member,
+        queue: Rc::clone(&config.members[usize::from(area.member)]),
+        base_bytes: u64::from(area.first_bucket) * u64::from(superblock.bucket_bytes),
+        pool_uuid: superblock.pool_uuid,
+        shard: config.shard.0,
+    };
+    (place, area.buckets * (superblock.bucket_bytes / BLOCK_SIZE as u32))
+}
+
+/// What is told of blocks of the journal that cannot be read, if there are any.
+fn unreadable_note(place: &Place, recovered: &Recovered) -> Option<String> {
+    let (shard, device, blocks) = (place.shard, &place.queue.info().name, recovered.unreadable);
+    (blocks > 0).then(|| {
+        format!(
+            "journal of shard {shard} on {device}: {blocks} blocks cannot be read; a write that failed leaves such \
+             blocks, but if the newest entry, {}, is not the last one that was flushed, what came after it is lost: \
+             do not trust the device",
+            recovered.flush_seq
+        )
+    })
 }
 
 /// What is told of the entries that are given up, if there are any.

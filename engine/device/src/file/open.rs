@@ -50,6 +50,16 @@ pub enum Discard {
     Never,
 }
 
+impl Discard {
+    fn wanted(self, is_block: bool) -> bool {
+        match self {
+            Self::Auto => is_block,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
 /// Whether a new file's space is allocated at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
@@ -204,12 +214,7 @@ fn open(path: &Path, options: &OpenOptions) -> Result<FileDevice, String> {
             .as_ref()
             .map_or(block_size, |facts| facts.physical_block.max(block_size)),
         volatile_write_cache: facts.as_ref().is_none_or(|facts| facts.volatile_write_cache),
-        discard: punch
-            && match options.discard {
-                Discard::Auto => is_block,
-                Discard::Always => true,
-                Discard::Never => false,
-            },
+        discard: punch && options.discard.wanted(is_block),
         write_zeroes: writable && facts.as_ref().map_or(punch, |facts| facts.write_zeroes),
         max_transfer_bytes: TRANSFER_BYTES_MAX,
     };

@@ -59,7 +59,7 @@ pub(super) async fn entries(view: &View, shard: u16) -> Result<Entries> {
         Err(error @ StoreError::OutOfMemory { .. }) => Err(error),
         Err(error) => {
             notes.push(format!("recovery would refuse: {error}; all entries found are taken"));
-            let found = scan(&place, ring_blocks).await?;
+            let found = scan(&place, ring_blocks).await?.found;
             if found.is_empty() {
                 return Err(error);
             }
@@ -89,7 +89,7 @@ impl View {
             )));
         }
         let (place, ring_blocks) = place(self, shard);
-        let found = scan(&place, ring_blocks).await?;
+        let found = scan(&place, ring_blocks).await?.found;
         let mut items = Bounded::new(limit);
         let mut before: Option<u64> = None;
         for entry in found.range(first..=last).map(|(_, entry)| entry) {

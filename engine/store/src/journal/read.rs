@@ -42,8 +42,11 @@ pub(crate) struct Recovered {
     pub(crate) blacklist: Vec<(u64, u64)>,
     /// Entries found after the newest one to replay.
     pub(crate) dropped: u64,
-    /// Whether any entry was found after the newest flush entry.
+    /// Whether there was any entry after the newest flush entry, or may have been: where it cannot be read now,
+    /// and may be read later.
     pub(crate) unflushed: bool,
+    /// Blocks of the ring that could not be read.
+    pub(crate) unreadable: u32,
 }
 
 impl Recovered {
@@ -99,13 +102,21 @@ pub(crate) struct Found {
     pub(crate) records: Vec<u8>,
 }
 
+/// What is in the ring.
+pub(crate) struct Scan {
+    /// Every valid entry, by number.
+    pub(crate) found: BTreeMap<u64, Found>,
+    /// Blocks that could not be read.
+    pub(crate) unreadable: u32,
+}
+
 /// Reads the whole ring and decides what to replay.
 ///
 /// # Errors
 /// When the device fails, when there is no flush entry at all, or when an entry is missing that a
 /// later flush entry proves to have been durable.
 pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Result<Recovered> {
-    let found = scan(place, ring_blocks).await?;
+    let Scan { found, unreadable } = scan(place, ring_blocks).await?;
     let shard = place.shard;
     let newest = found.values().rev().find(|found| found.info.flush).ok_or_else(|| {
         mark(Branch::JournalWithoutFlush);
@@ -158,7 +169,8 @@ pub(crate) async fn recover(place: &Place, ring_blocks: u32, random: u64) -> Res
         next_seq,
         blacklist,
         dropped,
-        unflushed: dropped > 0,
+        unflushed: dropped > 0 || unreadable > 0,
+        unreadable,
     })
 }
 
@@ -211,7 +223,7 @@ fn tail_start(found: &BTreeMap<u64, Found>, flush_seq: u64) -> Option<u64> {
     }
 }
 
-/// Reads block by block what could not be read at once. A block that cannot be read holds no entry: a
+/// Reads block by block what could not be read at once, and says how many could not even so. A block that cannot be read holds no entry: a
 /// write that failed or was cut off may leave such blocks, and an entry that is needed is missed later.
 async fn read_by_blocks(
     place: &Place,
@@ -219,29 +231,32 @@ async fn read_by_blocks(
     len: usize,
     ring: &mut Vec<u8>,
     error: DeviceError,
-) -> Result<()> {
+) -> Result<u32> {
     mark(Branch::JournalReadByBlocks);
-    let mut any = false;
+    let (mut any, mut unreadable) = (false, 0);
     for at in (0..len as u64).step_by(JOURNAL_BLOCK) {
         match place.queue.read(offset + at, Buffer::try_new(JOURNAL_BLOCK)?).await {
             Ok(block) => {
                 ring.extend_from_slice(&block);
                 any = true;
             }
-            Err(_) => ring.resize(ring.len() + JOURNAL_BLOCK, 0),
+            Err(_) => {
+                unreadable += 1;
+                ring.resize(ring.len() + JOURNAL_BLOCK, 0);
+            }
         }
     }
     // A device that reads nothing at all is broken; its journal is not.
-    if any { Ok(()) } else { Err(error.into()) }
+    if any { Ok(unreadable) } else { Err(error.into()) }
 }
 
-/// Every valid entry of the ring, by number.
+/// Looks through the ring.
 ///
 /// # Errors
 /// When the device reads nothing at all.
-pub(crate) async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64, Found>> {
+pub(crate) async fn scan(place: &Place, ring_blocks: u32) -> Result<Scan> {
     let ring_bytes = ring_blocks as usize * JOURNAL_BLOCK;
-    let mut ring = Vec::new();
+    let (mut ring, mut unreadable) = (Vec::new(), 0);
     ring.try_reserve_exact(ring_bytes)
         .map_err(|_| StoreError::OutOfMemory { what: "reading the journal".to_owned() })?;
     while ring.len() < ring_bytes {
@@ -249,7 +264,9 @@ pub(crate) async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64
         let offset = place.base_bytes + ring.len() as u64;
         match place.queue.read(offset, Buffer::try_new(len)?).await {
             Ok(part) => ring.extend_from_slice(&part),
-            Err(error) => read_by_blocks(place, offset, len, &mut ring, error).await?,
+            Err(error) => {
+                unreadable += read_by_blocks(place, offset, len, &mut ring, error).await?;
+            }
         }
     }
     let mut found = BTreeMap::new();
@@ -266,5 +283,5 @@ pub(crate) async fn scan(place: &Place, ring_blocks: u32) -> Result<BTreeMap<u64
             None => block += 1,
         }
     }
-    Ok(found)
+    Ok(Scan { found, unreadable })
 }

@@ -3,6 +3,8 @@
 
 use engine_base::random::Random;
 
+use engine_device::{Fault, OperationKind, Rule};
+
 use super::{Pool, bytes_of, data_of};
 use crate::client::VolumeRef;
 use crate::error::StoreError;
@@ -122,6 +124,30 @@ fn a_damaged_entry_of_the_tail_ends_it_and_the_rest_is_counted() {
     assert_eq!(bytes, [7, 7, 0, 0, 0, 0]);
     pool.crash_and_open();
     assert_eq!(pool.notes(), Vec::<String>::new(), "told once");
+}
+
+/// What a shard was opened without stays away, though it can be read again (simulator seed 14426).
+#[test]
+fn an_entry_that_could_not_be_read_does_not_come_back() {
+    let (pool, volume) = with_volume(4);
+    write(&pool, &volume, 1, 7, true);
+    write(&pool, &volume, 2, 7, false);
+    let newest = entries(&pool, 0).pop().unwrap();
+    assert!(!newest.1.flush);
+    let at = newest.0 as u64;
+    let unreadable = Rule::always(&[OperationKind::Read], Fault::Error);
+    let rule = pool.faults(0).add(Rule { range: Some(at..at + 1), ..unreadable });
+    pool.crash_and_open();
+    assert_says(
+        &pool.notes().join("\n"),
+        &["journal of shard 0 on memory0: 1 blocks cannot be read"],
+    );
+    assert_eq!(read(&pool, &volume, 2), Ok(0));
+    pool.faults(0).remove(rule);
+    for _ in 0..2 {
+        pool.crash_and_open();
+        assert_eq!([read(&pool, &volume, 1), read(&pool, &volume, 2)], [Ok(7), Ok(0)]);
+    }
 }
 
 #[test]

@@ -223,8 +223,9 @@ fn tail_start(found: &BTreeMap<u64, Found>, flush_seq: u64) -> Option<u64> {
     }
 }
 
-/// Reads block by block what could not be read at once, and says how many could not even so. A block that cannot be read holds no entry: a
-/// write that failed or was cut off may leave such blocks, and an entry that is needed is missed later.
+/// Reads block by block what could not be read at once, and says how many could not even so. A block that cannot
+/// be read holds no entry: a write that failed or was cut off may leave such blocks, and an entry that is needed is
+/// missed later.
 async fn read_by_blocks(
     place: &Place,
     offset: u64,

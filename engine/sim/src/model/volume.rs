@@ -35,9 +35,10 @@ impl Write {
         self.acknowledged && older.ended.is_some_and(|ended| self.started > ended)
     }
 
-    /// Whether it is durable when all that ended before `floor` is; with 0 nothing is.
-    fn is_durable(&self, floor: u64) -> bool {
-        let by_itself = self.durable && floor > 0;
+    /// Whether it must be there when all that ended before `floor` must, and, with `kept`, what was written
+    /// durably.
+    fn is_durable(&self, floor: u64, kept: bool) -> bool {
+        let by_itself = self.durable && kept;
         self.acknowledged && (by_itself || self.ended.is_some_and(|ended| ended < floor))
     }
 }
@@ -216,7 +217,7 @@ impl VolumeModel {
             let version = self.version_of(block, found)?;
             let shard = self.shard_of(block);
             let floor = promises.present(shard);
-            let earliest = self.allowed_after_crash(block, floor, version).min();
+            let earliest = self.allowed_after_crash(block, floor, floor > 0, version).min();
             let Some(earliest) = earliest else {
                 return Err(self.crash_message(block, version, floor, "it is not durable"));
             };
@@ -239,8 +240,11 @@ impl VolumeModel {
         for (&block, &found) in found {
             let version = self.version_of(block, found)?;
             let shard = self.shard_of(block);
+            // What a lying disk has rolled back is not there, however durably it was written: only what
+            // comes before what survived.
+            let kept = promises.present(shard) > 0;
             let floor = promises.present(shard).max(reached[usize::from(shard)]);
-            if self.allowed_after_crash(block, floor, version).next().is_none() {
+            if self.allowed_after_crash(block, floor, kept, version).next().is_none() {
                 let why = "a later write of the same shard survived: not a prefix";
                 return Err(self.crash_message(block, version, floor, why));
             }
@@ -249,11 +253,12 @@ impl VolumeModel {
     }
 
     /// Starts of the writes of `version` that may be there when all that ended before `floor` is
-    /// durable.
+    /// durable; `kept`: as in [`Write::is_durable`].
     fn allowed_after_crash(
         &self,
         block: u64,
         floor: u64,
+        kept: bool,
         version: u64,
     ) -> impl Iterator<Item = u64> {
         let history = self.blocks.get(&block);
@@ -263,7 +268,9 @@ impl VolumeModel {
                 .iter()
                 .filter(move |write| write.version == version)
                 .filter(move |write| {
-                    !history.iter().any(|newer| newer.supersedes(write) && newer.is_durable(floor))
+                    !history
+                        .iter()
+                        .any(|newer| newer.supersedes(write) && newer.is_durable(floor, kept))
                 })
                 .map(|write| write.started)
         });
@@ -338,7 +345,7 @@ fn prune(history: &mut History, oldest_active: u64, floor: u64) {
         .map(|write| {
             !history.iter().any(|newer| {
                 newer.supersedes(write)
-                    && newer.is_durable(floor)
+                    && newer.is_durable(floor, floor > 0)
                     && newer.ended.is_some_and(|ended| ended < oldest_active)
             })
         })

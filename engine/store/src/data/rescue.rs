@@ -87,10 +87,10 @@ impl Engine {
                     return Ok(());
                 }
                 // Others give theirs back.
-                Err(StoreError::OutOfMemory { .. }) => self.runtime().sleep(PAUSE_NS).await,
-                Err(StoreError::Device(DeviceError::OutOfMemory { .. })) => {
-                    self.runtime().sleep(PAUSE_NS).await;
-                }
+                Err(
+                    StoreError::OutOfMemory { .. }
+                    | StoreError::Device(DeviceError::OutOfMemory { .. }),
+                ) => self.runtime().sleep(PAUSE_NS).await,
                 Err(other) => (error, places) = (other, places + 1),
             }
         }

@@ -2,7 +2,6 @@
 //! never a silent loss.
 
 use engine_base::random::Random;
-
 use engine_device::{Fault, OperationKind, Rule};
 
 use super::{Pool, bytes_of, data_of};

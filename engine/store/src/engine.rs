@@ -339,14 +339,15 @@ impl Engine {
         id
     }
 
-    /// The first key of the index in `from ..= to`.
-    pub(crate) async fn index_next(
+    /// The first key of the index in `from ..= to`, and what `of` takes of it and its value.
+    pub(crate) async fn index_next<T>(
         &self,
         tree: Tree,
         mut from: Position,
         to: Position,
         reads: &mut Reads,
-    ) -> Result<Option<(Position, Value)>> {
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
         while from <= to {
             let node = self.node_for(tree, 0, from).await?;
             self.mark_read(reads, &node)?;
@@ -355,7 +356,7 @@ impl Engine {
                 if node.is_scanned(place) {
                     self.read_ahead_of(&node);
                 }
-                return Ok(Some((*position, value.clone())));
+                return Ok(Some((*position, of(*position, value))));
             }
             if node.max >= to {
                 return Ok(None);

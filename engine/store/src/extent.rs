@@ -116,37 +116,7 @@ impl Extent {
         assert!(self.blocks >= 1 && self.blocks <= EXTENT_BLOCKS_MAX);
         assert!(!self.pointers.is_empty() && self.pointers.len() <= POINTERS_MAX);
         assert!(self.checksums.len() == self.blocks as usize);
-        let header = ExtentHeader {
-            version: VERSION,
-            pointers: self.pointers.len() as u8,
-            checksum: 1,
-            compression: 0,
-            encryption: 0,
-            reserved: 0,
-            blocks: U16::new(self.blocks as u16),
-            disk_blocks: U16::new(self.blocks as u16),
-            decoded_offset_blocks: U16::new(0),
-            decoded_blocks: U16::new(self.blocks as u16),
-            reserved2: U16::new(0),
-        };
-        let bytes = size_of::<ExtentHeader>()
-            + size_of::<ExtentPointer>() * self.pointers.len()
-            + size_of::<U32>() * self.checksums.len();
-        let mut value = Value::with_capacity(bytes);
-        value.extend_from_slice(header.as_bytes());
-        for pointer in &self.pointers {
-            let disk = ExtentPointer {
-                block: U64::new(pointer.block),
-                generation: U32::new(pointer.generation),
-                member: pointer.member,
-                reserved: [0; 3],
-            };
-            value.extend_from_slice(disk.as_bytes());
-        }
-        for checksum in &self.checksums {
-            value.extend_from_slice(U32::new(*checksum).as_bytes());
-        }
-        value
+        encode(self.pointers.iter().copied(), self.checksums.iter().copied().map(U32::new))
     }
 
     /// Parses a value of the extents tree.
@@ -173,6 +143,45 @@ impl Extent {
         let checksums = self.checksums[start as usize..(start + blocks) as usize].into();
         Self { blocks, pointers, checksums }
     }
+}
+
+/// The bytes of an extent with these pointers, and one block for each checksum.
+fn encode(
+    pointers: impl ExactSizeIterator<Item = Pointer>,
+    checksums: impl ExactSizeIterator<Item = U32>,
+) -> Value {
+    let blocks = U16::new(checksums.len() as u16);
+    let header = ExtentHeader {
+        version: VERSION,
+        pointers: pointers.len() as u8,
+        checksum: 1,
+        compression: 0,
+        encryption: 0,
+        reserved: 0,
+        blocks,
+        disk_blocks: blocks,
+        decoded_offset_blocks: U16::new(0),
+        decoded_blocks: blocks,
+        reserved2: U16::new(0),
+    };
+    let bytes = size_of::<ExtentHeader>()
+        + size_of::<ExtentPointer>() * pointers.len()
+        + size_of::<U32>() * checksums.len();
+    let mut value = Value::with_capacity(bytes);
+    value.extend_from_slice(header.as_bytes());
+    for pointer in pointers {
+        let disk = ExtentPointer {
+            block: U64::new(pointer.block),
+            generation: U32::new(pointer.generation),
+            member: pointer.member,
+            reserved: [0; 3],
+        };
+        value.extend_from_slice(disk.as_bytes());
+    }
+    for checksum in checksums {
+        value.extend_from_slice(checksum.as_bytes());
+    }
+    value
 }
 
 /// An extent as its value holds it: checked, and copied only where it is wanted. A read of one block
@@ -245,15 +254,23 @@ impl<'a> ExtentView<'a> {
     /// # Panics
     /// When the part is empty or reaches past the end.
     pub(crate) fn cut(&self, start: u32, blocks: u32) -> Extent {
+        let (pointers, checksums) = self.part(start, blocks);
+        let checksums = checksums.iter().map(|checksum| checksum.get()).collect();
+        Extent { blocks, pointers: pointers.collect(), checksums }
+    }
+
+    /// [`ExtentView::cut`], as the bytes for the index.
+    pub(crate) fn encode_cut(&self, start: u32, blocks: u32) -> Value {
+        let (pointers, checksums) = self.part(start, blocks);
+        encode(pointers, checksums.iter().copied())
+    }
+
+    fn part(&self, start: u32, blocks: u32) -> (impl ExactSizeIterator<Item = Pointer>, &'a [U32]) {
         assert!(blocks >= 1 && start + blocks <= self.blocks);
         let advanced =
-            |pointer: Pointer| Pointer { block: pointer.block + u64::from(start), ..pointer };
+            move |pointer: Pointer| Pointer { block: pointer.block + u64::from(start), ..pointer };
         let checksums = &self.checksums[start as usize..(start + blocks) as usize];
-        Extent {
-            blocks,
-            pointers: self.pointers().map(advanced).collect(),
-            checksums: checksums.iter().map(|checksum| checksum.get()).collect(),
-        }
+        (self.pointers().map(advanced), checksums)
     }
 }
 
@@ -288,7 +305,9 @@ mod tests {
         assert_eq!(part.checksums.as_slice(), [2, 3]);
         assert_eq!(Extent::decode(&part.encode()), Ok(part.clone()));
         let value = extent.encode();
-        assert_eq!(ExtentView::parse(&value).unwrap().cut(1, 2), part);
+        let view = ExtentView::parse(&value).unwrap();
+        assert_eq!(view.cut(1, 2), part);
+        assert_eq!(view.encode_cut(1, 2), part.encode());
     }
 
     #[test]

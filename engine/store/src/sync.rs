@@ -17,12 +17,21 @@ impl Notify {
     /// Wakes all who wait now.
     pub(crate) fn notify_all(&self) {
         self.generation.set(self.generation.get() + 1);
+        if self.waiting.borrow().is_empty() {
+            return;
+        }
+        // Waking may make others wait here, so the list is not borrowed meanwhile.
         let mut waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         if planted::is(Bug::LostWakeup) && waiting.len() > 1 {
             waiting.pop();
         }
-        for waker in waiting {
+        for waker in waiting.drain(..) {
             waker.wake();
+        }
+        // Its memory serves those who wait next.
+        let mut next = self.waiting.borrow_mut();
+        if next.is_empty() {
+            *next = waiting;
         }
     }
 

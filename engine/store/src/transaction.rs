@@ -95,9 +95,23 @@ impl<'e> Transaction<'e> {
     pub async fn next(
         &mut self,
         tree: Tree,
-        mut from: Position,
+        from: Position,
         to: Position,
     ) -> Result<Option<(Position, Value)>> {
+        self.next_as(tree, from, to, |_, value| value.clone()).await
+    }
+
+    /// The first key in `from ..= to`, and what `of` takes of it and its value.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub(crate) async fn next_as<T>(
+        &mut self,
+        tree: Tree,
+        mut from: Position,
+        to: Position,
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
         loop {
             if from > to {
                 return Ok(None);
@@ -109,14 +123,16 @@ impl<'e> Transaction<'e> {
                 .map(|update| update.position);
             // Nothing of the index past an own key is of interest.
             let limit = own.unwrap_or(to);
-            let found = self.engine.index_next(tree, from, limit, &mut self.reads).await?;
-            let Some((position, value)) = found else {
-                return Ok(own.and_then(|position| self.own_value(tree, position)));
+            let reads = &mut self.reads;
+            let found = self.engine.index_next(tree, from, limit, reads, &of).await?;
+            let Some((position, taken)) = found else {
+                let value = own.and_then(|position| self.own_value(tree, position));
+                return Ok(value.map(|(position, value)| (position, of(position, &value))));
             };
             match self.own_update(tree, position) {
-                None => return Ok(Some((position, value))),
+                None => return Ok(Some((position, taken))),
                 Some(Update { value: Some(value), .. }) => {
-                    return Ok(Some((position, value.clone())));
+                    return Ok(Some((position, of(position, value))));
                 }
                 Some(Update { value: None, .. }) => {}
             }

@@ -133,17 +133,15 @@ impl Batches {
         }
         // Stable: of two that overlap the later one waits.
         batch.sort_by_key(|piece| place(&piece.range));
-        let mut taken: Vec<Piece> = Vec::with_capacity(batch.len());
-        let mut late = Vec::new();
-        for piece in batch {
-            match taken.last() {
-                Some(last) if overlaps(&last.range, &piece.range) => late.push(piece),
-                _ => taken.push(piece),
+        let taken = if batch.is_sorted_by(|first, later| !overlaps(&first.range, &later.range)) {
+            batch
+        } else {
+            let (taken, late) = without_overlaps(batch);
+            for piece in late.into_iter().rev() {
+                waiting.push_front(piece);
             }
-        }
-        for piece in late.into_iter().rev() {
-            waiting.push_front(piece);
-        }
+            taken
+        };
         if let Some(first) = waiting.front() {
             first.slot.give(Turn::Lead);
         }
@@ -151,6 +149,18 @@ impl Batches {
         self.batches.set(self.batches.get() + 1);
         taken
     }
+}
+
+/// Of a sorted batch the pieces that overlap none before them, and the others.
+fn without_overlaps(batch: Vec<Piece>) -> (Vec<Piece>, Vec<Piece>) {
+    let (mut taken, mut late) = (Vec::<Piece>::with_capacity(batch.len()), Vec::new());
+    for piece in batch {
+        match taken.last() {
+            Some(last) if overlaps(&last.range, &piece.range) => late.push(piece),
+            _ => taken.push(piece),
+        }
+    }
+    (taken, late)
 }
 
 fn place(range: &BlockRange) -> (u64, u32, u64) {
@@ -212,17 +222,16 @@ impl DataPath {
             Ok(placed) => placed,
             Err(error) => return answer(runs, &Err(error)),
         };
-        let runs = self.write_and_commit(runs, &placed, &data).await;
+        let mut runs = self.write_and_commit(runs, &placed, &data).await;
         drop(data);
         drop(placed);
-        let (committed, rest) = split(runs, Until::Committed);
-        answer(committed, &Ok(()));
-        if rest.is_empty() {
+        answer(runs.extract_if(.., |run| run.until() == Until::Committed), &Ok(()));
+        if runs.is_empty() {
             return;
         }
-        let flushes = rest.iter().any(|run| run.until() == Until::Flushed);
+        let flushes = runs.iter().any(|run| run.until() == Until::Flushed);
         let result = if flushes { self.engine.flush().await } else { self.engine.written().await };
-        answer(rest, &result);
+        answer(runs, &result);
     }
 
     /// Writes the data of runs where it was given a place, and names it in the index meanwhile. Answers those that
@@ -297,7 +306,7 @@ impl DataPath {
         for (run, replacement) in runs.into_iter().zip(&replacements) {
             match self.commit_alone(replacement, flight).await {
                 Ok(()) => committed.push(run),
-                Err(error) => answer(vec![run], &Err(error)),
+                Err(error) => answer([run], &Err(error)),
             }
         }
         committed
@@ -337,11 +346,6 @@ fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
     (runs, data, all)
 }
 
-/// Those that wait for no more than `until`, and the others.
-fn split(runs: Vec<Run>, until: Until) -> (Vec<Run>, Vec<Run>) {
-    runs.into_iter().partition(|run| run.until() <= until)
-}
-
 /// Whether any device can take the data from where it is.
 fn is_aligned(data: &Data) -> bool {
     data.iter().all(|piece| {
@@ -349,7 +353,7 @@ fn is_aligned(data: &Data) -> bool {
     })
 }
 
-fn answer(runs: Vec<Run>, result: &Result<()>) {
+fn answer(runs: impl IntoIterator<Item = Run>, result: &Result<()>) {
     for (_, slot) in runs.into_iter().flat_map(|run| run.members) {
         slot.give(Turn::Answer(result.clone()));
     }

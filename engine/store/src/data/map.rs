@@ -65,45 +65,77 @@ impl Span {
 
 /// Where extents are looked for.
 trait Extents {
-    /// The first in `from ..= to`.
-    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>>;
+    /// The first in `from ..= to`, and what `of` takes of it and its value, which is not copied.
+    async fn next<T>(
+        &mut self,
+        from: Position,
+        to: Position,
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>>;
 }
 
 impl Extents for Transaction<'_> {
-    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>> {
-        Transaction::next(self, Tree::Extents, from, to).await
+    async fn next<T>(
+        &mut self,
+        from: Position,
+        to: Position,
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
+        self.next_as(Tree::Extents, from, to, of).await
     }
 }
 
 /// The index as it is, without a transaction, which takes room.
 impl Extents for &Engine {
-    async fn next(&mut self, from: Position, to: Position) -> Result<Option<(Position, Value)>> {
-        self.index_next(Tree::Extents, from, to, &mut None).await
+    async fn next<T>(
+        &mut self,
+        from: Position,
+        to: Position,
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
+        self.index_next(Tree::Extents, from, to, &mut None, of).await
     }
 }
 
-/// The next extent of the range's inode and version with a key at or past `from`: its key, its first
-/// block, and what `of` takes of it.
+/// What a key among those of a range is.
+enum Seen<T> {
+    /// An extent with blocks of the range.
+    Within(T),
+    /// An extent past the range.
+    Past,
+    /// Of another version.
+    Elsewhere,
+}
+
+/// The next extent of the range's inode and version with a key at or past `from`: its key, and what `of`
+/// takes of it, its first block and its end.
 async fn next_extent<T>(
     extents: &mut impl Extents,
     range: &BlockRange,
     mut from: Position,
     of: impl Fn(ExtentView<'_>, u64, u64) -> T,
-) -> Result<Option<(Position, u64, T)>> {
-    loop {
-        let found = extents.next(from, range.last_key()).await?;
-        let Some((position, value)) = found else { return Ok(None) };
+) -> Result<Option<(Position, T)>> {
+    let seen = |position: Position, value: &Value| -> Result<Seen<T>> {
         if position.snapshot != range.snapshot.0 {
-            from = position.successor();
-            continue;
+            return Ok(Seen::Elsewhere);
         }
-        let extent = ExtentView::parse(&value)?;
+        let extent = ExtentView::parse(value)?;
         let end = position.offset;
         let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
             let name = format!("extent of inode {} ending at {end}", range.inode);
             StoreError::corrupt(name, "starts before block 0")
         })?;
-        return Ok((start < range.to).then(|| (position, start, of(extent, start, end))));
+        Ok(if start < range.to { Seen::Within(of(extent, start, end)) } else { Seen::Past })
+    };
+    loop {
+        let Some((position, seen)) = extents.next(from, range.last_key(), &seen).await? else {
+            return Ok(None);
+        };
+        match seen? {
+            Seen::Within(taken) => return Ok(Some((position, taken))),
+            Seen::Past => return Ok(None),
+            Seen::Elsewhere => from = position.successor(),
+        }
     }
 }
 
@@ -120,7 +152,7 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sm
             Span { block: first, pointer: part.pointers[0], checksums: part.checksums }
         };
         let found = next_extent(&mut engine, range, from, part).await?;
-        let Some((position, _, span)) = found else { break };
+        let Some((position, span)) = found else { break };
         spans.push(span);
         at = position.offset.min(range.to);
     }
@@ -136,24 +168,27 @@ pub(crate) async fn clear_range(
 ) -> Result<Option<u64>> {
     let mut from = range.first_key(range.from);
     let budget = transaction.update_count() + BULK_UPDATES_MAX + 2;
-    let whole = |extent: ExtentView<'_>, _, _| extent.cut(0, extent.blocks());
-    while let Some((position, start, extent)) = next_extent(transaction, range, from, whole).await?
+    // What stays of an extent before the range, and past it.
+    let rests = |extent: ExtentView<'_>, start: u64, end: u64| {
+        let left = (start < range.from).then(|| extent.encode_cut(0, (range.from - start) as u32));
+        let right = (end > range.to)
+            .then(|| extent.encode_cut((range.to - start) as u32, (end - range.to) as u32));
+        (start, left, right)
+    };
+    while let Some((position, (start, left, right))) =
+        next_extent(transaction, range, from, rests).await?
     {
         if transaction.update_count() >= budget {
             return Ok(Some(start.max(range.from)));
         }
-        let end = position.offset;
-        if start < range.from {
-            let left = extent.cut(0, (range.from - start) as u32);
-            transaction.put(Tree::Extents, range.key(range.from), left.encode());
+        if let Some(left) = left {
+            transaction.put(Tree::Extents, range.key(range.from), left);
         }
-        if end > range.to {
-            let right = extent.cut((range.to - start) as u32, (end - range.to) as u32);
-            transaction.put(Tree::Extents, position, right.encode());
-        } else {
-            transaction.delete(Tree::Extents, position);
+        match right {
+            Some(right) => transaction.put(Tree::Extents, position, right),
+            None => transaction.delete(Tree::Extents, position),
         }
-        if end >= range.to {
+        if position.offset >= range.to {
             break;
         }
         from = position.successor();

@@ -30,6 +30,8 @@ const BLACKLIST_MAX: usize = 64;
 /// An entry is written without being asked for when it has grown to this, or to a quarter of what an
 /// entry may hold: large enough for few commands, small enough to keep the device busy early.
 const WRITE_AT_BYTES: usize = 256 * 1024;
+/// Buffers that are kept for the next entries: as many as are mostly on their way.
+const SPARES_MAX: usize = 4;
 /// Longest buffer that is kept for the next entry: nearly all entries are shorter.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
@@ -60,8 +62,8 @@ struct State {
     seq: u64,
     /// Room for the header, then the records of the entry being filled.
     buffer: Vec<u8>,
-    /// The buffer of an entry that was written, for the next one.
-    spare: Vec<u8>,
+    /// Buffers of entries that were written, for the next ones: [`SPARES_MAX`] at most.
+    spares: Vec<Vec<u8>>,
     /// Records in it so far.
     ordinal: u32,
     /// Newest entry that was written with all before it and the data they name, and newest durable
@@ -162,7 +164,7 @@ impl Journal {
             pins: Pins::default(),
             seq: recovered.next_seq,
             buffer: vec![0; HEADER_BYTES],
-            spare: Vec::new(),
+            spares: Vec::with_capacity(SPARES_MAX),
             ordinal: 0,
             written_seq: recovered.newest_seq(),
             flushed_seq: recovered.flush_seq,
@@ -522,8 +524,8 @@ impl Journal {
             let keep = reclaim_keep(state.ring.blocks(), state.ring.free());
             state.reclaim_keep = state.reclaim_keep.max(keep);
         }
-        if entry.capacity() <= SPARE_BYTES_MAX {
-            state.spare = entry;
+        if entry.capacity() <= SPARE_BYTES_MAX && state.spares.len() < SPARES_MAX {
+            state.spares.push(entry);
         }
         drop(state);
         self.progress.notify_all();
@@ -543,7 +545,7 @@ impl Journal {
             state.want_space = false;
         }
         let _scope = alloc_scope!("journal entries");
-        let mut next = std::mem::take(&mut state.spare);
+        let mut next = state.spares.pop().unwrap_or_default();
         next.clear();
         next.resize(HEADER_BYTES, 0);
         let mut entry = std::mem::replace(&mut state.buffer, next);

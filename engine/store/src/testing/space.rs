@@ -176,15 +176,21 @@ fn hot_blocks_cost_less_than_scattered_ones() {
 }
 
 /// Fills a pool to the last block and empties it, again and again; at 95 % full it is overwritten. At each
-/// step no more was promised than could be written in the end, and hardly less.
+/// step no more was promised than could be written in the end, and hardly less; overwrites cut extents, and what the
+/// index grows by then goes off what was promised before. With several shards less than a region of each other one
+/// may be left when one is full.
 async fn fill_and_empty(pool: Pool, seed: u64, rounds: u32, overwrites: u32) {
     let mut random = Random::new(seed);
     let mut written = Written::new(&pool, 2 * pool.device().info().size_bytes).await;
     let first = written.free_blocks().await;
+    // Less than a region cannot go to another shard that is full.
+    let region_blocks = pool.shard(0).engine().superblock().region_buckets as usize * 64;
+    let left = region_blocks * (usize::from(pool.shard_count()) - 1);
     for round in 0..rounds {
         let capacity = written.free_blocks().await;
         assert!(capacity > first * 9 / 10, "round {round}: {capacity} of {first} blocks are left");
-        let (mut filled, mut factor) = (0, 0.0);
+        let (mut filled, mut factor, mut grown) = (0, 0.0, 0);
+        let index = || counter(&pool, "space_buckets_index") as usize * 64;
         let mut promised = vec![capacity];
         for percent in [50, 90, 95, 99] {
             let want = capacity * percent / 100;
@@ -192,17 +198,22 @@ async fn fill_and_empty(pool: Pool, seed: u64, rounds: u32, overwrites: u32) {
             if percent == 95 {
                 let mut places = random.fork();
                 let count = overwrites;
+                let before = index();
                 factor = overwrite(&mut written, count, filled, &mut places).await;
+                grown = index().saturating_sub(before);
             }
             promised.push(filled + written.free_blocks().await);
         }
         let full = written.fill(&mut random, &mut filled, usize::MAX).await.unwrap_err();
         assert!(matches!(full, StoreError::NoSpace { .. }), "{full:?}");
         println!(
-            "round {round}: {filled} written, promised {promised:?}; overwritten at {factor:.2}"
+            "round {round}: {filled} written, promised {promised:?}; overwritten at {factor:.2}, \
+             {grown} blocks of index"
         );
         for (step, promise) in promised.iter().enumerate() {
-            let kept = filled >= *promise && filled - promise < filled / 8;
+            // The capacity, and the promises at 50 and 90 %, are from before the overwrites.
+            let could = filled + left + if step < 3 { grown } else { 0 };
+            let kept = could >= *promise && could - promise < filled / 8;
             assert!(kept, "round {round}, step {step}: {promise} promised, {filled} written");
         }
         if round % 5 == 0 {
@@ -229,11 +240,10 @@ fn a_pool_is_filled_and_emptied_twenty_times() {
     small_pool(seed, 1, 32).run(async move |pool| fill_and_empty(pool, seed, 20, 500).await);
 }
 
-/// The same with a pool of more regions and more overwrites; takes minutes.
+/// The same with a pool of more shards and regions, and more overwrites.
 #[test]
-#[ignore = "takes minutes"]
 fn a_larger_pool_is_filled_and_emptied_twenty_times() {
-    small_pool(1, 4, 512).run(async move |pool| fill_and_empty(pool, 1, 20, 50_000).await);
+    small_pool(1, 4, 512).run(async move |pool| fill_and_empty(pool, 1, 20, 10_000).await);
 }
 
 /// Every second block of every extent is dropped, which makes keys of one into sixteen.

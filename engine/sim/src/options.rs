@@ -182,6 +182,8 @@ pub struct Options {
     pub discard_delay_ns: u64,
     /// Tables of regions that a shard keeps in memory when they are idle.
     pub region_tables: usize,
+    /// What copygc moves goes between live blocks also while there are free buckets.
+    pub fills_runs_first: bool,
     /// How fast they are.
     pub latency: Latency,
     /// Longest time of a message in nanoseconds.
@@ -284,6 +286,7 @@ impl Options {
             data_cache_bytes: Self::data_cache_bytes(seed),
             discard_delay_ns: Self::discard_delay_ns(seed),
             region_tables: *Random::new(seed ^ 0x7461_6273).pick(&[1, 4, 1000]),
+            fills_runs_first: Random::new(seed ^ 0x7275_6e73).chance(1, 6),
             latency: with_stalls(&mut switches, latency(random)),
             message_ns_max: *random.pick(&[200, 2_000, 200_000]),
             schedule: *random.pick(&[

@@ -42,6 +42,7 @@ impl Process {
         let (shard_count, cache_bytes) = (options.shard_count, options.cache_bytes);
         let data_cache_bytes = options.data_cache_bytes;
         let (region_tables, discard_delay_ns) = (options.region_tables, options.discard_delay_ns);
+        let fills_runs_first = options.fills_runs_first;
         let mesh = Mesh::new(executor, shard_count, options.message_ns_max, lie);
         let process = Self { mesh, shard_count, open: Rc::default(), refused: Rc::default() };
         for shard in (0..shard_count).map(ShardId) {
@@ -64,6 +65,7 @@ impl Process {
                         opened.set_data_cache_bytes(data_cache_bytes);
                         opened.engine().set_region_tables_max(region_tables);
                         opened.engine().set_discard_delay_ns(discard_delay_ns);
+                        opened.engine().set_fills_runs_first(fills_runs_first);
                         mesh.opened(shard, opened);
                         open.set(open.get() + 1);
                     }

@@ -48,11 +48,13 @@ pub enum Bug {
     UnloggedTruncate,
     /// The tally of a region does not hold the journal entries that changed it.
     TallyNotPinned,
+    /// Of what lies before dead blocks of a bucket in use, a block is written over with them.
+    RunOverNamed,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 21] = [
+    pub const ALL: [(&'static str, Self); 22] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -74,6 +76,7 @@ impl Bug {
         ("lost-wakeup", Self::LostWakeup),
         ("unlogged-truncate", Self::UnloggedTruncate),
         ("tally-not-pinned", Self::TallyNotPinned),
+        ("run-over-named", Self::RunOverNamed),
     ];
 }
 

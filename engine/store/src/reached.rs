@@ -43,11 +43,12 @@ pub enum Branch {
     ResumeTruncate,
     ResumeRemove,
     DataElsewhere,
+    RunFilled,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 33] = [
+    pub const ALL: [(Self, &'static str); 34] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -81,6 +82,7 @@ impl Branch {
         (Self::ResumeTruncate, "resume: truncation of a file"),
         (Self::ResumeRemove, "resume: removal of a file's data"),
         (Self::DataElsewhere, "write: put elsewhere, its place was named already"),
+        (Self::RunFilled, "space: no free bucket, moved between live blocks"),
     ];
 }
 

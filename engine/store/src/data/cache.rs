@@ -3,7 +3,8 @@
 //! A block is known by its *place*: member and block number there. Data is never overwritten in place, and
 //! the index is asked first in every case, so no write, hole, truncation or move has to tell the cache: after
 //! it the index names another place. What a place holds changes only when its bucket is used again, under
-//! another generation; an entry counts only with the generation and the checksum that the index names. So
+//! another generation (or, when no bucket is free, between live blocks of its own: then everything is forgotten); an
+//! entry counts only with the generation and the checksum that the index names. So
 //! all front ends see one truth, and what is served is what verified when it came from the device.
 //!
 //! Which blocks stay is decided by a CLOCK-Pro like policy (`quick_cache`): one that is used once passes through
@@ -77,6 +78,8 @@ pub(crate) struct DataCache {
     /// `None`: the cache is off.
     blocks: RefCell<Option<Blocks>>,
     blocks_max: Cell<usize>,
+    /// Places of live generations that were used again, as of the last look.
+    reused: Cell<u64>,
     counts: Rc<Counts>,
 }
 
@@ -86,6 +89,7 @@ impl DataCache {
         let cache = Rc::new(Self {
             blocks: RefCell::new(None),
             blocks_max: Cell::new(0),
+            reused: Cell::new(0),
             counts: Rc::default(),
         });
         let this = Rc::downgrade(&cache);
@@ -101,6 +105,13 @@ impl DataCache {
         };
         self.blocks_max.set(blocks_max);
         self.renew();
+    }
+
+    /// Forgets all blocks if a place was used again under its generation since the last call: so many times in all.
+    pub(crate) fn forget_before(&self, reused: u64) {
+        if self.reused.replace(reused) != reused {
+            self.renew();
+        }
     }
 
     /// Forgets all blocks.

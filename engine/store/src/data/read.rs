@@ -184,6 +184,7 @@ impl Reader {
             pieces.push((run[0].block, slice));
             return Ok(Some(pieces));
         }
+        self.cache.forget_before(self.engine.space.runs_taken.get());
         let end = run[run.len() - 1].end();
         let hit = |(block, pointer, checksum): (u64, Pointer, u32)| {
             self.cache.get(pointer, checksum).map(|slice| (block, slice))
@@ -272,6 +273,9 @@ impl Reader {
                     }
                     if let Some(span) = run.iter().find(|it| (it.block..it.end()).contains(&block))
                     {
+                        if !self.still_names(range, block, span.at(block)).await? {
+                            return Ok(None);
+                        }
                         self.engine.note_lost_block(range, block, span.at(block));
                     }
                     let offset = block.saturating_mul(BLOCK_SIZE);
@@ -288,6 +292,13 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the index names this place for the block. If not, what was read there may be somebody else's.
+    async fn still_names(&self, range: &BlockRange, block: u64, place: Pointer) -> Result<bool> {
+        let range = BlockRange { from: block, to: block.saturating_add(1), ..*range };
+        let now = lookup(&self.engine, &range).await?;
+        Ok(now.iter().any(|span| span.block == block && span.pointer == place))
     }
 
     /// Waits for what of a run is on its way. False: look up again.

@@ -146,9 +146,9 @@ impl Engine {
         let open = tables.open[point as usize].as_mut()?;
         let start = open.next_block;
         let id = open.id;
-        let got = blocks.min(self.space.data_blocks() - start);
+        let got = blocks.min(open.end_block - start);
         open.next_block += got;
-        let full = open.next_block == self.space.data_blocks();
+        let full = open.next_block == open.end_block;
         tables.pending_blocks += u64::from(got);
         tables.written_blocks += u64::from(got);
         let now = tables.written_blocks;
@@ -184,6 +184,10 @@ impl Engine {
             };
             if !wanted {
                 return Ok(());
+            }
+            let runs_first = self.space.fills_runs_first.get() && self.needs_run(kind, point);
+            if runs_first && self.open_run().await? {
+                continue;
             }
             if self.space.free_buckets() > self.space.keep(kind, point) {
                 if self.space.tables.borrow().free.is_empty() {
@@ -222,7 +226,11 @@ impl Engine {
         let seq = self.journal.seq();
         let all = self.space.all_slots();
         let mut tables = self.space.tables.borrow_mut();
+        let end_block = self.space.data_blocks();
         let Some(id) = tables.take_free() else { return };
+        if !self.space.fills_runs_first.get() {
+            tables.runs.clear();
+        }
         let now = tables.written_blocks;
         let generation = {
             let bucket = tables.bucket(id);
@@ -245,7 +253,7 @@ impl Engine {
                     bucket.filled_at = now;
                 }
                 bucket.summary = Some(Vec::new());
-                tables.open[point as usize] = Some(OpenBucket { id, next_block: 0 });
+                tables.open[point as usize] = Some(OpenBucket { id, next_block: 0, end_block });
             }
         }
         self.dirty_bucket(&mut tables, id, seq);
@@ -272,6 +280,9 @@ impl Engine {
         }
         if let Some(error) = self.stopped() {
             return Err(error);
+        }
+        if self.needs_run(kind, point) && self.open_run().await? {
+            return Ok(());
         }
         self.space.gc_wanted.notify_all();
         let client = kind == BucketKind::Data && point == WritePoint::Data;
@@ -303,6 +314,16 @@ impl Engine {
                 available_bytes: 0,
             },
         })
+    }
+
+    /// Whether there is no free bucket for what is moved, nor will be one: see [`super::runs`].
+    fn needs_run(&self, kind: BucketKind, point: WritePoint) -> bool {
+        let tables = self.space.tables.borrow();
+        kind == BucketKind::Data
+            && point == WritePoint::Moved
+            && tables.open[point as usize].is_none()
+            && (self.space.fills_runs_first.get()
+                || tables.free_buckets() == 0 && tables.discarding.is_empty())
     }
 
     /// Makes free what was emptied by entries that are durable by now.

@@ -38,6 +38,8 @@ const STUCK_RETRY_NS: u64 = 1_000_000_000;
 
 /// Times that a bucket is gone over by its summary before the whole index is looked at.
 const PASSES_MAX: usize = 3;
+/// Times that the whole index is looked at: a walk may miss what is cut or comes meanwhile.
+const WALKS_MAX: usize = 3;
 
 /// The bucket that is being emptied.
 #[derive(Clone, Copy)]
@@ -45,6 +47,25 @@ pub(super) struct Victim {
     pub(super) id: BucketId,
     pub(super) generation: u32,
     pub(super) filled_at: u64,
+}
+
+/// That a bucket is being emptied: what is moved is not put there.
+struct Emptying<'s>(&'s Space, BucketId);
+
+impl<'s> Emptying<'s> {
+    fn new(space: &'s Space, id: BucketId) -> Self {
+        space.tables.borrow_mut().emptying.push(id);
+        Self(space, id)
+    }
+}
+
+impl Drop for Emptying<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.0.tables.borrow_mut();
+        if let Some(at) = tables.emptying.iter().position(|id| *id == self.1) {
+            tables.emptying.swap_remove(at);
+        }
+    }
 }
 
 impl Space {
@@ -185,6 +206,7 @@ impl Engine {
 
     /// Moves everything that lives in a bucket.
     pub(super) async fn empty_bucket(&self, id: BucketId) -> Result<()> {
+        let _emptying = Emptying::new(&self.space, id);
         let victim = {
             let mut tables = self.space.tables.borrow_mut();
             let bucket = tables.bucket(id);
@@ -199,7 +221,10 @@ impl Engine {
                 break;
             }
         }
-        if self.still_lives(victim) {
+        for _ in 0..WALKS_MAX {
+            if !self.still_lives(victim) {
+                break;
+            }
             let summary = self.summary_from_index(id).await?;
             self.move_entries(victim, &summary).await?;
         }

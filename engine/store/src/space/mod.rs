@@ -22,6 +22,7 @@ mod moves;
 mod regions;
 mod reserve;
 mod resize;
+mod runs;
 mod summary;
 mod table;
 mod victims;

@@ -10,6 +10,7 @@ use super::discard::{self, ToDiscard};
 use super::format::{SummaryEntry, summary_blocks};
 use super::loaded::Regions;
 use super::regions::RegionSource;
+use super::runs::Run;
 use super::victims::{Standing, Victims};
 use crate::error::{Result, StoreError};
 use crate::superblock::Superblock;
@@ -165,6 +166,8 @@ impl Bucket {
 pub(crate) struct OpenBucket {
     pub(crate) id: BucketId,
     pub(crate) next_block: u32,
+    /// The block before which it ends.
+    pub(crate) end_block: u32,
 }
 
 /// What changes in the space of a shard.
@@ -184,6 +187,10 @@ pub(crate) struct Tables {
     /// Index buckets with a slot to give.
     pub(crate) partial: BTreeSet<BucketId>,
     pub(crate) open: [Option<OpenBucket>; 2],
+    /// Of buckets in use, where what is moved may go when no bucket is free; the longest last.
+    pub(super) runs: Vec<Run>,
+    /// Buckets that are being emptied, each as often as somebody does.
+    pub(super) emptying: Vec<BucketId>,
     /// What is known of regions; see [`super::loaded`].
     pub(super) known: Regions,
     /// Regions handed to this shard, and the one it is about to give up.
@@ -273,6 +280,11 @@ pub(crate) struct Space {
     pub(crate) summary_misses: Cell<u64>,
     pub(super) gc_entries: GcEntries,
     pub(crate) allocation_waits: Cell<u64>,
+    /// Somebody looks for runs; runs that were taken so far.
+    pub(super) looking_for_runs: Cell<bool>,
+    pub(super) looked_for_runs: Notify,
+    pub(super) fills_runs_first: Cell<bool>,
+    pub(crate) runs_taken: Cell<u64>,
 }
 
 impl Space {
@@ -303,6 +315,10 @@ impl Space {
             summary_misses: Cell::new(0),
             gc_entries: GcEntries::default(),
             allocation_waits: Cell::new(0),
+            looking_for_runs: Cell::new(false),
+            looked_for_runs: Notify::default(),
+            fills_runs_first: Cell::new(false),
+            runs_taken: Cell::new(0),
         }
     }
 
@@ -327,6 +343,7 @@ impl Space {
         out.push(("copygc_buckets_stuck", tables.stuck.len() as u64));
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
         out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
+        out.push(("copygc_runs_filled", self.runs_taken.get()));
         out.push(("copygc_summary_misses", self.summary_misses.get()));
         out.push(("copygc_entries_looked_up", self.gc_entries.looked_up.get()));
         out.push(("copygc_entries_skipped", self.gc_entries.skipped.get()));
@@ -424,6 +441,8 @@ impl Tables {
             slots_draining: VecDeque::new(),
             partial: BTreeSet::new(),
             open: [None; 2],
+            runs: Vec::new(),
+            emptying: Vec::new(),
             known: Regions::new(superblock.region_buckets),
             regions: BTreeSet::new(),
             leaving: None,

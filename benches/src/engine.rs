@@ -19,7 +19,8 @@ use crate::load::{Running, Subject};
 
 /// Largest operation the load asks for.
 const DATA_BYTES: usize = 1 << 20;
-const VOLUME: &str = "bench";
+/// The volume that the load is put on.
+pub(crate) const VOLUME: &str = "bench";
 
 /// A volume that fills a part of its pool, and data to write.
 pub(crate) struct EngineSubject {

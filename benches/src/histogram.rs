@@ -24,6 +24,14 @@ impl Histogram {
         self.total += 1;
     }
 
+    /// Takes in what another one has seen.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.total += other.total;
+    }
+
     /// The lower bound, in nanoseconds, of the bucket with the given part (per mille) of all.
     pub(crate) fn quantile_ns(&self, per_mille: u64) -> u64 {
         let wanted = (self.total * per_mille).div_ceil(1000).max(1);

@@ -31,7 +31,7 @@ impl Pattern {
         matches!(self, Self::RandWrite | Self::Write)
     }
 
-    fn is_random(self) -> bool {
+    pub(crate) fn is_random(self) -> bool {
         matches!(self, Self::RandRead | Self::RandWrite)
     }
 }
@@ -68,6 +68,40 @@ pub(crate) trait Subject {
     /// Ends in order, if that is more than to end.
     fn close(self: Box<Self>) -> Result<()> {
         Ok(())
+    }
+}
+
+/// What one part of a load came to.
+#[derive(Default)]
+pub(crate) struct Tally {
+    operations: u64,
+    elapsed: Duration,
+    latency: Histogram,
+}
+
+impl Tally {
+    /// An operation has ended that took so long.
+    pub(crate) fn record(&mut self, took: Duration) {
+        self.operations += 1;
+        self.latency.record(took);
+    }
+
+    /// The part has ended, after so long.
+    pub(crate) fn end(&mut self, elapsed: Duration) {
+        self.elapsed = elapsed;
+    }
+
+    /// Takes in another part, which ran at the same time.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.latency.add(&other.latency);
+    }
+
+    /// All of it, in operations of `block_bytes`.
+    pub(crate) fn over(self, block_bytes: u32) -> Measured {
+        let Self { operations, elapsed, latency } = self;
+        Measured { operations, elapsed, block_bytes, latency }
     }
 }
 
@@ -113,19 +147,18 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
         Ok(timed(running))
     };
     let started = Instant::now();
-    let mut latency = Histogram::default();
+    let mut tally = Tally::default();
     let mut running = FuturesUnordered::new();
     for _ in 0..load.depth {
         running.push(next()?);
     }
     let mut context = Context::from_waker(Waker::noop());
-    let (mut operations, mut begun) = (0, u64::from(load.depth));
+    let mut begun = u64::from(load.depth);
     // Operations still under way at the end are waited for and counted, with their time.
     while !running.is_empty() {
         subject.turn()?;
         while let Poll::Ready(Some(ended)) = Pin::new(&mut running).poll_next(&mut context) {
-            latency.record(ended?);
-            operations += 1;
+            tally.record(ended?);
             let goes_on = match load.operations {
                 Some(most) => begun < most,
                 None => started.elapsed() < load.duration,
@@ -136,8 +169,8 @@ pub(crate) fn measure(subject: &dyn Subject, load: &Load) -> Result<Measured> {
             }
         }
     }
-    let elapsed = started.elapsed();
-    Ok(Measured { operations, elapsed, block_bytes: load.block_bytes, latency })
+    tally.end(started.elapsed());
+    Ok(tally.over(load.block_bytes))
 }
 
 /// The time an operation takes, from its start.

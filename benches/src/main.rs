@@ -6,6 +6,7 @@
 // A program that talks to people and measures time.
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
+mod cores;
 mod device;
 mod engine;
 mod files;
@@ -13,7 +14,8 @@ mod histogram;
 mod load;
 mod mount;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -54,6 +56,9 @@ struct Args {
     /// Shards of a new pool: one measures what one core does with one shard, as the load runs on one thread
     #[arg(long)]
     shards: Option<u16>,
+    /// Cores that engine-cores works on, and its load
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    cores: u16,
     /// Leave the pool without closing it
     #[arg(long)]
     crash: bool,
@@ -81,6 +86,8 @@ enum SubjectName {
     Device,
     /// A volume of a pool on the file, checksums on, through the whole engine in process
     Engine,
+    /// The same on several cores, as the daemon runs it: each has its shards and its part of the load
+    EngineCores,
     /// Creation, attributes and removal of --operations files in one directory of a file tree, through the
     /// whole engine in process
     EngineFiles,
@@ -109,6 +116,12 @@ fn main() -> Result<()> {
         seed: args.seed,
         flush_every: args.flush_every,
     };
+    if let (SubjectName::EngineCores, Some(file)) = (args.subject, &args.file) {
+        ensure!(args.flush_every == 0 && args.operations.is_none(), "it takes --seconds alone");
+        make_pool(file, &args)?;
+        println!("{}", cores::measure(file, args.cores.into(), &load)?.to_json());
+        return Ok(());
+    }
     if without_load(&args)? {
         return Ok(());
     }
@@ -134,6 +147,19 @@ fn main() -> Result<()> {
     if !args.crash {
         subject.close()?;
     }
+    Ok(())
+}
+
+/// Makes the pool, and fills its volume, if it is not there: in a process of its own, which locks the file.
+fn make_pool(file: &Path, args: &Args) -> Result<()> {
+    let mut maker = Command::new(std::env::current_exe()?);
+    maker.args(["--subject", "engine", "--operations", "1", "--file"]).arg(file);
+    maker.args(["--fill-percent", &args.fill_percent.to_string()]);
+    if let Some(shards) = args.shards {
+        maker.args(["--shards", &shards.to_string()]);
+    }
+    let made = maker.stdout(Stdio::null()).status()?;
+    ensure!(made.success(), "the pool could not be made: {made}");
     Ok(())
 }
 

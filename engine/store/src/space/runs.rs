@@ -23,7 +23,7 @@ use crate::planted::{self, Bug};
 use crate::reached::{Branch, mark};
 use crate::space::WritePoint;
 
-/// Buckets that one walk looks at, the emptiest: a bit for each of their blocks is held in memory.
+/// Buckets that one walk looks at, the emptiest: a byte for each of their blocks is held in memory.
 const BUCKETS_MAX: usize = 64;
 /// Extents after which a walk lets others run.
 const YIELD_EXTENTS: usize = 1024;

@@ -1,7 +1,7 @@
 //! PoolService.
 
 use engine_base::InodeNumber;
-use engine_store::api::{FsckReport, Link, ResizePhase, ResizeStatus};
+use engine_store::api::{FsckReport, Link, ResizePhase, ResizeStatus, Verify};
 use engine_store::damage::DamageLine;
 use proto::v1;
 use proto::v1::pool_service_server::PoolService;
@@ -158,8 +158,21 @@ where
         request: Request<v1::CheckPoolRequest>,
     ) -> Result<Response<v1::CheckPoolResponse>, Status> {
         let call = self.admit("CheckPool", &request)?;
-        let verify_data = request.into_inner().verify_data;
-        let work = async { self.client.fsck(verify_data).await.plain().map(report) };
+        let request = request.into_inner();
+        let work = async {
+            let verify = match (request.verify_data, request.resume) {
+                (false, false) => Verify::Nothing,
+                (true, false) => Verify::All,
+                (true, true) => Verify::Resume,
+                (false, true) => {
+                    return Err(bad_field(
+                        "resume",
+                        "needs verify_data: only that is gone on with",
+                    ));
+                }
+            };
+            self.client.fsck(verify).await.plain().map(report)
+        };
         call.run(work).await.map(Response::new)
     }
 

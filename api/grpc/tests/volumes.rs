@@ -229,10 +229,15 @@ async fn pool_and_statistics_are_shown() {
     assert_eq!((second.members.len(), second.members[0].index), (1, 2));
     assert_eq!(second.next_page_token, "");
 
-    let check = v1::CheckPoolRequest { verify_data: true };
-    let report = stand.pool().check_pool(check).await.unwrap().into_inner();
-    assert_eq!(report.problem_count, 0);
-    assert_eq!((report.checked[1].name.as_str(), report.checked[1].count), ("blocks", 14));
+    for (resume, blocks) in [(false, 14), (true, 6)] {
+        let check = v1::CheckPoolRequest { verify_data: true, resume };
+        let report = stand.pool().check_pool(check).await.unwrap().into_inner();
+        assert_eq!(report.problem_count, 0);
+        assert_eq!((report.checked[1].name.as_str(), report.checked[1].count), ("blocks", blocks));
+    }
+    let check = v1::CheckPoolRequest { verify_data: false, resume: true };
+    let refused = stand.pool().check_pool(check).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
 
     let stats = stand.stats().get_stats(v1::GetStatsRequest {}).await.unwrap().into_inner();
     assert_eq!(stats.shards.len(), 2);

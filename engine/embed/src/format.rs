@@ -164,7 +164,7 @@ mod tests {
             .run(async |client, _| {
                 let info = client.volume_create("v", 8 << 20, 4096).await.unwrap();
                 assert_eq!(client.subvolume_get("v").await.unwrap(), info);
-                client.fsck(true).await.unwrap()
+                client.fsck(engine_store::api::Verify::All).await.unwrap()
             })
             .unwrap();
         assert_eq!(report.problems, Vec::<String>::new());

@@ -54,7 +54,8 @@ impl Process {
                     members: disks.iter().map(SimDisk::queue).collect(),
                 },
                 peers: process.mesh.peer(shard),
-                limits: Limits::default(),
+                // Few blocks, so that a check that a crash cuts short has noted a place.
+                limits: Limits { fsck_note_blocks: 16, ..Limits::default() },
             };
             let (mesh, world) = (process.mesh.clone(), Rc::clone(world));
             let (open, refused) = (Rc::clone(&process.open), Rc::clone(&process.refused));

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use engine_base::random::Random;
-use engine_store::api::TreeRef;
+use engine_store::api::{TreeRef, Verify};
 use engine_store::client::{Client, VolumeRef};
 use engine_store::reached;
 
@@ -454,9 +454,13 @@ impl<'a> Simulation<'a> {
 
     fn verify(&mut self, crash: Option<bool>, polls_max: u64) -> Result<Step, String> {
         // Whether damage is told, only a look at everything shows.
-        let verify_data = self.random.chance(1, 4) || self.options.damage.is_some();
+        let verify = match self.options.damage {
+            Some(_) => Verify::All,
+            None if self.random.chance(1, 4) => *self.random.pick(&[Verify::All, Verify::Resume]),
+            None => Verify::Nothing,
+        };
         let Some(context) = self.context(0) else { return Ok(Step::Done) };
-        self.start_client(verify::run(context, crash, verify_data));
+        self.start_client(verify::run(context, crash, verify));
         self.drive(polls_max, || {
             let refused = self.process.as_ref().is_some_and(Process::is_refused);
             self.world.borrow().clients_running == 0 || refused

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
-use engine_store::api::SubvolumeInfo;
+use engine_store::api::{SubvolumeInfo, Verify};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
@@ -28,7 +28,7 @@ struct Findings {
 /// Reads everything back and, when nothing is wrong, settles the model on what was found. Nothing of
 /// the model changes before that: a crash in the middle does no harm. `crash`: whether one came
 /// before, and whether it took the power.
-pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: bool) {
+pub async fn run(mut context: ClientContext, crash: Option<bool>, verify: Verify) {
     let lost = match gather(&mut context).await {
         Ok(findings) => {
             let lost = findings.lost.clone();
@@ -46,15 +46,15 @@ pub async fn run(mut context: ClientContext, crash: Option<bool>, verify_data: b
     if context.world.borrow().failure.is_some() {
         return;
     }
-    check_whole(&context, verify_data, &lost).await;
+    check_whole(&context, verify, &lost).await;
 }
 
 /// fsck: finds nothing where nothing was destroyed, and something where `lost` could not be read.
-async fn check_whole(context: &ClientContext, verify_data: bool, lost: &[String]) {
+async fn check_whole(context: &ClientContext, verify: Verify, lost: &[String]) {
     let damaged = context.world.borrow().damaged();
-    match context.client.fsck(verify_data).await {
+    match context.client.fsck(verify).await {
         Ok(report) if report.problems.is_empty() => match lost.first() {
-            Some(lost) if verify_data => {
+            Some(lost) if verify == Verify::All => {
                 context.fail(format!("fsck finds nothing, but could not be read: {lost}"));
             }
             _ => context.world.borrow_mut().mark("fsck"),

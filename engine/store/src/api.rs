@@ -204,6 +204,18 @@ pub struct ShardStatus {
     pub counters: Vec<(&'static str, u64)>,
 }
 
+/// Data blocks that a check reads, to verify their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// None: metadata is checked.
+    #[default]
+    Nothing,
+    /// All of them. How far it got is noted now and then; it ends with `Busy` when another begins.
+    All,
+    /// Those that a check of all did not get to before it was cut short; where none was, all.
+    Resume,
+}
+
 /// What fsck found. Empty `problems`: every invariant holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FsckReport {
@@ -211,7 +223,8 @@ pub struct FsckReport {
     pub problems: Vec<String>,
     /// What was looked at: keys, nodes, extents, inodes, blocks verified, in (name, count) pairs.
     pub checked: Vec<(&'static str, u64)>,
-    /// What was found and done when the shards were opened; not problems that are still there.
+    /// What was found and done when the shards were opened, and how far a check before this one got;
+    /// not problems that are still there.
     pub notes: Vec<String>,
 }
 
@@ -225,8 +238,8 @@ pub enum Request {
     Status,
     /// Checks this shard's invariants, reading data too if asked. -> `Fsck`
     Fsck {
-        /// Also reads every data block and verifies its checksum.
-        verify_data: bool,
+        /// Data blocks to read.
+        verify: Verify,
     },
 
     /// Sizes of members: see [`ResizeRequest`] for who is asked, and the answers.

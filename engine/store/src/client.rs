@@ -10,7 +10,7 @@ use engine_memory::Slice;
 use crate::api::{
     Attributes, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind, FsckReport, Link,
     PutMode, RenameMode, Reply, Request, ResizeRequest, ResizeStatus, SetAttributes, ShardStatus,
-    SubvolumeInfo, SubvolumeKind, TreeRef, data_len,
+    SubvolumeInfo, SubvolumeKind, TreeRef, Verify, data_len,
 };
 use crate::error::Result;
 
@@ -116,9 +116,9 @@ impl<L: Link> Client<L> {
     }
 
     /// Checks every shard's invariants; problems of all shards in one report.
-    pub async fn fsck(&self, verify_data: bool) -> Result<FsckReport> {
+    pub async fn fsck(&self, verify: Verify) -> Result<FsckReport> {
         let mut report = FsckReport::default();
-        for reply in self.all_shards(&Request::Fsck { verify_data }).await? {
+        for reply in self.all_shards(&Request::Fsck { verify }).await? {
             match reply {
                 Reply::Fsck(part) => report.merge(*part),
                 other => return Err(other.mismatch("Fsck")),

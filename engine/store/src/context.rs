@@ -1,6 +1,6 @@
 //! What the parts of a shard share: engine, data path, way to other shards, gate, background work.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use engine_base::hash::FastMap;
@@ -27,6 +27,8 @@ pub(crate) struct Context {
     /// Ends in blocks of volumes that were resized since the shard was opened, by version: a front
     /// end that still knows the old size must not write past the new one.
     pub(crate) ceilings: RefCell<FastMap<u32, u64>>,
+    /// Checks of the data that were begun; the last goes on, those before it end.
+    pub(crate) verifying: Cell<u64>,
 }
 
 impl Context {
@@ -39,6 +41,7 @@ impl Context {
             peers,
             limits,
             ceilings: RefCell::default(),
+            verifying: Cell::new(0),
         })
     }
 

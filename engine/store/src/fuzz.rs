@@ -20,6 +20,7 @@ pub fn decoders(bytes: &[u8]) {
     let _ = Extent::decode(bytes);
     let _ = NodePointer::decode(bytes);
     let _ = crate::damage::Damage::decode(bytes);
+    let _ = crate::check::Verified::decode(bytes);
     let _ = Inode::decode(bytes);
     let _ = Entry::decode(bytes);
     let _ = Xattr::decode(bytes);

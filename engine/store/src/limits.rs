@@ -1,6 +1,8 @@
 //! Bounds of one shard above the engine: what may be in flight, kept in memory, or done in one
 //! transaction. Bounds that the disk format fixes live beside the format.
 
+use engine_base::BLOCK_SIZE;
+
 use crate::transaction::UPDATES_MAX;
 
 /// Index changes after which a bulk operation (truncate, discard, sweep) commits and goes on in a
@@ -55,6 +57,8 @@ pub struct Limits {
     pub records_max: usize,
     /// Lines of an fsck report; more problems are counted.
     pub fsck_problems_max: usize,
+    /// Data blocks after which a check notes how far it has verified them.
+    pub fsck_note_blocks: u64,
 }
 
 impl Default for Limits {
@@ -67,6 +71,7 @@ impl Default for Limits {
             subvolumes_max: 65_536,
             records_max: 65_536,
             fsck_problems_max: 1000,
+            fsck_note_blocks: (1 << 30) / BLOCK_SIZE,
         }
     }
 }

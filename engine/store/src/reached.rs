@@ -44,11 +44,12 @@ pub enum Branch {
     ResumeRemove,
     DataElsewhere,
     RunFilled,
+    CheckGoesOn,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 34] = [
+    pub const ALL: [(Self, &'static str); 35] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -83,6 +84,7 @@ impl Branch {
         (Self::ResumeRemove, "resume: removal of a file's data"),
         (Self::DataElsewhere, "write: put elsewhere, its place was named already"),
         (Self::RunFilled, "space: no free bucket, moved between live blocks"),
+        (Self::CheckGoesOn, "check: gone on with where it was cut short"),
     ];
 }
 

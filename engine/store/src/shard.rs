@@ -284,10 +284,10 @@ impl Shard {
     /// What has to do with damage: checks, and the list of what is lost.
     async fn handle_check(self: &Rc<Self>, request: Request) -> Result<Reply> {
         match request {
-            Request::Fsck { verify_data } => {
+            Request::Fsck { verify } => {
                 let tables = self.tables.as_ref();
                 let report =
-                    crate::check::fsck(&self.context, &self.namespace, tables, verify_data).await?;
+                    crate::check::fsck(&self.context, &self.namespace, tables, verify).await?;
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Repair { owners } => {

@@ -295,7 +295,8 @@ pub(crate) async fn check(
     arguments: &FsckArguments,
     output: &Output,
 ) -> Result<()> {
-    let request = v1::CheckPoolRequest { verify_data: arguments.verify_data };
+    let FsckArguments { verify_data, resume, .. } = *arguments;
+    let request = v1::CheckPoolRequest { verify_data, resume };
     let mut reply = session.pool().check_pool(request).await?.into_inner();
     if arguments.repair && reply.problem_count > 0 {
         offline::agree_to_repair(&reply.problems, reply.problem_count, arguments.yes, output)?;

@@ -477,6 +477,9 @@ pub(crate) struct FsckArguments {
     /// Also reads all data and verifies its checksums
     #[arg(long)]
     pub(crate) verify_data: bool,
+    /// Goes on where the last check of the data was cut short
+    #[arg(long, requires = "verify_data")]
+    pub(crate) resume: bool,
     /// Repairs what is found, as far as it can be; asks before
     #[arg(long)]
     pub(crate) repair: bool,

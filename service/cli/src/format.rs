@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engine_embed::members::uuid_text;
 use engine_embed::{FormatError, LocalPool, OpenError};
-use engine_store::api::FsckReport;
+use engine_store::api::{FsckReport, Verify};
 use engine_store::engine::Opening;
 use engine_store::pool::FormatOptions;
 
@@ -109,25 +109,21 @@ fn failed(problem: impl std::fmt::Display) -> NoCheck {
 /// Checks the pool on `devices`. Replays its journals; what it finds is not repaired.
 pub(crate) fn check(
     devices: &[PathBuf],
-    verify_data: bool,
+    verify: Verify,
 ) -> std::result::Result<CheckReport, NoCheck> {
     let mut pool = open(devices, Opening::Whole)?;
-    let report = pool.run(async move |client, _| client.fsck(verify_data).await);
+    let report = pool.run(async move |client, _| client.fsck(verify).await);
     let report = report.map_err(failed)?.map_err(failed)?;
     pool.close().map_err(failed)?;
     Ok(report.into())
 }
 
 /// Repairs the pool on `devices`, and checks it again. The notes say what was done.
-pub(crate) fn repair(
-    devices: &[PathBuf],
-    verify_data: bool,
-    opening: Opening,
-) -> Result<CheckReport> {
+pub(crate) fn repair(devices: &[PathBuf], verify: Verify, opening: Opening) -> Result<CheckReport> {
     let mut pool = open(devices, opening)?;
     let report = pool.run(async move |client, _| {
         let done = client.repair().await?;
-        let mut report = client.fsck(verify_data).await?;
+        let mut report = client.fsck(verify).await?;
         report.notes.extend(done.notes);
         Ok::<_, engine_store::StoreError>(report)
     });

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use engine_store::api::Verify;
 use engine_store::engine::Opening;
 
 use crate::args::{FormatArguments, FsckArguments};
@@ -49,19 +50,24 @@ pub(crate) fn format(arguments: &FormatArguments, output: &Output) -> Result<u8>
 
 /// `fsck` of devices.
 pub(crate) fn check(arguments: &FsckArguments, output: &Output) -> Result<u8> {
-    let (devices, verify_data) = (&arguments.devices, arguments.verify_data);
+    let devices = &arguments.devices;
+    let verify = match (arguments.verify_data, arguments.resume) {
+        (false, _) => Verify::Nothing,
+        (true, false) => Verify::All,
+        (true, true) => Verify::Resume,
+    };
     distinct(devices)?;
-    let found = match format::check(devices, verify_data) {
+    let found = match format::check(devices, verify) {
         Ok(found) if arguments.repair && !found.problems.is_empty() => {
             let count = found.problems.len() as u64;
             agree_to_repair(&found.problems, count, arguments.yes, output)?;
-            format::repair(devices, verify_data, Opening::Whole)?
+            format::repair(devices, verify, Opening::Whole)?
         }
         Ok(found) => found,
         Err(NoCheck::Damaged(failure)) if arguments.repair => {
             output.warning(&failure.message);
             agree(arguments.yes, "Give up the keys that cannot be read, and repair the rest?")?;
-            format::repair(devices, verify_data, Opening::Salvage)?
+            format::repair(devices, verify, Opening::Salvage)?
         }
         Err(NoCheck::Damaged(failure)) => {
             let hint = "cairn fsck --repair gives up index nodes that cannot be read";

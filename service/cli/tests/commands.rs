@@ -275,7 +275,10 @@ fn the_pool_is_shown_and_checked() {
     assert_eq!(stand.json(&["pool", "list"])[0]["path"], "/dev/one");
     assert!(stand.ok(&["pool", "list"]).contains("3 GiB"));
     assert!(stand.ok(&["fsck", "--online"]).contains("no problems found"));
-    assert_eq!(stand.json(&["fsck", "--online", "--verify-data"])["checked"]["blocks"], 14);
+    let mut verify = vec!["fsck", "--online", "--verify-data"];
+    assert_eq!(stand.json(&verify)["checked"]["blocks"], 14);
+    verify.push("--resume");
+    assert_eq!(stand.json(&verify)["checked"]["blocks"], 6);
     assert!(stand.ok(&["fsck", "--online", "--repair"]).contains("no problems found"));
     let damage = stand.json(&["damage", "list"]);
     assert_eq!((&damage[0]["path"], &damage[0]["length_bytes"]), (&"/a".into(), &8192.into()));
@@ -299,6 +302,7 @@ fn command_lines_are_checked() {
     let errors = stand.fails(3, &["pool", "format", text(&stand.path("none"))]);
     assert!(errors.contains("--file-size"), "{errors}");
     stand.fails(2, &["fsck"]);
+    stand.fails(2, &["fsck", "--online", "--resume"]);
     stand.fails(2, &["fsck", "--online", text(&device)]);
     stand.fails(2, &["ls", "no-colon"]);
     stand.fails(2, &["ls", "tree:relative"]);

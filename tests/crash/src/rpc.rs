@@ -178,7 +178,7 @@ pub(crate) async fn create_volume(
 
 /// Checks every invariant of the pool; with `verify_data` also every block's checksum.
 pub(crate) async fn check(channel: Channel, verify_data: bool) -> Result<()> {
-    let request = CheckPoolRequest { verify_data };
+    let request = CheckPoolRequest { verify_data, resume: false };
     let report = PoolServiceClient::new(channel)
         .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
         .check_pool(request)

@@ -10,7 +10,7 @@ use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
     RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, SetAttributes,
-    ShardStatus, SubvolumeInfo, SubvolumeKind,
+    ShardStatus, SubvolumeInfo, SubvolumeKind, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -443,8 +443,12 @@ impl Fake {
         match request {
             Request::Flush => Ok(Reply::Unit),
             Request::Status => Ok(Reply::Status(Box::new(status(shard, &state)))),
-            Request::Fsck { verify_data } => {
-                let blocks = u64::from(verify_data) * 7;
+            Request::Fsck { verify } => {
+                let blocks = match verify {
+                    Verify::Nothing => 0,
+                    Verify::Resume => 3,
+                    Verify::All => 7,
+                };
                 let report = FsckReport {
                     checked: vec![("keys", 3), ("blocks", blocks)],
                     notes: vec!["a copy was mended".to_owned()],

@@ -14,6 +14,7 @@ fn busy(seed: u64, faults: FaultMode) -> Options {
         .then(|| Options::of_seed(seed, 1, FaultMode::Damage, None).damage)
         .flatten();
     options.administration = faults != FaultMode::Damage;
+    options.fills_runs_first = seed.is_multiple_of(2);
     (options.operations_per_crash, options.crash_in_recovery_eighths) = (20, 4);
     (options.power_loss_eighths, options.error_ppm) = (4, 20_000);
     options.tree_mix.size_max = 10 * engine_base::MIB;

@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine_base::random::Random;
-use engine_store::api::{CreateAttributes, Data, FileKind, PutMode, SetAttributes, TreeRef};
+use engine_store::api::{
+    CreateAttributes, Data, FileKind, PutMode, SetAttributes, TreeRef, Verify,
+};
 use engine_store::client::VolumeRef;
 
 use super::mutation::Mutator;
@@ -138,7 +140,7 @@ impl Simulation<'_> {
 /// Asks for everything that there is, and changes some of it. No answer is wrong.
 async fn use_everything(context: ClientContext) {
     let client = &context.client;
-    if let Ok(report) = client.fsck(true).await {
+    if let Ok(report) = client.fsck(Verify::All).await {
         let marks = if report.problems.is_empty() { "fsck" } else { "fsck_reported_damage" };
         context.world.borrow_mut().mark(marks);
     }
@@ -161,7 +163,7 @@ async fn use_everything(context: ClientContext) {
         drop(client.subvolume_delete(&info.name).await);
     }
     drop(client.flush().await);
-    drop(client.fsck(false).await);
+    drop(client.fsck(Verify::Nothing).await);
 }
 
 async fn use_volume(context: &ClientContext, volume: &VolumeRef, name: &str) {

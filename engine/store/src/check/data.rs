@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
+use super::progress::Progress;
 use super::{Problems, ask_owners, ask_versions};
-use crate::api::{Owner, SIZE_BYTES_MAX, VersionState};
+use crate::api::{Owner, SIZE_BYTES_MAX, Verify, VersionState};
 use crate::context::Context;
 use crate::data::{BlockRange, lookup};
 use crate::error::{Result, StoreError};
@@ -19,8 +20,9 @@ type Held = (InodeNumber, SnapshotId, u64);
 pub(super) async fn check(
     context: &Context,
     problems: &mut Problems,
-    verify_data: bool,
+    verify: Verify,
 ) -> Result<()> {
+    let mut progress = Progress::begin(context, verify, problems).await?;
     let mut held: Vec<Held> = Vec::new();
     let mut from = Position::MIN;
     loop {
@@ -48,26 +50,30 @@ pub(super) async fn check(
                 break;
             }
         }
-        if verify_data {
-            verify(
-                context,
-                BlockRange { inode, snapshot, from: start, to: position.offset },
-                problems,
-            )
-            .await?;
+        if let Some(progress) = &mut progress
+            && !progress.is_done(position)
+        {
+            let range = BlockRange { inode, snapshot, from: start, to: position.offset };
+            read_blocks(context, range, problems).await?;
+            progress.verified(position, u64::from(extent.blocks), problems).await?;
         }
     }
-    check_owners(context, &held, problems).await
+    check_owners(context, &held, problems).await?;
+    match progress {
+        Some(progress) => progress.finish(problems).await,
+        None => Ok(()),
+    }
 }
 
-async fn verify(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
+/// Reads blocks of the shard; those that are lost are told, and go on the damage list.
+async fn read_blocks(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
     match context.data.read_medium(range).await {
         Ok(_) => (range.from..range.to).for_each(|_| problems.count("blocks verified")),
-        // Which of them: each is told, and goes on the damage list.
+        // Which of them.
         Err(StoreError::DataLoss { .. } | StoreError::Device(_)) if range.from + 1 < range.to => {
             for from in range.from..range.to {
-                Box::pin(verify(context, BlockRange { from, to: from + 1, ..range }, problems))
-                    .await?;
+                let block = BlockRange { from, to: from + 1, ..range };
+                Box::pin(read_blocks(context, block, problems)).await?;
             }
         }
         Err(StoreError::DataLoss { what }) => problems.add(format!("data lost: {what}")),

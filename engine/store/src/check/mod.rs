@@ -8,6 +8,7 @@
 mod data;
 mod names;
 mod paths;
+mod progress;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use std::rc::Rc;
 
 use engine_base::{InodeNumber, ShardId, SnapshotId};
 
-use crate::api::{FsckReport, Owner, Reply, Request, VersionState};
+use crate::api::{FsckReport, Owner, Reply, Request, Verify, VersionState};
 use crate::context::Context;
 use crate::error::Result;
 use crate::key::Tree;
@@ -26,6 +27,8 @@ use crate::subvolume::Tables;
 
 pub(crate) use data::suspects;
 pub(crate) use paths::paths;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use progress::Verified;
 pub(crate) use tables::version_states;
 
 /// Problems found so far, bounded.
@@ -35,6 +38,7 @@ pub(crate) struct Problems {
     max: usize,
     more: u64,
     checked: BTreeMap<&'static str, u64>,
+    notes: Vec<String>,
 }
 
 impl Problems {
@@ -46,6 +50,10 @@ impl Problems {
         }
     }
 
+    fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(format!("shard {}: {}", self.shard, text.into()));
+    }
+
     fn count(&mut self, what: &'static str) {
         *self.checked.entry(what).or_default() += 1;
     }
@@ -55,16 +63,16 @@ impl Problems {
             self.lines.push(format!("shard {}: and {} more problems", self.shard, self.more));
         }
         let checked = self.checked.into_iter().collect();
-        FsckReport { problems: self.lines, checked, notes: Vec::new() }
+        FsckReport { problems: self.lines, checked, notes: self.notes }
     }
 }
 
-/// Checks this shard; with `verify_data`, reads every block.
+/// Checks this shard; reads the data that `verify` names.
 pub(crate) async fn fsck(
     context: &Rc<Context>,
     namespace: &Rc<Namespace>,
     pool_tables: Option<&Rc<Tables>>,
-    verify_data: bool,
+    verify: Verify,
 ) -> Result<FsckReport> {
     let mut problems = Problems {
         shard: context.shard(),
@@ -72,6 +80,7 @@ pub(crate) async fn fsck(
         max: context.limits.fsck_problems_max,
         more: 0,
         checked: BTreeMap::new(),
+        notes: Vec::new(),
     };
     let mut report = FsckReport::default();
     let whole = context.engine.check(&mut report).await?;
@@ -81,7 +90,7 @@ pub(crate) async fn fsck(
         if let Some(pool_tables) = pool_tables {
             tables::check_pool(context, pool_tables, &mut problems).await?;
         }
-        data::check(context, &mut problems, verify_data).await?;
+        data::check(context, &mut problems, verify).await?;
     } else {
         problems.add("nodes cannot be read: names, owners and data are not checked");
     }

@@ -5,6 +5,7 @@ use engine_base::{BLOCK_SIZE, MIB};
 use futures::future::join_all;
 
 use super::{Pool, bytes_of, data_of, with_seeds};
+use crate::api::Verify;
 use crate::client::VolumeRef;
 
 const BLOCKS: u64 = 256;
@@ -82,7 +83,7 @@ async fn in_sequence(pool: Pool, seed: u64) {
     let data = client.volume_read(&volume, 0, 32 * BLOCK_SIZE).await.unwrap();
     let expected: Vec<u8> = (0..32_u8).flat_map(|index| filled(index + 1, 1)).collect();
     assert!(bytes_of(&data) == expected);
-    let report = client.fsck(true).await.unwrap();
+    let report = client.fsck(Verify::All).await.unwrap();
     let checked = |name: &str| {
         report
             .checked
@@ -152,7 +153,7 @@ fn overlapping_writes_leave_whole_blocks() {
             pool.run(read) == before,
             "what was acknowledged changed with the end of the process"
         );
-        let report = pool.run(async |pool| pool.client().fsck(true).await.unwrap());
+        let report = pool.run(async |pool| pool.client().fsck(Verify::All).await.unwrap());
         assert_eq!(report.problems, Vec::<String>::new());
     });
 }

@@ -7,7 +7,7 @@ use engine_base::{BLOCK_SIZE, MIB};
 use futures::future::join_all;
 
 use super::{Pool, bytes_of, data_of, with_seeds};
-use crate::api::{CreateAttributes, FileKind, RenameMode, SetAttributes, TreeRef};
+use crate::api::{CreateAttributes, FileKind, RenameMode, SetAttributes, TreeRef, Verify};
 use crate::client::VolumeRef;
 use crate::pool::FormatOptions;
 
@@ -41,7 +41,7 @@ fn concurrent_writes_never_mix_within_a_block() {
             for block in all.chunks(BLOCK_SIZE as usize) {
                 assert!(block.iter().all(|byte| *byte == block[0]), "a block is mixed");
             }
-            let report = client.fsck(true).await.unwrap();
+            let report = client.fsck(Verify::All).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
         });
     });
@@ -74,7 +74,7 @@ fn a_check_beside_writes_that_never_rest_finds_nothing() {
         });
         let checks = async {
             for _ in 0..8 {
-                let report = client.fsck(false).await.unwrap();
+                let report = client.fsck(Verify::Nothing).await.unwrap();
                 assert!(report.problems.is_empty(), "{:#?}", report.problems);
                 assert_eq!(report.notes, Vec::<String>::new());
             }
@@ -142,12 +142,12 @@ fn concurrent_clients_leave_a_consistent_tree() {
             // Deleted while others still work in it.
             let late = join_all((0..2).map(|id| one_client(pool.clone(), tree, seed * 200 + id)));
             pool.quiet().await;
-            let report = client.fsck(true).await.unwrap();
+            let report = client.fsck(Verify::All).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
             let (deleted, _) = futures::future::join(client.subvolume_delete("t"), late).await;
             deleted.unwrap();
             pool.quiet().await;
-            let report = client.fsck(true).await.unwrap();
+            let report = client.fsck(Verify::All).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
             assert_eq!(client.subvolume_usage(tree.snapshot).await.unwrap(), 0);
         });

@@ -5,6 +5,7 @@ use engine_base::random::Random;
 use engine_device::{Fault, OperationKind, Rule};
 
 use super::{Pool, bytes_of, data_of};
+use crate::api::Verify;
 use crate::client::VolumeRef;
 use crate::error::StoreError;
 use crate::journal::Record;
@@ -198,7 +199,7 @@ fn a_device_that_lied_about_a_flush_is_named() {
     assert_says(&notes[0], &["memory0 answered a flush", &inode]);
     assert_eq!(read(&pool, &volume, 3), Ok(9));
     assert!(matches!(read(&pool, &volume, 4), Err(StoreError::DataLoss { .. })));
-    let report = pool.run(async |pool| pool.client().fsck(true).await.unwrap());
+    let report = pool.run(async |pool| pool.client().fsck(Verify::All).await.unwrap());
     assert_eq!(report.notes, notes);
     assert!(report.problems.iter().any(|line| line.contains("data lost")), "{report:?}");
 }

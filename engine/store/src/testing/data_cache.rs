@@ -4,6 +4,7 @@ use engine_base::random::Random;
 use engine_base::{BLOCK_SIZE, MIB};
 
 use super::{Pool, bytes_of, data_of, with_seeds};
+use crate::api::Verify;
 use crate::client::VolumeRef;
 use crate::error::StoreError;
 use crate::pool::FormatOptions;
@@ -307,7 +308,7 @@ fn a_check_of_the_data_passes_the_cache_by() {
     });
     pool.run(async move |pool| {
         assert!(!misses(&pool, &volume, 9).await);
-        let report = pool.client().fsck(true).await.unwrap();
+        let report = pool.client().fsck(Verify::All).await.unwrap();
         assert!(report.problems.iter().any(|line| line.contains("data lost")), "{report:?}");
         set_cache(&pool, MIB as usize);
         let lost = pool.client().volume_read(&volume, 9 * BLOCK_SIZE, BLOCK_SIZE).await;

@@ -15,7 +15,7 @@ use engine_device::{Fault, OperationKind, Rule};
 use engine_memory::{Buffer, Slice, refuse};
 
 use super::{Pool, bytes_of};
-use crate::api::{CreateAttributes, FileKind, RenameMode, TreeRef};
+use crate::api::{CreateAttributes, FileKind, RenameMode, TreeRef, Verify};
 use crate::client::VolumeRef;
 use crate::error::{Result, StoreError};
 use crate::pool::FormatOptions;
@@ -295,7 +295,7 @@ impl Work {
             assert!(found || *presence != Presence::There, "{text} is lost");
             assert!(!found || *presence != Presence::Gone, "{text} is back");
         }
-        let report = client.fsck(true).await.unwrap();
+        let report = client.fsck(Verify::All).await.unwrap();
         assert_eq!(report.problems, Vec::<String>::new());
     }
 }

@@ -8,7 +8,7 @@ use futures::future::join;
 
 use super::space::counter;
 use super::{Pool, bytes_of};
-use crate::api::{CreateAttributes, Data, FileKind, TreeRef};
+use crate::api::{CreateAttributes, Data, FileKind, TreeRef, Verify};
 use crate::client::VolumeRef;
 use crate::error::{Result, StoreError};
 
@@ -48,7 +48,7 @@ fn read(pool: &Pool, volume: &VolumeRef) -> u8 {
         let data = client.volume_read(&volume, 0, BLOCKS * BLOCK_SIZE).await.unwrap();
         let bytes = bytes_of(&data);
         assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a mixture");
-        let report = client.fsck(true).await.unwrap();
+        let report = client.fsck(Verify::All).await.unwrap();
         assert_eq!(report.problems, Vec::<String>::new());
         bytes[0]
     })

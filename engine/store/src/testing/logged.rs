@@ -5,7 +5,7 @@ use engine_base::{InodeNumber, MIB, ShardId, SubvolumeId};
 
 use super::{Pool, bytes_of, data_of};
 use crate::api::{
-    CreateAttributes, FileKind, Link, Reply, Request, SetAttributes, SubvolumeKind, TreeRef,
+    CreateAttributes, FileKind, Link, Reply, Request, SetAttributes, SubvolumeKind, TreeRef, Verify,
 };
 use crate::client::VolumeRef;
 use crate::error::StoreError;
@@ -18,7 +18,7 @@ async fn no_intent_is_left(pool: &Pool, shards: u16) {
         let pending = logged::pending(pool.shard(shard).engine()).await.unwrap();
         assert!(pending.is_empty(), "{pending:?}");
     }
-    let report = pool.client().fsck(true).await.unwrap();
+    let report = pool.client().fsck(Verify::All).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
 
@@ -244,7 +244,7 @@ fn fsck_sees_what_is_wrong() {
             })
             .await
             .unwrap();
-        let report = pool.client().fsck(false).await.unwrap().problems.join("\n");
+        let report = pool.client().fsck(Verify::Nothing).await.unwrap().problems.join("\n");
         assert!(report.contains(&format!("inode {inode} does not exist")), "{report}");
         assert!(report.contains("past its limit, or it is gone"), "{report}");
         assert!(report.contains("but the counter says"), "{report}");

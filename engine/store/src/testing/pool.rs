@@ -205,6 +205,11 @@ impl Pool {
         pool
     }
 
+    /// Shards opened from now on have these bounds.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// What goes wrong with the device of a member.
     pub(crate) fn faults(&self, member: usize) -> Faults {
         self.faulty[member].faults().clone()

@@ -6,7 +6,7 @@ use engine_base::random::Random;
 use engine_base::runtime::Runtime as _;
 
 use super::{Pool, bytes_of, data_of};
-use crate::api::{CreateAttributes, FileKind, TreeRef};
+use crate::api::{CreateAttributes, FileKind, TreeRef, Verify};
 use crate::dump::{Item, Range, View};
 use crate::error::StoreError;
 use crate::extent::Extent;
@@ -76,7 +76,7 @@ fn lose_leaf(pool: &Pool, tree: Tree) -> (String, String) {
 }
 
 fn problems(pool: &Pool) -> Vec<String> {
-    pool.run(async |pool| pool.client().fsck(false).await.unwrap()).problems
+    pool.run(async |pool| pool.client().fsck(Verify::Nothing).await.unwrap()).problems
 }
 
 /// As a position is printed for debugging.

@@ -7,7 +7,7 @@ use engine_device::BlockDevice;
 use engine_memory::Buffer;
 
 use super::{Pool, with_seeds};
-use crate::api::{CreateAttributes, Data, FileKind, SetAttributes, TreeRef};
+use crate::api::{CreateAttributes, Data, FileKind, SetAttributes, TreeRef, Verify};
 use crate::client::VolumeRef;
 use crate::error::{Result, StoreError};
 use crate::pool::FormatOptions;
@@ -133,7 +133,7 @@ pub(super) fn counter(pool: &Pool, name: &str) -> u64 {
 }
 
 pub(super) async fn fsck(pool: &Pool) {
-    let report = pool.client().fsck(true).await.unwrap();
+    let report = pool.client().fsck(Verify::All).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
 

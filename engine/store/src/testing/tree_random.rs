@@ -5,7 +5,7 @@ use engine_base::random::Random;
 
 use super::tree_model::{Model, Outcome, cause, node};
 use super::{Pool, bytes_of, data_of, with_seeds};
-use crate::api::{CreateAttributes, FileKind, PutMode, RenameMode, SetAttributes, TreeRef};
+use crate::api::{CreateAttributes, FileKind, PutMode, RenameMode, SetAttributes, TreeRef, Verify};
 use crate::client::Client;
 use crate::error::Result;
 use crate::namespace::PLACES;
@@ -207,7 +207,7 @@ impl Run {
 
     async fn check(&self, pool: &Pool) {
         pool.quiet().await;
-        let report = self.client.fsck(true).await.unwrap();
+        let report = self.client.fsck(Verify::All).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
         let status = self.client.status().await.unwrap();
         let inodes: u64 = status.iter().map(|shard| shard.inodes).sum();
@@ -303,7 +303,7 @@ async fn end(pool: Pool, run: Run) {
     pool.quiet().await;
     let root = InodeNumber(run.model.root);
     assert!(run.client.get_attributes(run.tree, root).await.is_err());
-    let report = run.client.fsck(true).await.unwrap();
+    let report = run.client.fsck(Verify::All).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
     assert!(run.client.status().await.unwrap().iter().all(|shard| shard.inodes == 0));
     assert_eq!(run.client.subvolume_usage(run.tree.snapshot).await.unwrap(), 0);

@@ -4,7 +4,7 @@ use engine_base::random::Random;
 use engine_base::{BLOCK_SIZE, MIB};
 
 use super::{Pool, bytes_of, data_of, with_seeds};
-use crate::api::PutMode;
+use crate::api::{PutMode, Verify};
 use crate::client::VolumeRef;
 use crate::error::StoreError;
 
@@ -254,7 +254,7 @@ fn a_full_pool_refuses_writes_and_recovers() {
             let data = data_of(&bytes, &mut random);
             client.volume_write(&volume, mib * MIB, data, false).await.unwrap();
         }
-        let report = client.fsck(true).await.unwrap();
+        let report = client.fsck(Verify::All).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     });
 }

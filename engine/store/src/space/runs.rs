@@ -18,15 +18,12 @@ use engine_base::hash::FastMap;
 use super::table::{Bucket, BucketId, BucketKind, OpenBucket, Space, Tables};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::key::{Position, Tree};
 use crate::planted::{self, Bug};
 use crate::reached::{Branch, mark};
 use crate::space::WritePoint;
 
 /// Buckets that one walk looks at, the emptiest: a byte for each of their blocks is held in memory.
 const BUCKETS_MAX: usize = 64;
-/// Extents after which a walk lets others run.
-const YIELD_EXTENTS: usize = 1024;
 
 /// Dead blocks side by side in a bucket that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,33 +154,15 @@ impl Engine {
     async fn find_runs(&self) -> Result<Vec<Run>> {
         let mut seen = self.buckets_to_fill();
         let per_bucket = u64::from(self.space.bucket_blocks());
-        let mut from = Position::MIN;
-        let mut walked = 0_usize;
-        while let Some((position, extent)) = self
-            .read()
-            .next_as(Tree::Extents, from, Position::MAX, |_, value| {
-                crate::extent::Extent::decode(value)
-            })
-            .await?
-        {
-            let extent = extent?;
-            for pointer in &extent.pointers {
-                let id = self.space.bucket_of(pointer.member, pointer.block);
-                if let Some(seen) = seen.get_mut(&id)
-                    && seen.generation == pointer.generation
-                {
-                    seen.name(pointer.block % per_bucket, extent.blocks);
-                }
+        self.each_place(|_, blocks, pointer| {
+            let id = self.space.bucket_of(pointer.member, pointer.block);
+            if let Some(seen) = seen.get_mut(&id)
+                && seen.generation == pointer.generation
+            {
+                seen.name(pointer.block % per_bucket, blocks);
             }
-            if position == Position::MAX {
-                break;
-            }
-            from = position.successor();
-            walked += 1;
-            if walked.is_multiple_of(YIELD_EXTENTS) {
-                self.runtime().yield_now().await;
-            }
-        }
+        })
+        .await?;
         Ok(self.unchanged_runs(&seen))
     }
 

@@ -3,13 +3,17 @@
 use engine_base::BLOCK_SIZE;
 use engine_device::QueueExt;
 use engine_memory::Buffer;
+use smallvec::SmallVec;
 
 use super::format::{SummaryEntry, decode_summary, encode_summary, summary_blocks};
 use super::table::BucketId;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::extent::Extent;
-use crate::key::{Position, Tree};
+use crate::extent::{ExtentView, Pointer};
+use crate::key::{Position, Tree, Value};
+
+/// Extents after which a walk lets others run.
+const YIELD_EXTENTS: u64 = 1024;
 
 impl Engine {
     /// Writes the summaries of buckets that were filled. A summary that cannot be written is kept in
@@ -103,29 +107,46 @@ impl Engine {
         self.space.summary_misses.set(self.space.summary_misses.get() + 1);
         let first = self.space.first_block(id);
         let mut entries = Vec::new();
-        let mut from = Position::MIN;
-        let mut seen = 0_u32;
-        while let Some((position, value)) =
-            self.read().next(Tree::Extents, from, Position::MAX).await?
-        {
-            let extent = Extent::decode(&value)?;
-            for pointer in &extent.pointers {
-                if self.space.bucket_of(pointer.member, pointer.block) == id {
-                    entries.push(SummaryEntry {
-                        inode: position.inode,
-                        end: position.offset,
-                        snapshot: position.snapshot,
-                        start_block: (pointer.block - first) as u16,
-                        blocks: extent.blocks as u16,
-                    });
-                }
+        self.each_place(|position, blocks, pointer| {
+            if self.space.bucket_of(pointer.member, pointer.block) == id {
+                entries.push(SummaryEntry {
+                    inode: position.inode,
+                    end: position.offset,
+                    snapshot: position.snapshot,
+                    start_block: (pointer.block - first) as u16,
+                    blocks: blocks as u16,
+                });
+            }
+        })
+        .await?;
+        Ok(entries)
+    }
+
+    /// Calls `of` with the key of each extent of the shard, its length in blocks, and each place where it lies.
+    /// Lets others run meanwhile, who may change what was seen.
+    pub(super) async fn each_place(
+        &self,
+        mut of: impl FnMut(Position, u32, Pointer),
+    ) -> Result<()> {
+        type Places = SmallVec<[Pointer; 1]>;
+        let look = |_: Position, value: &Value| -> Result<(u32, Places)> {
+            let extent = ExtentView::parse(value)?;
+            Ok((extent.blocks(), extent.pointers().collect()))
+        };
+        let (mut from, to) = (Position::MIN, Position::MAX);
+        for seen in 1_u64.. {
+            let found = self.index_next(Tree::Extents, from, to, &mut None, look).await?;
+            let Some((position, extent)) = found else { break };
+            let (blocks, places) = extent?;
+            places.into_iter().for_each(|pointer| of(position, blocks, pointer));
+            if position == Position::MAX {
+                break;
             }
             from = position.successor();
-            seen += 1;
-            if seen.is_multiple_of(1024) {
+            if seen.is_multiple_of(YIELD_EXTENTS) {
                 self.runtime().yield_now().await;
             }
         }
-        Ok(entries)
+        Ok(())
     }
 }

@@ -51,8 +51,10 @@ pub async fn run(mut context: ClientContext, crash: Option<bool>, verify: Verify
 
 /// fsck: finds nothing where nothing was destroyed, and something where `lost` could not be read.
 async fn check_whole(context: &ClientContext, verify: Verify, lost: &[String]) {
+    let checked = context.client.fsck(verify).await;
+    // The check writes how far it is, and a disk may destroy something then.
     let damaged = context.world.borrow().damaged();
-    match context.client.fsck(verify).await {
+    match checked {
         Ok(report) if report.problems.is_empty() => match lost.first() {
             Some(lost) if verify == Verify::All => {
                 context.fail(format!("fsck finds nothing, but could not be read: {lost}"));

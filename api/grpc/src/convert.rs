@@ -60,6 +60,25 @@ pub(crate) fn volume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Volum
     }
 }
 
+/// `source`: the name of what it was made of, if that is there.
+pub(crate) fn snapshot(
+    from: &SubvolumeInfo,
+    source: Option<&str>,
+    own_bytes: Option<u64>,
+) -> v1::Snapshot {
+    v1::Snapshot {
+        id: from.id.0,
+        name: from.name.clone(),
+        source_id: from.origin.map_or(0, |origin| origin.0),
+        source: source.unwrap_or_default().to_owned(),
+        size_bytes: from.size_bytes,
+        block_size_bytes: from.block_size,
+        created_ns: from.created_ns,
+        uuid: uuid(&from.uuid),
+        own_bytes,
+    }
+}
+
 pub(crate) fn subvolume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Subvolume {
     let kind = match from.kind {
         SubvolumeKind::Volume => v1::SubvolumeKind::Volume,

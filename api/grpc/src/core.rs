@@ -19,6 +19,7 @@ pub(crate) mod kind {
     pub(crate) const EXPORT: &str = "cairn.v1.Export";
     pub(crate) const SERVER: &str = "cairn.v1.Server";
     pub(crate) const FILE: &str = "cairn.v1.File";
+    pub(crate) const SNAPSHOT: &str = "cairn.v1.Snapshot";
     pub(crate) const SUBVOLUME: &str = "cairn.v1.Subvolume";
     pub(crate) const VOLUME: &str = "cairn.v1.Volume";
     pub(crate) const XATTR: &str = "cairn.v1.Xattr";
@@ -94,6 +95,17 @@ impl<L: Link, E> Core<L, E> {
         Err(precondition("WRONG_KIND", Resource { kind: resource_kind, name }, why))
     }
 
+    /// The volume of this name, which is no snapshot.
+    pub(crate) async fn volume(&self, field: &str, name: &str) -> Result<SubvolumeInfo, Status> {
+        let info = self.subvolume(field, name, SubvolumeKind::Volume).await?;
+        if !info.read_only {
+            return Ok(info);
+        }
+        let resource = Resource { kind: kind::VOLUME, name };
+        let why = "is a snapshot, not a volume; make a clone of it, or use the snapshot's calls";
+        Err(precondition("WRONG_KIND", resource, why))
+    }
+
     /// Data bytes of a subvolume, if asked for.
     pub(crate) async fn usage(
         &self,
@@ -103,7 +115,8 @@ impl<L: Link, E> Core<L, E> {
         if !wanted {
             return Ok(None);
         }
-        self.client.subvolume_usage(info.snapshot).await.on(kind::SUBVOLUME, &info.name).map(Some)
+        let usage = self.client.subvolume_usage(info.id).await.on(kind::SUBVOLUME, &info.name)?;
+        Ok(Some(usage.own_bytes.saturating_add(usage.shared_bytes)))
     }
 }
 

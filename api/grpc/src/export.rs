@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 
 use engine_store::Result as StoreResult;
-use engine_store::api::{Link, SubvolumeInfo, SubvolumeKind};
+use engine_store::api::{Link, SubvolumeInfo};
 use proto::v1;
 use proto::v1::export_service_server::ExportService;
 use tonic::{Request, Response, Status};
@@ -170,7 +170,7 @@ where
         let _exporting = self.exporting.lock().await;
         for namespace in &namespaces {
             let name = &namespace.volume;
-            self.subvolume("namespaces.volume", name, SubvolumeKind::Volume).await?;
+            self.volume("namespaces.volume", name).await?;
             if let Some(nqn) = self.exports.volume_in_use(name).await.on(kind::VOLUME, name)? {
                 // The same NQN again is its own error, from `create`.
                 if nqn != request.nqn {

@@ -23,6 +23,7 @@ pub mod observe;
 mod path;
 mod pool;
 pub mod server;
+mod snapshot;
 mod stats;
 pub mod status;
 mod subvolume;

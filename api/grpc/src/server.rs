@@ -17,6 +17,7 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::v1::export_service_server::ExportServiceServer;
 use proto::v1::file_service_server::FileServiceServer;
 use proto::v1::pool_service_server::PoolServiceServer;
+use proto::v1::snapshot_service_server::SnapshotServiceServer;
 use proto::v1::stats_service_server::StatsServiceServer;
 use proto::v1::subvolume_service_server::SubvolumeServiceServer;
 use proto::v1::volume_service_server::VolumeServiceServer;
@@ -393,6 +394,7 @@ where
         ExportServiceServer,
         FileServiceServer,
         PoolServiceServer,
+        SnapshotServiceServer,
         StatsServiceServer,
         SubvolumeServiceServer,
         VolumeServiceServer

@@ -16,7 +16,7 @@ impl<L: Link, E> Core<L, E> {
     pub(crate) async fn subvolume_page(
         &self,
         scope: &[u8],
-        only: Option<SubvolumeKind>,
+        wanted: impl Fn(&SubvolumeInfo) -> bool,
         asked: u32,
         page_token: &str,
     ) -> Result<(Vec<SubvolumeInfo>, String), Status> {
@@ -32,8 +32,7 @@ impl<L: Link, E> Core<L, E> {
             if let Some(last) = batch.last() {
                 after.clone_from(&last.name);
             }
-            let wanted = |info: &SubvolumeInfo| only.is_none_or(|kind| info.kind == kind);
-            for info in batch.into_iter().filter(wanted) {
+            for info in batch.into_iter().filter(&wanted) {
                 if page.len() == page_size {
                     let last = page.last().map_or("", |info| info.name.as_str());
                     let next = token::encode(scope, last.as_bytes());
@@ -104,7 +103,8 @@ where
         let request = request.into_inner();
         let work = async {
             let (only, scope) = kind_filter(request.kind)?;
-            let page = self.subvolume_page(scope, only, request.page_size, &request.page_token);
+            let wanted = |info: &SubvolumeInfo| only.is_none_or(|kind| info.kind == kind);
+            let page = self.subvolume_page(scope, wanted, request.page_size, &request.page_token);
             let (page, next_page_token) = page.await?;
             let mut subvolumes = Vec::with_capacity(page.len());
             for info in &page {

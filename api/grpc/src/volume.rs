@@ -1,6 +1,6 @@
 //! VolumeService.
 
-use engine_store::api::{Link, SIZE_BYTES_MAX, SubvolumeKind};
+use engine_store::api::{Link, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind};
 use proto::v1;
 use proto::v1::volume_service_server::VolumeService;
 use tonic::{Request, Response, Status};
@@ -34,7 +34,7 @@ where
     E: ExportControl,
 {
     /// Refuses when the volume is exported. The caller holds `exporting`.
-    async fn refuse_exported(&self, name: &str, what: &str) -> Result<(), Status> {
+    pub(crate) async fn refuse_exported(&self, name: &str, what: &str) -> Result<(), Status> {
         match self.exports.volume_in_use(name).await.on(kind::VOLUME, name)? {
             None => Ok(()),
             Some(nqn) => {
@@ -47,7 +47,7 @@ where
     async fn resize(&self, request: &v1::ResizeVolumeRequest) -> Result<v1::Volume, Status> {
         let name = &request.name;
         let _exporting = self.exporting.lock().await;
-        let before = self.subvolume("name", name, SubvolumeKind::Volume).await?;
+        let before = self.volume("name", name).await?;
         check_size(request.size_bytes, before.block_size)?;
         if request.size_bytes < before.size_bytes {
             if !request.allow_shrink {
@@ -104,7 +104,7 @@ where
         let call = self.admit("GetVolume", &request)?;
         let request = request.into_inner();
         let work = async {
-            let info = self.subvolume("name", &request.name, SubvolumeKind::Volume).await?;
+            let info = self.volume("name", &request.name).await?;
             let used = self.usage(&info, request.include_usage).await?;
             let mut volume = convert::volume(&info, used);
             let exported = self.exports.volume_in_use(&info.name).await;
@@ -121,8 +121,9 @@ where
         let call = self.admit("ListVolumes", &request)?;
         let request = request.into_inner();
         let work = async {
-            let only = Some(SubvolumeKind::Volume);
-            let page = self.subvolume_page(SCOPE, only, request.page_size, &request.page_token);
+            let wanted =
+                |info: &SubvolumeInfo| info.kind == SubvolumeKind::Volume && !info.read_only;
+            let page = self.subvolume_page(SCOPE, wanted, request.page_size, &request.page_token);
             let (page, next_page_token) = page.await?;
             let mut volumes = Vec::with_capacity(page.len());
             for info in &page {
@@ -160,7 +161,7 @@ where
         let name = request.into_inner().name;
         let work = async {
             let _exporting = self.exporting.lock().await;
-            self.subvolume("name", &name, SubvolumeKind::Volume).await?;
+            self.volume("name", &name).await?;
             self.refuse_exported(&name, "delete the volume").await?;
             self.client.subvolume_delete(&name).await.on(kind::VOLUME, &name)?;
             Ok(v1::DeleteVolumeResponse {})

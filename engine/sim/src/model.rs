@@ -8,6 +8,7 @@
 //! proves that everything that came before it on that shard is there too: this is how the prefix is
 //! checked without knowing the order of commits.
 
+pub mod snapshot;
 pub mod tree;
 pub mod volume;
 

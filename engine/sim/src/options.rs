@@ -112,6 +112,8 @@ pub struct VolumeMix {
     pub fua: u64,
     /// Resizes, where a volume has one client.
     pub resize: u64,
+    /// Snapshots: made, read, deleted, and where a volume has one client, returned to.
+    pub snapshot: u64,
     /// Most blocks of one write.
     pub blocks_max: u64,
     /// Chance in 8 that an operation falls on the hot spot.
@@ -274,6 +276,7 @@ impl Options {
             // What is answered when it is durable has no history to compare with.
             volume_mix.resize = 0;
         }
+        volume_mix.snapshot = if quiet || damage.is_some() { 0 } else { snapshots(seed) };
         Self {
             seed,
             operations,
@@ -337,6 +340,7 @@ impl Options {
             flush: 1,
             fua: 2,
             resize: 1,
+            snapshot: 1,
             blocks_max: *random.pick(&[4, 64]),
             hot_eighths: 4,
         };
@@ -460,6 +464,11 @@ fn weight(random: &mut Random, usual: u64) -> u64 {
     }
 }
 
+/// How often volumes' clients work with snapshots.
+fn snapshots(seed: u64) -> u64 {
+    *Random::new(seed ^ 0x736e_6170).pick(&[0, 0, 1, 4])
+}
+
 fn volume_mix(random: &mut Random) -> VolumeMix {
     VolumeMix {
         write: weight(random, 40).max(1),
@@ -468,6 +477,7 @@ fn volume_mix(random: &mut Random) -> VolumeMix {
         flush: weight(random, 4),
         fua: weight(random, 4),
         resize: weight(random, 1),
+        snapshot: 0,
         blocks_max: *random.pick(&[1, 4, 16, 64]),
         hot_eighths: *random.pick(&[0, 4, 7]),
     }

@@ -8,17 +8,20 @@ use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
 use crate::clients::administration::{COLLECTION, check_names, check_records};
+use crate::clients::snapshots;
 use crate::clients::tree_reads::read_back;
 use crate::clients::volume::found_at;
+use crate::model::snapshot::SnapshotModel;
 use crate::model::tree::TreeState;
 use crate::stamp::Found;
-use crate::world::{ClientContext, NameState, Refusal, bytes_of};
+use crate::world::{ClientContext, NameState, Refusal, World, bytes_of};
 
 /// Everything that was read back.
 #[derive(Default)]
 struct Findings {
     volumes: BTreeMap<String, (SubvolumeInfo, BTreeMap<u64, Found>)>,
     trees: BTreeMap<String, TreeState>,
+    snapshots: BTreeMap<String, (SubvolumeInfo, BTreeMap<u64, Found>)>,
     names: Vec<String>,
     records: Vec<(String, Vec<u8>)>,
     /// What could not be read, because a disk had destroyed it.
@@ -91,6 +94,7 @@ async fn gather(context: &mut ClientContext) -> Result<Findings, StoreError> {
             Err(error) => lose(context, &mut findings.lost, format!("volume {name}"), error)?,
         }
     }
+    gather_snapshots(context, &mut findings).await?;
     let trees: Vec<_> = {
         let world = context.world.borrow();
         let whole = world.trees.iter().filter(|(_, slot)| !slot.lost);
@@ -111,6 +115,53 @@ async fn gather(context: &mut ClientContext) -> Result<Findings, StoreError> {
         }
     }
     Ok(findings)
+}
+
+/// All that each snapshot holds.
+async fn gather_snapshots(
+    context: &mut ClientContext,
+    findings: &mut Findings,
+) -> Result<(), StoreError> {
+    let names: Vec<String> = context.world.borrow().snapshots.keys().cloned().collect();
+    for name in names.into_iter().filter(|name| findings.names.contains(name)) {
+        let info = context.client.subvolume_get(&name).await?;
+        let blocks: Vec<u64> = {
+            let world = &mut *context.world.borrow_mut();
+            let Some(slot) = world.snapshots.get_mut(&name) else { continue };
+            if slot.unknown {
+                findings.snapshots.insert(name, (info, BTreeMap::new()));
+                continue;
+            }
+            let Some(volume) = world.volumes.get(&slot.volume) else { continue };
+            let started = slot.started;
+            // One whose making was cut off is of an instant before the crash.
+            let model =
+                slot.model.get_or_insert_with(|| SnapshotModel::new(&volume.model, started));
+            slot.reference = Some(VolumeRef::from(&info));
+            model.size_blocks = info.size_bytes / 4096;
+            model.touched().collect()
+        };
+        let found = snapshots::read(context, &VolumeRef::from(&info), &blocks).await?;
+        context.event("snapshot read back", [found.len() as u64, 0, 0]);
+        findings.snapshots.insert(name, (info, found));
+    }
+    Ok(())
+}
+
+/// Snapshots are what they were, and those that are not there are forgotten.
+fn judge_snapshots(world: &mut World, findings: &Findings, durable: bool) -> Result<(), String> {
+    for (name, (_, found)) in &findings.snapshots {
+        let Some(slot) = world.snapshots.get_mut(name) else { continue };
+        if let Some(model) = &mut slot.model {
+            model.check(found).map_err(|wrong| format!("{name}: {wrong}"))?;
+        }
+        slot.busy = false;
+        if durable {
+            slot.state = NameState::Present;
+        }
+    }
+    world.snapshots.retain(|name, _| findings.snapshots.contains_key(name));
+    Ok(())
 }
 
 /// What cannot be read because a disk destroyed it, and the engine says so.
@@ -207,6 +258,11 @@ fn judge(context: &ClientContext, findings: Findings, crash: Option<bool>) {
     let durable = !keeps_history
         && (crash == Some(true) || (crash.is_some() && !context.world.borrow().may_fail()));
     check_records(context, &findings.records, durable);
+    let snapshots = judge_snapshots(&mut context.world.borrow_mut(), &findings, durable);
+    if let Err(broken) = snapshots {
+        context.fail(broken);
+        return;
+    }
     let result = match crash {
         Some(power_loss) => after_crash(context, findings, power_loss, durable),
         None => without_crash(context, &findings),

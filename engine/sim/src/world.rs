@@ -15,6 +15,7 @@ use crate::disk::SimDisk;
 use crate::executor::Executor;
 use crate::mesh::SimLink;
 use crate::model::Promises;
+use crate::model::snapshot::SnapshotModel;
 use crate::model::tree::TreeModel;
 use crate::model::volume::VolumeModel;
 use crate::options::FaultMode;
@@ -39,6 +40,46 @@ pub struct TreeSlot {
     pub model: TreeModel,
     /// Damage was found in it: nothing more is done with it.
     pub lost: bool,
+}
+
+/// A snapshot of a volume under test.
+pub struct SnapshotSlot {
+    /// Name of the volume.
+    pub volume: String,
+    /// Whether it is there.
+    pub state: NameState,
+    /// When it was begun.
+    pub started: u64,
+    /// What it may hold, once it is known to be there.
+    pub model: Option<SnapshotModel>,
+    /// How to reach it, then.
+    pub reference: Option<VolumeRef>,
+    /// A client is at it.
+    pub busy: bool,
+    /// Making it failed, and it may have been made all the same: nobody knows of which instant it is.
+    pub unknown: bool,
+}
+
+impl SnapshotSlot {
+    /// One that is being made.
+    #[must_use]
+    pub fn begun(volume: &str, started: u64) -> Self {
+        Self {
+            volume: volume.to_owned(),
+            state: NameState::InDoubt,
+            started,
+            model: None,
+            reference: None,
+            busy: true,
+            unknown: false,
+        }
+    }
+
+    /// Whether something can be done with it.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        !self.busy && self.state == NameState::Present && self.model.is_some()
+    }
 }
 
 /// What is known of a name in the pool's tables.
@@ -67,6 +108,8 @@ pub struct World {
     pub volumes: BTreeMap<String, VolumeSlot>,
     /// Trees by name.
     pub trees: BTreeMap<String, TreeSlot>,
+    /// Snapshots by name; one not here must not be there.
+    pub snapshots: BTreeMap<String, SnapshotSlot>,
     /// Subvolumes that come and go; one not here must not be there.
     pub passing: BTreeMap<String, NameState>,
     /// Records: what they may hold, `None` for absent. One not here must not be there.
@@ -114,6 +157,7 @@ impl World {
             promises,
             volumes: BTreeMap::new(),
             trees: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             passing: BTreeMap::new(),
             records: BTreeMap::new(),
             failure: None,

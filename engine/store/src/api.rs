@@ -12,6 +12,7 @@ use crate::error::{Result, StoreError};
 pub use crate::resize::{
     MemberSize, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ShardLeft,
 };
+pub use crate::version::{CurrentVersion, Node as VersionNode, VersionChange, VersionTable};
 
 /// Pieces of data, in order.
 pub type Data = SmallVec<[Slice; 4]>;
@@ -55,8 +56,12 @@ pub struct SubvolumeInfo {
     pub kind: SubvolumeKind,
     /// The volume's inode, or the root directory.
     pub root: InodeNumber,
-    /// Version of its keys.
+    /// Version of its keys, now.
     pub snapshot: SnapshotId,
+    /// Whether it is a snapshot that nobody may write to.
+    pub read_only: bool,
+    /// What it is a snapshot or a clone of; that may be gone by now.
+    pub origin: Option<SubvolumeId>,
     /// Size of a volume in bytes; 0 for a file tree.
     pub size_bytes: u64,
     /// Logical block size of a volume in bytes (512 or 4096); 0 for a file tree.
@@ -228,6 +233,38 @@ pub struct FsckReport {
     pub notes: Vec<String>,
 }
 
+/// Whose data is read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Of a subvolume, as it is when the request is carried out.
+    Subvolume(SubvolumeId),
+    /// Of this very version: between shards.
+    Version(SnapshotId),
+}
+
+/// A snapshot to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// Name of the subvolume, or of a snapshot of one.
+    pub source: String,
+    /// Name of the new subvolume, as in [`Request::SubvolumeCreate`].
+    pub name: String,
+    /// Whether it may be written to: a clone.
+    pub writable: bool,
+}
+
+/// Most snapshots that are made at one instant.
+pub const SNAPSHOT_GROUP_MAX: usize = 64;
+
+/// Data of a subvolume, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Written since it was made, or since the last snapshot of it.
+    pub own_bytes: u64,
+    /// Held by what it was made from, seen by it or not.
+    pub shared_bytes: u64,
+}
+
 /// Something asked of one shard.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -270,8 +307,8 @@ pub enum Request {
     DataRead {
         /// Inode.
         inode: InodeNumber,
-        /// Version.
-        snapshot: SnapshotId,
+        /// Whose.
+        of: Whose,
         /// Byte offset.
         offset: u64,
         /// Bytes, at most [`DATA_BYTES_MAX`].
@@ -281,8 +318,8 @@ pub enum Request {
     DataWrite {
         /// Inode.
         inode: InodeNumber,
-        /// Version.
-        snapshot: SnapshotId,
+        /// Whose.
+        of: Whose,
         /// Byte offset.
         offset: u64,
         /// The bytes, at most [`DATA_BYTES_MAX`].
@@ -295,8 +332,8 @@ pub enum Request {
     DataDiscard {
         /// Inode.
         inode: InodeNumber,
-        /// Version.
-        snapshot: SnapshotId,
+        /// Whose.
+        of: Whose,
         /// Byte offset.
         offset: u64,
         /// Bytes.
@@ -312,10 +349,10 @@ pub enum Request {
         /// First byte to go; a multiple of 4096.
         from: u64,
     },
-    /// Data bytes of these versions on this shard. -> `Count`
+    /// Data bytes of a subvolume on this shard. -> `Usage`
     Usage {
-        /// Version.
-        snapshot: SnapshotId,
+        /// Subvolume.
+        subvolume: SubvolumeId,
     },
 
     // ---- pool-wide tables, asked of shard 0 ----
@@ -349,6 +386,22 @@ pub enum Request {
         /// Name.
         name: String,
     },
+    /// Makes snapshots, all of one instant: what was acknowledged before it is in them, nothing that was begun
+    /// after the answer. Durable when answered, with all that is in them. -> `Subvolumes`
+    SnapshotCreate {
+        /// 1 to [`SNAPSHOT_GROUP_MAX`], each name once.
+        snapshots: Vec<NewSnapshot>,
+    },
+    /// Makes a volume what it was at one of its snapshots; what was written since is gone. Durable when
+    /// answered. -> `Subvolume`
+    SubvolumeRollback {
+        /// Name of the volume.
+        name: String,
+        /// Name of the snapshot.
+        snapshot: String,
+    },
+    /// What there is of versions. -> `VersionTable`
+    VersionList,
     /// Grows or shrinks a volume; what is cut off is gone. Durable when answered. -> `Subvolume`
     VolumeResize {
         /// Name.
@@ -616,10 +669,10 @@ pub enum Request {
     /// Tells a shard that a volume was resized: it refuses writes past the new end, drops what it
     /// holds there, and is durable when answered; idempotent. -> `Unit`
     VolumeSize {
-        /// The volume's inode.
+        /// The volume.
+        subvolume: SubvolumeId,
+        /// Its inode.
         inode: InodeNumber,
-        /// Version.
-        snapshot: SnapshotId,
         /// New size in bytes.
         size_bytes: u64,
     },
@@ -638,6 +691,24 @@ pub enum Request {
     VersionDelete {
         /// The version.
         snapshot: SnapshotId,
+    },
+    /// Lets writes to subvolumes wait, and ends those that are under way. -> `Unit`
+    VersionHold {
+        /// The subvolumes.
+        subvolumes: Vec<SubvolumeId>,
+    },
+    /// What shard 0 has changed. -> `Unit`
+    VersionSet {
+        /// The change.
+        change: VersionChange,
+    },
+    /// Moves every key of a version that this shard holds to the one that absorbs it, durable when answered;
+    /// idempotent. -> `Unit`
+    VersionAbsorb {
+        /// The version whose keys are moved.
+        child: SnapshotId,
+        /// Where to.
+        into: SnapshotId,
     },
 }
 
@@ -716,6 +787,10 @@ pub enum Reply {
     Damage(Vec<DamageEntry>),
     /// Paths, in the order of the question; `None`: no name leads there.
     Paths(Vec<Option<Vec<u8>>>),
+    /// Data of a subvolume.
+    Usage(Usage),
+    /// All versions.
+    VersionTable(Box<VersionTable>),
     /// Inodes, in the order of the question.
     Owners(Vec<Owner>),
     /// Versions, in the order of the question.
@@ -736,6 +811,26 @@ pub trait Link {
 }
 
 impl Request {
+    /// Whether it depends on which versions there are.
+    pub(crate) fn needs_versions(&self) -> bool {
+        !matches!(
+            self,
+            Self::Flush
+                | Self::Status
+                | Self::VersionList
+                | Self::VersionHold { .. }
+                | Self::VersionSet { .. }
+                | Self::RegionAcquire { .. }
+                | Self::RegionGive { .. }
+                | Self::RegionList { .. }
+                | Self::Resize(_)
+                | Self::RecordPut { .. }
+                | Self::RecordList { .. }
+                | Self::RecordDelete { .. }
+                | Self::FsckVersions { .. }
+        )
+    }
+
     /// Whether it may change what is stored, so that its answer waits for the journal.
     pub(crate) fn changes(&self) -> bool {
         !matches!(
@@ -760,6 +855,9 @@ impl Request {
                 | Self::InodePaths { .. }
                 | Self::FsckOwners { .. }
                 | Self::FsckVersions { .. }
+                | Self::VersionList
+                | Self::VersionHold { .. }
+                | Self::VersionSet { .. }
                 | Self::Resize(_)
         )
     }

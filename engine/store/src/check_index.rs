@@ -258,7 +258,9 @@ impl Engine {
                 walk.problem(format!("extent at {position:?} overlaps the one before"));
             }
             *last = Some(*position);
-            *walk.versions.entry(position.snapshot).or_default() += blocks;
+            if !extent.is_hole() {
+                *walk.versions.entry(position.snapshot).or_default() += blocks;
+            }
             for pointer in &extent.pointers {
                 let who = format!("extent at {position:?}");
                 match self.space.check_pointer(pointer.member, pointer.block, extent.blocks) {

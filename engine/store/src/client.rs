@@ -4,13 +4,13 @@
 //! control threads (futures that are).
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
-use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
+use engine_base::{InodeNumber, ShardId, SubvolumeId};
 use engine_memory::Slice;
 
 use crate::api::{
     Attributes, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind, FsckReport, Link,
-    PutMode, RenameMode, Reply, Request, ResizeRequest, ResizeStatus, SetAttributes, ShardStatus,
-    SubvolumeInfo, SubvolumeKind, TreeRef, Verify, data_len,
+    NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest, ResizeStatus, SetAttributes,
+    ShardStatus, SubvolumeInfo, SubvolumeKind, TreeRef, Usage, Verify, Whose, data_len,
 };
 use crate::error::Result;
 
@@ -21,8 +21,6 @@ pub struct VolumeRef {
     pub subvolume: SubvolumeId,
     /// Its inode.
     pub inode: InodeNumber,
-    /// Version of its keys.
-    pub snapshot: SnapshotId,
     /// Size in bytes when it was opened.
     pub size_bytes: u64,
     /// Logical block size in bytes.
@@ -36,7 +34,6 @@ impl From<&SubvolumeInfo> for VolumeRef {
         Self {
             subvolume: info.id,
             inode: info.root,
-            snapshot: info.snapshot,
             size_bytes: info.size_bytes,
             block_size: info.block_size,
             uuid: info.uuid,
@@ -213,16 +210,32 @@ impl<L: Link> Client<L> {
         expect!(self.link.call(ShardId(0), request), Subvolumes)
     }
 
-    /// Data bytes that a subvolume holds on all shards.
-    pub async fn subvolume_usage(&self, snapshot: SnapshotId) -> Result<u64> {
-        let mut total = 0_u64;
-        for reply in self.all_shards(&Request::Usage { snapshot }).await? {
+    /// Data that a subvolume holds on all shards.
+    pub async fn subvolume_usage(&self, subvolume: SubvolumeId) -> Result<Usage> {
+        let mut total = Usage::default();
+        for reply in self.all_shards(&Request::Usage { subvolume }).await? {
             match reply {
-                Reply::Count(bytes) => total = total.saturating_add(bytes),
-                other => return Err(other.mismatch("Count")),
+                Reply::Usage(usage) => {
+                    total.own_bytes = total.own_bytes.saturating_add(usage.own_bytes);
+                    total.shared_bytes = total.shared_bytes.saturating_add(usage.shared_bytes);
+                }
+                other => return Err(other.mismatch("Usage")),
             }
         }
         Ok(total)
+    }
+
+    /// Makes snapshots, all of one instant.
+    pub async fn snapshot_create(&self, snapshots: &[NewSnapshot]) -> Result<Vec<SubvolumeInfo>> {
+        let request = Request::SnapshotCreate { snapshots: snapshots.to_vec() };
+        expect!(self.link.call(ShardId(0), request), Subvolumes)
+    }
+
+    /// Makes a volume what it was at one of its snapshots.
+    pub async fn subvolume_rollback(&self, name: &str, snapshot: &str) -> Result<SubvolumeInfo> {
+        let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
+        let request = Request::SubvolumeRollback { name, snapshot };
+        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// Deletes a subvolume and all in it.
@@ -284,8 +297,8 @@ impl<L: Link> Client<L> {
     /// Reads a range of a volume; holes read as zeroes.
     pub async fn volume_read(&self, volume: &VolumeRef, offset: u64, len: u64) -> Result<Data> {
         let call = |offset, len: u64| {
-            let (inode, snapshot) = (volume.inode, volume.snapshot);
-            let request = Request::DataRead { inode, snapshot, offset, len: len as u32 };
+            let (inode, of) = (volume.inode, Whose::Subvolume(volume.subvolume));
+            let request = Request::DataRead { inode, of, offset, len: len as u32 };
             self.link.call(self.data_shard(volume, offset), request)
         };
         let mut parts = Self::parts(offset, len, DATA_BYTES_MAX).peekable();
@@ -314,10 +327,10 @@ impl<L: Link> Client<L> {
     ) -> Result<()> {
         let len = data_len(&data);
         let call = |offset, data| {
-            let (inode, snapshot) = (volume.inode, volume.snapshot);
+            let (inode, of) = (volume.inode, Whose::Subvolume(volume.subvolume));
             self.link.call(
                 self.data_shard(volume, offset),
-                Request::DataWrite { inode, snapshot, offset, data, fua },
+                Request::DataWrite { inode, of, offset, data, fua },
             )
         };
         let mut parts = Self::parts(offset, len, DATA_BYTES_MAX).peekable();
@@ -336,9 +349,9 @@ impl<L: Link> Client<L> {
 
     /// Drops a range of a volume: it reads as zeroes and its space is free.
     pub async fn volume_discard(&self, volume: &VolumeRef, offset: u64, len: u64) -> Result<()> {
-        let (inode, snapshot) = (volume.inode, volume.snapshot);
+        let (inode, of) = (volume.inode, Whose::Subvolume(volume.subvolume));
         for (offset, len) in Self::parts(offset, len, u64::MAX) {
-            let request = Request::DataDiscard { inode, snapshot, offset, len };
+            let request = Request::DataDiscard { inode, of, offset, len };
             self.unit(self.data_shard(volume, offset), request).await?;
         }
         Ok(())

@@ -149,7 +149,7 @@ impl Engine {
     }
 
     /// Whether everything the transaction read still is as it was.
-    fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
+    pub(crate) fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
         for mark in transaction.reads.iter().flatten() {
             let node = mark.node.node();
             if node.dead.get() {
@@ -231,6 +231,9 @@ impl Engine {
             let entry = SummaryEntry { inode, end, snapshot, start_block, blocks };
             change.placed.push((id, entry, fresh));
         }
+        if extent.is_hole() {
+            return Ok(());
+        }
         match change.versions.iter_mut().find(|(version, _)| *version == position.snapshot) {
             Some((_, delta)) => *delta += i64::from(blocks),
             None => change.versions.push((position.snapshot, i64::from(blocks))),
@@ -246,6 +249,7 @@ impl Engine {
         }
         for (update, node) in transaction.updates.into_iter().zip(nodes) {
             let node = node.node();
+            self.learn_area(&update);
             let changes =
                 update.value.is_some() || node.body.borrow().keys.get(&update.position).is_some();
             if changes {

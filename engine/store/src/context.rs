@@ -1,12 +1,11 @@
 //! What the parts of a shard share: engine, data path, way to other shards, gate, background work.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 
-use engine_base::hash::FastMap;
 use engine_base::{InodeNumber, ShardId, SnapshotId};
 
-use crate::api::{Data, Reply, Request};
+use crate::api::{Data, Reply, Request, Whose};
 use crate::background::Background;
 use crate::data::{BlockRange, DataPath, Until};
 use crate::engine::Engine;
@@ -24,9 +23,6 @@ pub(crate) struct Context {
     pub(crate) data: DataPath,
     pub(crate) gate: VersionGate,
     pub(crate) background: Rc<Background>,
-    /// Ends in blocks of volumes that were resized since the shard was opened, by version: a front
-    /// end that still knows the old size must not write past the new one.
-    pub(crate) ceilings: RefCell<FastMap<u32, u64>>,
     /// Checks of the data that were begun; the last goes on, those before it end.
     pub(crate) verifying: Cell<u64>,
 }
@@ -40,7 +36,6 @@ impl Context {
             engine,
             peers,
             limits,
-            ceilings: RefCell::default(),
             verifying: Cell::new(0),
         })
     }
@@ -107,7 +102,7 @@ impl Context {
         }
         let len = u32::try_from(len).map_err(|_| StoreError::invalid("read is too long"))?;
         let shard = inode.data_shard(offset, self.engine.shard_count());
-        let request = Request::DataRead { inode, snapshot, offset, len };
+        let request = Request::DataRead { inode, of: Whose::Version(snapshot), offset, len };
         match self.call(shard, request).await? {
             Reply::Data(data) => Ok(data),
             other => Err(other.mismatch("Data")),
@@ -128,7 +123,8 @@ impl Context {
             return self.data.write(range, data, Until::Committed).await;
         }
         let shard = inode.data_shard(offset, self.engine.shard_count());
-        let request = Request::DataWrite { inode, snapshot, offset, data, fua: false };
+        let of = Whose::Version(snapshot);
+        let request = Request::DataWrite { inode, of, offset, data, fua: false };
         self.ask_unit(shard, request).await
     }
 }

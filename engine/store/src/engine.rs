@@ -26,6 +26,7 @@ use crate::superblock::Superblock;
 use crate::sync::Notify;
 use crate::times::{RestartReason, Timed, Waits};
 use crate::transaction::{ReadMark, Reads, Transaction};
+use crate::version::{KnownAreas, Versions};
 
 pub use crate::space::{Allocation, Reservation, WritePoint};
 
@@ -101,6 +102,10 @@ pub struct Engine {
     pub(crate) space: Rc<Space>,
     /// Data that is on its way.
     pub(crate) flights: Rc<Flights>,
+    /// Whose keys a version sees.
+    pub(crate) versions: Versions,
+    /// Areas of versions that are noted in the index.
+    pub(crate) known_areas: KnownAreas,
     pub(crate) counters: RefCell<FastMap<Counter, CounterState>>,
     pub(crate) taken: RefCell<FastMap<Counter, u64>>,
     pub(crate) stamps: RefCell<Stamps>,
@@ -229,7 +234,13 @@ impl Engine {
         loop {
             let mut transaction = Transaction::new(self, class, false);
             let result = match work(&mut transaction).await {
-                Ok(value) => self.commit(transaction).await.map(|()| value),
+                Ok(value) => {
+                    // What frees space only puts keys where there are some.
+                    if class == Class::Normal {
+                        transaction.note_areas();
+                    }
+                    self.commit(transaction).await.map(|()| value)
+                }
                 Err(error) => Err(error),
             };
             if !matches!(result, Err(StoreError::Restart)) {
@@ -237,6 +248,27 @@ impl Engine {
             }
             self.restarts.set(self.restarts.get() + 1);
             tracing::trace!(shard = self.shard().0, "transaction restarts");
+        }
+    }
+
+    /// Reads at one instant: runs `work` again while what it read changes before it has ended.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub(crate) async fn at_once<T>(
+        &self,
+        mut work: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            let mut transaction = Transaction::new(self, Class::Normal, false);
+            let result = match work(&mut transaction).await {
+                Ok(value) => self.validate(&transaction).map(|()| value),
+                Err(error) => Err(error),
+            };
+            if !matches!(result, Err(StoreError::Restart)) {
+                return result;
+            }
+            self.restarts.set(self.restarts.get() + 1);
         }
     }
 

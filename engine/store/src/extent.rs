@@ -2,6 +2,8 @@
 //!
 //! Key: (inode, END block, snapshot); the value tells the length. An uncompressed extent can be cut at
 //! any block: pointers advance and checksums are dropped. An extent never crosses a bucket.
+//!
+//! A *hole* has no pointers: its blocks read as zeroes, whatever versions above hold there ([`crate::version`]).
 
 use smallvec::SmallVec;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -27,9 +29,9 @@ const VERSION: u8 = 1;
 struct ExtentHeader {
     /// Version of this layout: 1.
     version: u8,
-    /// Pointers that follow, 1 to 4.
+    /// Pointers that follow, 1 to 4; 0 in a hole.
     pointers: u8,
-    /// Checksum of each block: 0 none, 1 CRC-32C.
+    /// Checksum of each block: 0 none (a hole), 1 CRC-32C.
     checksum: u8,
     /// Compression: 0 none; others are reserved.
     compression: u8,
@@ -39,11 +41,11 @@ struct ExtentHeader {
     reserved: u8,
     /// Logical length in blocks.
     blocks: U16,
-    /// Blocks on disk (equal to `blocks` unless compressed).
+    /// Blocks on disk (equal to `blocks` unless compressed; 0 of a hole).
     disk_blocks: U16,
     /// First logical block within the decoded data (0 unless compressed and cut).
     decoded_offset_blocks: U16,
-    /// Blocks of the decoded data (equal to `blocks` unless compressed).
+    /// Blocks of the decoded data (equal to `blocks` unless compressed; 0 of a hole).
     decoded_blocks: U16,
     /// Reserved, zero.
     reserved2: U16,
@@ -85,9 +87,9 @@ pub struct Pointer {
 pub struct Extent {
     /// Length in blocks, 1 to [`EXTENT_BLOCKS_MAX`].
     pub blocks: u32,
-    /// Copies, at least one.
+    /// Copies, at least one; none of a hole.
     pub pointers: SmallVec<[Pointer; 1]>,
-    /// CRC-32C of each block, `blocks` of them.
+    /// CRC-32C of each block, `blocks` of them; none of a hole.
     pub checksums: SmallVec<[u32; 4]>,
 }
 
@@ -110,13 +112,32 @@ impl Extent {
         keys.collect()
     }
 
+    /// A hole of so many blocks.
+    #[must_use]
+    pub fn hole(blocks: u32) -> Self {
+        Self { blocks, pointers: SmallVec::new(), checksums: SmallVec::new() }
+    }
+
+    /// Whether it says that there is nothing.
+    #[must_use]
+    pub fn is_hole(&self) -> bool {
+        self.pointers.is_empty()
+    }
+
+    /// Blocks of its data that lie on devices.
+    #[must_use]
+    pub fn data_blocks(&self) -> u32 {
+        if self.is_hole() { 0 } else { self.blocks }
+    }
+
     /// The bytes for the index.
     #[must_use]
     pub fn encode(&self) -> Value {
         assert!(self.blocks >= 1 && self.blocks <= EXTENT_BLOCKS_MAX);
-        assert!(!self.pointers.is_empty() && self.pointers.len() <= POINTERS_MAX);
-        assert!(self.checksums.len() == self.blocks as usize);
-        encode(self.pointers.iter().copied(), self.checksums.iter().copied().map(U32::new))
+        assert!(self.pointers.len() <= POINTERS_MAX);
+        assert!(self.checksums.len() == self.data_blocks() as usize);
+        let checksums = self.checksums.iter().copied().map(U32::new);
+        encode(self.blocks, self.pointers.iter().copied(), checksums)
     }
 
     /// Parses a value of the extents tree.
@@ -140,28 +161,37 @@ impl Extent {
             .iter()
             .map(|pointer| Pointer { block: pointer.block + u64::from(start), ..*pointer })
             .collect();
-        let checksums = self.checksums[start as usize..(start + blocks) as usize].into();
+        let checksums = part_of(&self.checksums, start, blocks).into();
         Self { blocks, pointers, checksums }
     }
 }
 
-/// The bytes of an extent with these pointers, and one block for each checksum.
+/// The checksums of a part of an extent; of a hole, which has none, none.
+fn part_of<T>(checksums: &[T], start: u32, blocks: u32) -> &[T] {
+    if checksums.is_empty() {
+        return checksums;
+    }
+    &checksums[start as usize..(start + blocks) as usize]
+}
+
+/// The bytes of an extent with these pointers and checksums.
 fn encode(
+    blocks: u32,
     pointers: impl ExactSizeIterator<Item = Pointer>,
     checksums: impl ExactSizeIterator<Item = U32>,
 ) -> Value {
-    let blocks = U16::new(checksums.len() as u16);
+    let data_blocks = U16::new(checksums.len() as u16);
     let header = ExtentHeader {
         version: VERSION,
         pointers: pointers.len() as u8,
-        checksum: 1,
+        checksum: u8::from(pointers.len() > 0),
         compression: 0,
         encryption: 0,
         reserved: 0,
-        blocks,
-        disk_blocks: blocks,
+        blocks: U16::new(blocks as u16),
+        disk_blocks: data_blocks,
         decoded_offset_blocks: U16::new(0),
-        decoded_blocks: blocks,
+        decoded_blocks: data_blocks,
         reserved2: U16::new(0),
     };
     let bytes = size_of::<ExtentHeader>()
@@ -190,7 +220,7 @@ fn encode(
 pub(crate) struct ExtentView<'a> {
     blocks: u32,
     pointers: &'a [ExtentPointer],
-    /// `blocks` of them.
+    /// `blocks` of them, or of a hole none.
     checksums: &'a [U32],
 }
 
@@ -208,26 +238,31 @@ impl<'a> ExtentView<'a> {
         if header.version != VERSION {
             return Err(bad("version is not known"));
         }
-        if header.compression != 0 || header.encryption != 0 || header.checksum != 1 {
+        let is_hole = pointer_count == 0;
+        if header.compression != 0
+            || header.encryption != 0
+            || header.checksum != u8::from(!is_hole)
+        {
             return Err(bad("uses compression, encryption or a checksum this version lacks"));
         }
         if blocks == 0 || blocks > EXTENT_BLOCKS_MAX {
             return Err(bad("length is out of range"));
         }
-        if header.disk_blocks.get() != header.blocks.get()
-            || header.decoded_blocks.get() != header.blocks.get()
+        let data_blocks = if is_hole { 0 } else { blocks };
+        if u32::from(header.disk_blocks.get()) != data_blocks
+            || u32::from(header.decoded_blocks.get()) != data_blocks
             || header.decoded_offset_blocks.get() != 0
         {
             return Err(bad("uncompressed, but its lengths differ"));
         }
-        if pointer_count == 0 || pointer_count > POINTERS_MAX {
+        if pointer_count > POINTERS_MAX {
             return Err(bad("number of pointers is out of range"));
         }
         let length = || bad("length does not fit its pointers and checksums");
         let (pointers, rest) = <[ExtentPointer]>::ref_from_prefix_with_elems(rest, pointer_count)
             .map_err(|_| length())?;
         let checksums =
-            <[U32]>::ref_from_bytes_with_elems(rest, blocks as usize).map_err(|_| length())?;
+            <[U32]>::ref_from_bytes_with_elems(rest, data_blocks as usize).map_err(|_| length())?;
         // Whoever uses it counts in bytes from here on.
         if pointers.iter().any(|pointer| pointer.block.get() >= MEMBER_BLOCKS_MAX) {
             return Err(bad("lies past the end of any member"));
@@ -240,7 +275,12 @@ impl<'a> ExtentView<'a> {
         self.blocks
     }
 
-    /// Copies, at least one.
+    /// Whether it says that there is nothing.
+    pub(crate) fn is_hole(&self) -> bool {
+        self.pointers.is_empty()
+    }
+
+    /// Copies, at least one; none of a hole.
     pub(crate) fn pointers(&self) -> impl ExactSizeIterator<Item = Pointer> {
         self.pointers.iter().map(|disk| Pointer {
             member: disk.member,
@@ -262,14 +302,14 @@ impl<'a> ExtentView<'a> {
     /// [`ExtentView::cut`], as the bytes for the index.
     pub(crate) fn encode_cut(&self, start: u32, blocks: u32) -> Value {
         let (pointers, checksums) = self.part(start, blocks);
-        encode(pointers, checksums.iter().copied())
+        encode(blocks, pointers, checksums.iter().copied())
     }
 
     fn part(&self, start: u32, blocks: u32) -> (impl ExactSizeIterator<Item = Pointer>, &'a [U32]) {
         assert!(blocks >= 1 && start + blocks <= self.blocks);
         let advanced =
             move |pointer: Pointer| Pointer { block: pointer.block + u64::from(start), ..pointer };
-        let checksums = &self.checksums[start as usize..(start + blocks) as usize];
+        let checksums = part_of(self.checksums, start, blocks);
         (self.pointers().map(advanced), checksums)
     }
 }
@@ -308,6 +348,22 @@ mod tests {
         let view = ExtentView::parse(&value).unwrap();
         assert_eq!(view.cut(1, 2), part);
         assert_eq!(view.encode_cut(1, 2), part.encode());
+    }
+
+    #[test]
+    fn a_hole_has_a_length_and_nothing_else() {
+        let hole = Extent::hole(32);
+        let value = hole.encode();
+        assert_eq!(Extent::decode(&value), Ok(hole.clone()));
+        let view = ExtentView::parse(&value).unwrap();
+        assert!(view.is_hole() && hole.is_hole() && !sample().is_hole());
+        assert_eq!((view.blocks(), hole.data_blocks(), view.pointers().len()), (32, 0, 0));
+        assert_eq!(view.encode_cut(3, 7), Extent::hole(7).encode());
+        assert_eq!(hole.cut(3, 7), Extent::hole(7));
+        let mut two = sample();
+        two.pointers.clear();
+        two.checksums.clear();
+        assert_eq!(two, Extent::hole(3));
     }
 
     #[test]

@@ -40,11 +40,16 @@ pub enum Tree {
     Damage = 10,
     /// (member, region, 0) -> tally: what the buckets of a region hold together, checkpointed.
     Tallies = 11,
+    /// (version and high bits of the chunk, group of inodes, low bits of the chunk) -> nothing: where in the other
+    /// trees a version has keys ([`crate::version`]).
+    Areas = 12,
+    /// (version, 0, 0) -> what it was made from. Shard 0 only.
+    Versions = 13,
 }
 
 impl Tree {
     /// Every tree, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Extents,
         Self::Inodes,
         Self::Dirents,
@@ -57,7 +62,15 @@ impl Tree {
         Self::Regions,
         Self::Damage,
         Self::Tallies,
+        Self::Areas,
+        Self::Versions,
     ];
+
+    /// Whether several versions have keys at one place, of which those of the nearest are seen.
+    #[must_use]
+    pub const fn is_versioned(self) -> bool {
+        matches!(self, Self::Extents | Self::Inodes | Self::Dirents | Self::Xattrs)
+    }
 
     /// The tree of a number read from disk.
     ///

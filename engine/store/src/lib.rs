@@ -15,7 +15,9 @@ pub mod reached;
 pub mod shard;
 pub mod times;
 pub mod transaction;
+mod version;
 
+mod access;
 mod background;
 mod btree;
 mod check;

@@ -50,11 +50,19 @@ pub enum Bug {
     TallyNotPinned,
     /// Of what lies before dead blocks of a bucket in use, a block is written over with them.
     RunOverNamed,
+    /// Of many versions that a subvolume sees, those farthest away are not looked at.
+    FarVersionUnseen,
+    /// What is dropped of a volume that has snapshots is not hidden: what they hold shows up.
+    HoleForgotten,
+    /// Writes go on on some shards while a snapshot is made.
+    SnapshotNotHeld,
+    /// Who began to read a version that is merged meanwhile finds nothing.
+    MergeForgotten,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 22] = [
+    pub const ALL: [(&'static str, Self); 26] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -77,6 +85,10 @@ impl Bug {
         ("unlogged-truncate", Self::UnloggedTruncate),
         ("tally-not-pinned", Self::TallyNotPinned),
         ("run-over-named", Self::RunOverNamed),
+        ("far-version-unseen", Self::FarVersionUnseen),
+        ("hole-forgotten", Self::HoleForgotten),
+        ("snapshot-not-held", Self::SnapshotNotHeld),
+        ("merge-forgotten", Self::MergeForgotten),
     ];
 }
 

@@ -39,6 +39,7 @@ pub enum Branch {
     FlushedLost,
     ResumeCreate,
     ResumeDelete,
+    ResumeMerge,
     ResumeResize,
     ResumeTruncate,
     ResumeRemove,
@@ -49,7 +50,7 @@ pub enum Branch {
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 35] = [
+    pub const ALL: [(Self, &'static str); 36] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -78,7 +79,8 @@ impl Branch {
         (Self::FlushEntryWritten, "end: a flush entry written for what was taken"),
         (Self::FlushedLost, "end: what a flush covered is missing, told"),
         (Self::ResumeCreate, "resume: creation of a subvolume"),
-        (Self::ResumeDelete, "resume: deletion of a subvolume"),
+        (Self::ResumeDelete, "resume: deletion of a version"),
+        (Self::ResumeMerge, "resume: two versions become one"),
         (Self::ResumeResize, "resume: resize of a volume"),
         (Self::ResumeTruncate, "resume: truncation of a file"),
         (Self::ResumeRemove, "resume: removal of a file's data"),

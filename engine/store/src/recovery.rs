@@ -41,6 +41,7 @@ use crate::superblock::Superblock;
 use crate::sync::Notify;
 use crate::tail;
 use crate::times::Waits;
+use crate::version::{KnownAreas, Versions};
 
 /// Last values of the keys in the journal: (tree, level) -> position -> (entry, value).
 type Overlay = BTreeMap<(Tree, u8), BTreeMap<Position, (u64, Option<Value>)>>;
@@ -78,6 +79,8 @@ pub(crate) async fn recover(
         cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
         space,
         flights: Rc::default(),
+        versions: Versions::default(),
+        known_areas: KnownAreas::default(),
         counters: RefCell::default(),
         taken: RefCell::default(),
         stamps: RefCell::new(Stamps::default()),

@@ -21,7 +21,7 @@ use engine_memory::alloc_site;
 use engine_memory::profile::Scoped;
 
 use crate::RegionSource;
-use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, data_len};
+use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, Whose, data_len};
 use crate::context::{Context, block_range};
 use crate::data::{BlockRange, Until};
 use crate::engine::{Engine, EngineConfig, Opening};
@@ -177,14 +177,17 @@ impl Shard {
     }
 
     async fn carry_out(self: &Rc<Self>, request: Request) -> Result<Reply> {
+        if request.needs_versions() {
+            self.context.know_versions().await?;
+        }
         match request {
-            Request::DataRead { inode, snapshot, offset, len } => {
-                let read = self.data_read(inode, snapshot, offset, u64::from(len));
+            Request::DataRead { inode, of, offset, len } => {
+                let read = self.data_read(inode, of, offset, u64::from(len));
                 Scoped::new(alloc_site!("data read"), read).await.map(Reply::Data)
             }
-            Request::DataWrite { inode, snapshot, offset, data, fua } => {
+            Request::DataWrite { inode, of, offset, data, fua } => {
                 let until = if fua { Until::Flushed } else { Until::Written };
-                let write = self.data_write(inode, snapshot, offset, data, until);
+                let write = self.data_write(inode, of, offset, data, until);
                 Scoped::new(alloc_site!("data write"), write).await.map(|()| Reply::Unit)
             }
             Request::Flush => self.context.engine.flush().await.map(|()| Reply::Unit),
@@ -225,8 +228,8 @@ impl Shard {
 
     async fn handle_other(self: &Rc<Self>, request: Request) -> Result<Reply> {
         match request {
-            Request::DataDiscard { inode, snapshot, offset, len } => {
-                self.data_discard(inode, snapshot, offset, len).await.map(|()| Reply::Unit)
+            Request::DataDiscard { inode, of, offset, len } => {
+                self.data_discard(inode, of, offset, len).await.map(|()| Reply::Unit)
             }
             Request::DataTruncate { inode, snapshot, from } => {
                 self.data_punch(inode, snapshot, from, u64::MAX).await.map(|()| Reply::Unit)
@@ -234,15 +237,14 @@ impl Shard {
             Request::DataPunch { inode, snapshot, from, to } => {
                 self.data_punch(inode, snapshot, from, to).await.map(|()| Reply::Unit)
             }
-            Request::Usage { snapshot } => {
-                let blocks = self.context.engine.counter(Counter::data_blocks(snapshot.0));
-                Ok(Reply::Count(blocks.saturating_mul(BLOCK_SIZE)))
-            }
             Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }
             | Request::SubvolumeDelete { .. }
+            | Request::SnapshotCreate { .. }
+            | Request::SubvolumeRollback { .. }
+            | Request::VersionList
             | Request::VolumeResize { .. }
             | Request::RecordPut { .. }
             | Request::RecordList { .. }
@@ -252,9 +254,13 @@ impl Shard {
             }
             request @ (Request::RootCreate { .. }
             | Request::VersionDelete { .. }
+            | Request::VersionAbsorb { .. }
             | Request::VolumeSize { .. }) => {
                 crate::subvolume::handle_step(&self.context, request).await
             }
+            request @ (Request::Usage { .. }
+            | Request::VersionHold { .. }
+            | Request::VersionSet { .. }) => self.context.handle_versions(request).await,
             Request::RegionAcquire { shard, short } => {
                 self.tables()?;
                 self.region_acquire(shard, short).await.map(Reply::Region)
@@ -390,7 +396,7 @@ impl Shard {
     async fn data_read(
         &self,
         inode: InodeNumber,
-        snapshot: SnapshotId,
+        of: Whose,
         offset: u64,
         len: u64,
     ) -> Result<Data> {
@@ -399,15 +405,14 @@ impl Shard {
                 "read of {len} bytes: {DATA_BYTES_MAX} at most"
             )));
         }
-        let range = self.chunk_range(inode, snapshot, offset, len)?;
-        self.context.gate.check(snapshot)?;
+        let range = self.chunk_range(inode, self.context.to_read(of)?, offset, len)?;
         self.context.data.read(range).await
     }
 
     async fn data_write(
         &self,
         inode: InodeNumber,
-        snapshot: SnapshotId,
+        of: Whose,
         offset: u64,
         data: Data,
         until: Until,
@@ -418,13 +423,12 @@ impl Shard {
                 "write of {len} bytes: {DATA_BYTES_MAX} at most"
             )));
         }
+        let (_pass, snapshot, end) = self.context.to_write(of).await?;
         let range = self.chunk_range(inode, snapshot, offset, len)?;
         if len == 0 {
             return Ok(());
         }
-        let _pass = self.context.gate.enter(snapshot)?;
-        let ceiling = self.context.ceilings.borrow().get(&snapshot.0).copied();
-        if ceiling.is_some_and(|end| range.to > end) {
+        if range.to > end {
             return Err(StoreError::invalid(format!(
                 "write {offset}+{len} is past the end of the volume, which was resized"
             )));
@@ -435,12 +439,12 @@ impl Shard {
     async fn data_discard(
         &self,
         inode: InodeNumber,
-        snapshot: SnapshotId,
+        of: Whose,
         offset: u64,
         len: u64,
     ) -> Result<()> {
+        let (_pass, snapshot, _) = self.context.to_write(of).await?;
         let range = self.chunk_range(inode, snapshot, offset, len)?;
-        let _pass = self.context.gate.enter(snapshot)?;
         self.context.data.punch(range).await
     }
 

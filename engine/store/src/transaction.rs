@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use engine_base::SnapshotId;
 use smallvec::SmallVec;
 
 use crate::btree::NodePin;
@@ -86,6 +87,38 @@ impl<'e> Transaction<'e> {
     /// When a node cannot be read, or `Restart`.
     pub async fn get(&mut self, tree: Tree, position: Position) -> Result<Option<Value>> {
         Ok(self.next(tree, position, position).await?.map(|(_, value)| value))
+    }
+
+    /// What the version of `position` sees there: its own value, or that of the nearest version above.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub(crate) async fn seen(&mut self, tree: Tree, position: Position) -> Result<Option<Value>> {
+        let Some(view) = self.engine.versions.view(SnapshotId(position.snapshot)) else {
+            return self.get(tree, position).await;
+        };
+        let (mut next, to) = (view.from(0), Position { snapshot: u32::MAX, ..position });
+        while let Some(id) = next {
+            let from = Position { snapshot: id, ..position };
+            let keep = |at: Position, value: &Value| {
+                view.rank(at.snapshot).is_some().then(|| value.clone())
+            };
+            let Some((found, value)) = self.next_as(tree, from, to, keep).await? else { break };
+            if value.is_some() {
+                return Ok(value);
+            }
+            next = view.from(found.snapshot);
+        }
+        Ok(None)
+    }
+
+    /// After something was put at `position`: drops what a version that is being merged into that of `position`
+    /// has there, as it would hide it.
+    pub(crate) fn drop_absorbed(&mut self, tree: Tree, position: Position) {
+        let view = self.engine.versions.view(SnapshotId(position.snapshot));
+        if let Some(child) = view.and_then(|view| view.absorbing()) {
+            self.delete(tree, Position { snapshot: child, ..position });
+        }
     }
 
     /// The first key in `from ..= to`.

@@ -12,7 +12,7 @@ use crate::resize;
 use crate::size::show;
 
 /// Entries asked for at a time: the most that the server gives.
-const PAGE_SIZE: u32 = 1000;
+pub(crate) const PAGE_SIZE: u32 = 1000;
 
 /// The part of an answer that the server always fills.
 pub(crate) fn given<T>(part: Option<T>) -> Result<T> {
@@ -38,6 +38,7 @@ macro_rules! all_pages {
         }
     }};
 }
+pub(crate) use all_pages;
 
 /// `pool status` and `pool list`.
 pub(crate) async fn pool(session: &Session, command: PoolCommand, output: &Output) -> Result<()> {
@@ -118,7 +119,7 @@ fn pool_text(status: &v1::PoolStatus) -> String {
     .join("\n")
 }
 
-fn volume_json(volume: &v1::Volume) -> Value {
+pub(crate) fn volume_json(volume: &v1::Volume) -> Value {
     json!({
         "name": volume.name,
         "size_bytes": volume.size_bytes,

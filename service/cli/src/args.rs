@@ -61,6 +61,16 @@ pub(crate) enum Command {
     /// Block volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Snapshots of volumes
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Makes a volume that holds what another, or a snapshot, holds now
+    Clone {
+        /// Name of a volume or a snapshot
+        source: String,
+        /// Name of the new volume
+        name: String,
+    },
     /// File trees
     #[command(subcommand)]
     Fs(FsCommand),
@@ -294,6 +304,43 @@ pub(crate) enum VolumeCommand {
     },
 }
 
+/// Snapshots.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Makes snapshots, all of one instant
+    Create {
+        /// Volume and name of its snapshot, as VOLUME=NAME; may be given again
+        #[arg(required = true, value_name = "VOLUME=NAME", value_parser = parse_snapshot, num_args = 1..=64)]
+        snapshots: Vec<(String, String)>,
+    },
+    /// Lists snapshots
+    List {
+        /// Those of this volume only
+        volume: Option<String>,
+        /// Also counts the data that each holds beside older ones
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Deletes a snapshot
+    Delete {
+        /// Its name
+        name: String,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Makes a volume what it was at a snapshot; what was written since is gone
+    Rollback {
+        /// Name of the volume
+        volume: String,
+        /// Name of the snapshot
+        snapshot: String,
+        /// Does not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
 /// File trees.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FsCommand {
@@ -514,6 +561,15 @@ fn parse_interval(text: &str) -> Result<std::time::Duration, String> {
             Ok(std::time::Duration::from_secs_f64(seconds))
         }
         _ => Err(format!("'{text}' is no number of seconds from 0.1 to 3600")),
+    }
+}
+
+fn parse_snapshot(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((volume, name)) if !volume.is_empty() && !name.is_empty() => {
+            Ok((volume.to_owned(), name.to_owned()))
+        }
+        _ => Err("must be VOLUME=NAME, as in data=data-monday".to_owned()),
     }
 }
 

@@ -7,6 +7,7 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::v1::export_service_client::ExportServiceClient;
 use proto::v1::file_service_client::FileServiceClient;
 use proto::v1::pool_service_client::PoolServiceClient;
+use proto::v1::snapshot_service_client::SnapshotServiceClient;
 use proto::v1::stats_service_client::StatsServiceClient;
 use proto::v1::subvolume_service_client::SubvolumeServiceClient;
 use proto::v1::volume_service_client::VolumeServiceClient;
@@ -60,6 +61,11 @@ impl Session {
 
     pub(crate) fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn snapshots(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn subvolumes(&self) -> SubvolumeServiceClient<Channel> {

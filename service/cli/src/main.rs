@@ -20,6 +20,7 @@ mod output;
 mod put;
 mod resize;
 mod size;
+mod snapshots;
 mod target;
 mod times;
 mod top;
@@ -80,6 +81,8 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
     match command {
         Command::Pool(command) => admin::pool(session, command, output).await,
         Command::Volume(command) => admin::volume(session, command, output).await,
+        Command::Snapshot(command) => snapshots::run(session, command, output).await,
+        Command::Clone { source, name } => snapshots::clone(session, source, name, output).await,
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,
         Command::Fsck(arguments) => admin::check(session, &arguments, output).await,

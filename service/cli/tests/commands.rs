@@ -231,6 +231,26 @@ fn time_statistics_waits_and_the_live_view() {
 }
 
 #[test]
+fn snapshots_and_clones() {
+    let stand = Stand::new();
+    stand.ok(&["volume", "create", "disk", "--size", "1GiB"]);
+    assert_eq!(stand.ok(&["snapshot", "create", "disk=monday"]), "made snapshot monday of disk\n");
+    stand.fails(4, &["snapshot", "create", "disk=monday"]);
+    stand.fails(3, &["snapshot", "create", "none=x"]);
+    stand.fails(2, &["snapshot", "create", "disk"]);
+    let list = stand.json(&["snapshot", "list", "--usage"]);
+    assert_eq!(list[0]["name"], "monday");
+    assert_eq!((&list[0]["source"], &list[0]["own_bytes"]), (&"disk".into(), &8192.into()));
+    assert!(stand.ok(&["snapshot", "list", "disk"]).contains("monday"));
+    assert_eq!(stand.ok(&["clone", "monday", "copy"]), "made volume copy of monday\n");
+    assert_eq!(stand.json(&["volume", "list"]).as_array().unwrap().len(), 2);
+    let back = stand.ok(&["snapshot", "rollback", "disk", "monday", "--yes"]);
+    assert_eq!(back, "volume disk is what it was at monday\n");
+    assert_eq!(stand.ok(&["snapshot", "delete", "monday", "--yes"]), "deleted snapshot monday\n");
+    assert_eq!(stand.json(&["snapshot", "list"]), serde_json::json!([]));
+}
+
+#[test]
 fn volumes_and_exports() {
     let stand = Stand::new();
     assert_eq!(

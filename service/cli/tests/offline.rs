@@ -43,9 +43,9 @@ fn dumps_show_structures_of_devices() {
     assert_eq!(superblocks[0]["copies"][2]["state"], "good");
     let journal = json(&["dump", "journal", "--shard", "1", "--records"], &devices);
     assert_eq!(journal[0]["flush"], true);
-    assert_eq!(journal[0]["contents"].as_array().unwrap().len(), 12);
+    assert_eq!(journal[0]["contents"].as_array().unwrap().len(), 14);
     assert_eq!(json(&["dump", "tree", "inodes"], &devices), serde_json::json!([]));
-    assert_eq!(json(&["dump", "roots", "--shard", "1"], &devices).as_array().unwrap().len(), 12);
+    assert_eq!(json(&["dump", "roots", "--shard", "1"], &devices).as_array().unwrap().len(), 14);
     let text = run(&["dump", "superblock"], &devices[..1]).stdout;
     assert!(String::from_utf8(text).unwrap().contains("    device_byte=65536 state=good\n"));
     assert!(fails(2, &["dump", "tree", "things"], &devices).contains("extents, inodes"));

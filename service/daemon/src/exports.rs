@@ -339,6 +339,10 @@ fn check_volume(info: &SubvolumeInfo) -> Result<()> {
     if info.kind != SubvolumeKind::Volume {
         return Err(StoreError::invalid(format!("{} is not a volume", info.name)));
     }
+    if info.read_only {
+        let what = format!("export of {}, which is a snapshot; make a clone of it", info.name);
+        return Err(StoreError::Unsupported { what });
+    }
     if info.block_size != 1 << BLOCK_SIZE_LOG2 {
         let what = format!(
             "export of volume {} with logical blocks of {} bytes; only 4096 are served",

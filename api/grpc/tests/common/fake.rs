@@ -10,7 +10,7 @@ use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
     RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, SetAttributes,
-    ShardStatus, SubvolumeInfo, SubvolumeKind, Verify,
+    ShardStatus, SubvolumeInfo, SubvolumeKind, Usage, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -457,7 +457,7 @@ impl Fake {
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Resize(request) => resize(&mut state, &request),
-            Request::Usage { .. } => Ok(Reply::Count(4096)),
+            Request::Usage { .. } => Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0 })),
             Request::Repair { owners } => {
                 let count = u64::from(!owners);
                 let notes = vec!["a link count".to_owned(); usize::from(!owners)];
@@ -485,6 +485,8 @@ impl Fake {
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }
             | Request::SubvolumeDelete { .. }
+            | Request::SnapshotCreate { .. }
+            | Request::SubvolumeRollback { .. }
             | Request::VolumeResize { .. } => subvolume(&mut state, request, now),
             other => match state.fail.take() {
                 Some(error) => Err(error),
@@ -525,6 +527,8 @@ fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
                 kind,
                 root,
                 snapshot: SnapshotId(root.0 as u32),
+                read_only: false,
+                origin: None,
                 size_bytes,
                 block_size,
                 used_bytes: 0,
@@ -545,6 +549,32 @@ fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
         Request::SubvolumeDelete { name } => {
             state.subvolumes.remove(&name).ok_or_else(|| missing("subvolume"))?;
             Ok(Reply::Unit)
+        }
+        Request::SnapshotCreate { snapshots } => {
+            let mut made = Vec::new();
+            for new in snapshots {
+                let source = state.subvolumes.get(&new.source).ok_or_else(|| missing("volume"))?;
+                if state.subvolumes.contains_key(&new.name) {
+                    return Err(StoreError::AlreadyExists { what: new.name });
+                }
+                let info = SubvolumeInfo {
+                    id: SubvolumeId(1000 + state.subvolumes.len() as u64),
+                    name: new.name.clone(),
+                    read_only: !new.writable,
+                    origin: Some(source.id),
+                    ..source.clone()
+                };
+                state.subvolumes.insert(new.name, info.clone());
+                made.push(info);
+            }
+            Ok(Reply::Subvolumes(made))
+        }
+        Request::SubvolumeRollback { name, snapshot } => {
+            let from = state.subvolumes.get(&snapshot).ok_or_else(|| missing("snapshot"))?;
+            let size_bytes = from.size_bytes;
+            let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing("volume"))?;
+            info.size_bytes = size_bytes;
+            Ok(Reply::Subvolume(Box::new(info.clone())))
         }
         Request::VolumeResize { name, size_bytes } => {
             let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing("subvolume"))?;

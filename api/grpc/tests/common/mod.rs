@@ -11,6 +11,7 @@ use engine_store::client::Client;
 use proto::v1::export_service_client::ExportServiceClient;
 use proto::v1::file_service_client::FileServiceClient;
 use proto::v1::pool_service_client::PoolServiceClient;
+use proto::v1::snapshot_service_client::SnapshotServiceClient;
 use proto::v1::stats_service_client::StatsServiceClient;
 use proto::v1::subvolume_service_client::SubvolumeServiceClient;
 use proto::v1::volume_service_client::VolumeServiceClient;
@@ -75,6 +76,10 @@ impl Stand {
 
     pub fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone())
+    }
+
+    pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel.clone())
     }
 
     pub fn subvolumes(&self) -> SubvolumeServiceClient<Channel> {

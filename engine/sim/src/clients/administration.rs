@@ -172,10 +172,15 @@ pub fn check_names(context: &ClientContext, names: &[String]) {
         .keys()
         .chain(world.trees.keys())
         .chain(world.passing.iter().filter(|(_, s)| **s == NameState::Present).map(|(n, _)| n))
+        .chain(
+            world.snapshots.iter().filter(|(_, s)| s.state == NameState::Present).map(|(n, _)| n),
+        )
         .collect();
     let missing = expected.iter().find(|name| !names.contains(**name)).map(|name| (*name).clone());
     let stranger = names.iter().find(|name| {
-        !expected.contains(name) && world.passing.get(*name) != Some(&NameState::InDoubt)
+        !expected.contains(name)
+            && world.passing.get(*name) != Some(&NameState::InDoubt)
+            && !world.snapshots.contains_key(*name)
     });
     if let Some(name) = missing {
         world.fail(format!("subvolume {name} is gone"));

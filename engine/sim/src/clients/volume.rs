@@ -18,7 +18,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
         (slot.reference.clone(), slot.clients)
     };
     let resize = if clients == 1 { mix.resize } else { 0 };
-    let weights = [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize];
+    let weights = [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize, mix.snapshot];
     let mut client = VolumeClient { name, reference, mix };
     while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
@@ -31,7 +31,8 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
                 context.flush_shard(shard).await
             }
             4 => client.write(&mut context, true).await,
-            _ => client.resize(&mut context).await,
+            5 => client.resize(&mut context).await,
+            _ => client.snapshots(&mut context, clients == 1).await,
         };
         if !goes_on {
             return;
@@ -194,6 +195,15 @@ impl VolumeClient {
                 }
             },
         }
+    }
+
+    async fn snapshots(&mut self, context: &mut ClientContext, alone: bool) -> bool {
+        match super::snapshots::work(context, &self.name, alone).await {
+            Some(Some(reference)) => self.reference = reference,
+            Some(None) => {}
+            None => return false,
+        }
+        true
     }
 
     async fn resize(&mut self, context: &mut ClientContext) -> bool {

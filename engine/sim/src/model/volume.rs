@@ -15,7 +15,7 @@ use crate::stamp::Found;
 
 /// One write, or discard (version 0), of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Write {
+pub struct Write {
     version: u64,
     started: u64,
     /// `None` while in progress, and for ever when a crash cut it off.
@@ -43,7 +43,31 @@ impl Write {
     }
 }
 
-type History = Vec<Write>;
+/// The writes that a block may hold.
+pub type History = Vec<Write>;
+
+/// A write that a snapshot shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// When it began.
+    pub began: u64,
+}
+
+impl Shown {
+    /// The write of `version` that a block may show at an instant not before `instant`; `None`: none.
+    #[must_use]
+    pub fn of(history: Option<&History>, version: u64, instant: u64) -> Option<Self> {
+        let never = [Write::NEVER_WRITTEN];
+        let history = history.map_or(&never[..], |history| &history[..]);
+        let allowed = |write: &&Write| {
+            !history.iter().any(|newer| {
+                newer.supersedes(write) && newer.ended.is_some_and(|ended| ended < instant)
+            })
+        };
+        let of_version = history.iter().filter(|write| write.version == version).filter(allowed);
+        of_version.map(|write| Self { began: write.started }).min_by_key(|shown| shown.began)
+    }
+}
 
 /// A write in progress; hand it back to [`VolumeModel::end_write`].
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +125,49 @@ impl VolumeModel {
     /// Blocks that were ever written or discarded.
     pub fn touched(&self) -> impl Iterator<Item = u64> {
         self.blocks.keys().copied()
+    }
+
+    /// What each block that was ever touched may hold.
+    #[must_use]
+    pub fn histories(&self) -> BTreeMap<u64, History> {
+        self.blocks
+            .range(..self.size_blocks)
+            .map(|(block, known)| (*block, known.clone()))
+            .collect()
+    }
+
+    /// The volume became what a snapshot of it is, by an operation from `started` to `ended`, durably. `content`: of
+    /// all blocks that the volume or the snapshot ever held.
+    pub fn rolled_back(
+        &mut self,
+        content: &BTreeMap<u64, u64>,
+        size_blocks: u64,
+        started: u64,
+        ended: u64,
+    ) {
+        self.size_blocks = size_blocks;
+        for (&block, &version) in content {
+            let write =
+                Write { version, started, ended: Some(ended), acknowledged: true, durable: true };
+            let history = self.history(block);
+            history.retain(|write| {
+                write.started != started && write.ended.is_none_or(|ended| ended > started)
+            });
+            history.push(write);
+        }
+    }
+
+    /// That was cut off: it may have happened.
+    pub fn rollback_in_doubt(&mut self, content: &BTreeMap<u64, u64>, started: u64) {
+        for (&block, &version) in content {
+            self.history(block).push(Write {
+                version,
+                started,
+                ended: None,
+                acknowledged: false,
+                durable: false,
+            });
+        }
     }
 
     fn history(&mut self, block: u64) -> &mut History {

@@ -153,7 +153,7 @@ async fn use_everything(context: ClientContext) {
         } else {
             use_tree(&context, TreeRef::from(info)).await;
         }
-        drop(client.subvolume_usage(info.snapshot).await);
+        drop(client.subvolume_usage(info.id).await);
         context.event("subvolume", [info.id.0, 0, 0]);
     }
     drop(client.record_list(COLLECTION).await);

@@ -1,6 +1,6 @@
 //! Owners of the shard's extents, and the blocks themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
@@ -10,7 +10,7 @@ use crate::api::{Owner, SIZE_BYTES_MAX, Verify, VersionState};
 use crate::context::Context;
 use crate::data::{BlockRange, lookup};
 use crate::error::{Result, StoreError};
-use crate::extent::Extent;
+use crate::extent::{Extent, ExtentView};
 use crate::key::{Position, Tree};
 use crate::limits::FSCK_BATCH;
 
@@ -23,7 +23,8 @@ pub(super) async fn check(
     verify: Verify,
 ) -> Result<()> {
     let mut progress = Progress::begin(context, verify, problems).await?;
-    let mut held: Vec<Held> = Vec::new();
+    // What extents of one inode and version end at, at most.
+    let mut held: BTreeMap<(InodeNumber, SnapshotId), u64> = BTreeMap::new();
     let mut from = Position::MIN;
     loop {
         let found = context.engine.read().next(Tree::Extents, from, Position::MAX).await?;
@@ -31,15 +32,12 @@ pub(super) async fn check(
         from = position.successor();
         let (inode, snapshot) = (InodeNumber(position.inode), SnapshotId(position.snapshot));
         let end = position.offset.saturating_mul(BLOCK_SIZE);
-        match held.last_mut() {
-            Some(last) if (last.0, last.1) == (inode, snapshot) => last.2 = end,
-            _ => {
-                if held.len() >= FSCK_BATCH {
-                    check_owners(context, &held, problems).await?;
-                    held.clear();
-                }
-                held.push((inode, snapshot, end));
+        // What hides something may lie past the end.
+        if !ExtentView::parse(&value).is_ok_and(|extent| extent.is_hole()) {
+            if held.len() >= FSCK_BATCH {
+                check_owners(context, &std::mem::take(&mut held), problems).await?;
             }
+            held.insert((inode, snapshot), end);
         }
         // What is not an extent is told by the engine's own check.
         let Ok(extent) = Extent::decode(&value) else { continue };
@@ -51,6 +49,7 @@ pub(super) async fn check(
             }
         }
         if let Some(progress) = &mut progress
+            && !extent.is_hole()
             && !progress.is_done(position)
         {
             let range = BlockRange { inode, snapshot, from: start, to: position.offset };
@@ -90,15 +89,16 @@ async fn read_blocks(context: &Context, range: BlockRange, problems: &mut Proble
 
 /// Every inode with extents exists, and they end before its limit. What looks wrong is looked at a
 /// second time: it may have changed between the two questions.
-async fn check_owners(context: &Context, held: &[Held], problems: &mut Problems) -> Result<()> {
-    let suspects = suspects(context, held).await?;
+async fn check_owners(
+    context: &Context,
+    held: &BTreeMap<(InodeNumber, SnapshotId), u64>,
+    problems: &mut Problems,
+) -> Result<()> {
+    let held: Vec<Held> = held.iter().map(|((inode, of), end)| (*inode, *of, *end)).collect();
     let mut again = Vec::new();
-    for (inode, snapshot, end) in suspects {
-        let last = Position::new(inode.0, SIZE_BYTES_MAX, snapshot.0);
-        let first = Position::new(inode.0, 0, 0);
-        let found = context.engine.read().previous(Tree::Extents, first, last).await?;
-        if let Some((position, _)) = found {
-            again.push((inode, snapshot, end.min(position.offset.saturating_mul(BLOCK_SIZE))));
+    for (inode, snapshot, end) in suspects(context, &held).await? {
+        if let Some(last) = last_block(context, inode, snapshot).await? {
+            again.push((inode, snapshot, end.min(last.saturating_mul(BLOCK_SIZE))));
         }
     }
     for (inode, snapshot, end) in self::suspects(context, &again).await? {
@@ -107,6 +107,25 @@ async fn check_owners(context: &Context, held: &[Held], problems: &mut Problems)
         ));
     }
     Ok(())
+}
+
+/// Where the last extent of a version of an inode ends, holes left out.
+async fn last_block(
+    context: &Context,
+    inode: InodeNumber,
+    snapshot: SnapshotId,
+) -> Result<Option<u64>> {
+    let first = Position::new(inode.0, 0, 0);
+    let mut last = Position::new(inode.0, SIZE_BYTES_MAX, snapshot.0);
+    let mut transaction = context.engine.read();
+    while let Some((at, value)) = transaction.previous(Tree::Extents, first, last).await? {
+        let hole = ExtentView::parse(&value).is_ok_and(|extent| extent.is_hole());
+        if at.snapshot == snapshot.0 && !hole {
+            return Ok(Some(at.offset));
+        }
+        last = at.predecessor();
+    }
+    Ok(None)
 }
 
 pub(crate) async fn suspects(context: &Context, held: &[Held]) -> Result<Vec<Held>> {

@@ -90,6 +90,10 @@ pub(crate) async fn fsck(
         if let Some(pool_tables) = pool_tables {
             tables::check_pool(context, pool_tables, &mut problems).await?;
         }
+        for area in context.engine.missing_areas(1).await? {
+            let (version, area) = crate::version::Area::at(area);
+            problems.add(format!("version {version}: keys in {area:?}, which is not noted"));
+        }
         data::check(context, &mut problems, verify).await?;
     } else {
         problems.add("nodes cannot be read: names, owners and data are not checked");
@@ -110,13 +114,13 @@ pub(crate) async fn owners(
         match intent {
             Intent::Remove { inode, snapshot } => removing.insert((inode, snapshot)),
             Intent::Truncate { inode, snapshot, .. } => cutting.insert((inode, snapshot)),
-            Intent::Create(_) | Intent::Delete { .. } | Intent::Resize { .. } => false,
+            Intent::Create(_) | Intent::Resize { .. } => false,
         };
     }
     let mut transaction = context.engine.read();
     let mut owners = Vec::with_capacity(inodes.len());
     for (inode, snapshot) in inodes {
-        let value = transaction.get(Tree::Inodes, inode_position(*inode, *snapshot)).await?;
+        let value = transaction.seen(Tree::Inodes, inode_position(*inode, *snapshot)).await?;
         owners.push(match value {
             Some(value) if !cutting.contains(&(*inode, *snapshot)) => {
                 Owner::Alive { data_limit: Inode::decode(&value)?.data_limit }

@@ -16,23 +16,22 @@ pub(crate) async fn version_states(
     tables: &Tables,
     snapshots: &[SnapshotId],
 ) -> Result<Vec<VersionState>> {
-    let mut changing = Vec::new();
+    let (mut changing, mut resizing) = (Vec::new(), Vec::new());
     for (_, intent) in logged::pending(&context.engine).await? {
         match intent {
             Intent::Create(new) => changing.push(new.snapshot),
-            Intent::Delete { snapshot, .. } | Intent::Resize { snapshot, .. } => {
-                changing.push(snapshot);
-            }
+            Intent::Resize { subvolume, .. } => resizing.push(subvolume),
             Intent::Truncate { .. } | Intent::Remove { .. } => {}
         }
     }
-    let alive = tables.all();
+    let resized = tables.all().into_iter().filter(|info| resizing.contains(&info.id));
+    changing.extend(resized.map(|info| info.snapshot));
     Ok(snapshots
         .iter()
         .map(|snapshot| {
-            if changing.contains(snapshot) {
+            if changing.contains(snapshot) || tables.version_changes(*snapshot) {
                 VersionState::Changing
-            } else if alive.iter().any(|info| info.snapshot == *snapshot) {
+            } else if tables.has_version(*snapshot) {
                 VersionState::Alive
             } else {
                 VersionState::Unknown

@@ -182,6 +182,7 @@ impl DataPath {
     /// # Errors
     /// `NoSpace`, at once; those of devices and of the index.
     pub(crate) async fn write(&self, range: BlockRange, data: Data, until: Until) -> Result<()> {
+        let range = self.written_as(range).await?;
         let blocks = range.to - range.from;
         let len = crate::api::data_len(&data);
         assert!(len == blocks * engine_base::BLOCK_SIZE, "data does not fit its range");

@@ -3,6 +3,7 @@
 use engine_base::{InodeNumber, SnapshotId};
 use smallvec::SmallVec;
 
+use super::layers;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, ExtentView, Pointer};
@@ -63,8 +64,11 @@ impl Span {
     }
 }
 
+/// Spans in order.
+pub(crate) type Spans = SmallVec<[Span; 2]>;
+
 /// Where extents are looked for.
-trait Extents {
+pub(super) trait Extents {
     /// The first in `from ..= to`, and what `of` takes of it and its value, which is not copied.
     async fn next<T>(
         &mut self,
@@ -109,7 +113,7 @@ enum Seen<T> {
 
 /// The next extent of the range's inode and version with a key at or past `from`: its key, and what `of`
 /// takes of it, its first block and its end.
-async fn next_extent<T>(
+pub(super) async fn next_extent<T>(
     extents: &mut impl Extents,
     range: &BlockRange,
     mut from: Position,
@@ -139,9 +143,12 @@ async fn next_extent<T>(
     }
 }
 
-/// The parts of extents that cover the range, in order; holes are left out.
-pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<SmallVec<[Span; 2]>> {
-    let mut spans = SmallVec::new();
+/// The parts of extents that cover the range, in order, as its version sees them; holes are left out.
+pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Spans> {
+    if let Some(view) = engine.versions.view(range.snapshot) {
+        return Box::pin(layers::lookup(engine, range, &view)).await;
+    }
+    let mut spans = Spans::new();
     let mut at = range.from;
     while at < range.to {
         let from = range.first_key(at);
@@ -149,19 +156,21 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sm
             // Between two steps the map may have changed: `start` may lie before `at`.
             let (first, end) = (start.max(at), end.min(range.to));
             let part = extent.cut((first - start) as u32, (end - first) as u32);
-            Span { block: first, pointer: part.pointers[0], checksums: part.checksums }
+            let pointer = part.pointers.first().copied();
+            pointer.map(|pointer| Span { block: first, pointer, checksums: part.checksums })
         };
         let found = next_extent(&mut engine, range, from, part).await?;
         let Some((position, span)) = found else { break };
-        spans.push(span);
+        spans.extend(span);
         at = position.offset.min(range.to);
     }
     Ok(spans)
 }
 
-/// Makes holes of the range within `transaction`: deletes the extents in it and trims those that
-/// reach into it. Stops after [`BULK_UPDATES_MAX`] changes and then tells from which block on
-/// the work is still to be done, in another transaction. A range of 256 blocks is always done.
+/// Deletes the extents of the range's version in it and trims those that reach into it, within `transaction`. Where
+/// the version sees others, these show up: see [`hide_range`](layers::hide_range). Stops after [`BULK_UPDATES_MAX`]
+/// changes and then tells from which block on the work is still to be done, in another transaction. A range of 256
+/// blocks is always done.
 pub(crate) async fn clear_range(
     transaction: &mut Transaction<'_>,
     range: &BlockRange,

@@ -13,6 +13,7 @@
 mod ahead;
 mod batch;
 mod cache;
+mod layers;
 mod map;
 mod place;
 mod read;
@@ -29,6 +30,7 @@ use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 
 pub(crate) use batch::Until;
+pub(crate) use layers::absorb_blocks;
 pub(crate) use map::{BlockRange, clear_range, lookup};
 pub(crate) use write::Prepared;
 

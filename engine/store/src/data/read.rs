@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::DataPath;
 use super::ahead::Streams;
 use super::cache::DataCache;
-use super::map::{BlockRange, Span, lookup};
+use super::map::{BlockRange, Span, Spans, lookup};
 use crate::api::Data;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
@@ -22,8 +22,6 @@ use crate::extent::Pointer;
 use crate::limits::READ_LOOKUPS_MAX;
 use crate::planted::{self, Bug};
 use crate::times::Timed;
-
-type Spans = SmallVec<[Span; 2]>;
 
 /// What was read: first block and bytes, in order.
 type Pieces = SmallVec<[(u64, Slice); 2]>;

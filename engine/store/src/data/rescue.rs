@@ -113,9 +113,7 @@ impl Engine {
                         let found = transaction.next(Tree::Extents, from, range.last_key()).await?;
                         let Some((position, value)) = found else { return Ok(None) };
                         let extent = Extent::decode(&value)?;
-                        if let Some(done) = extent.pointers.first().and_then(|it| placed.find(it))
-                            && position.snapshot == range.snapshot.0
-                        {
+                        if let Some(done) = extent.pointers.first().and_then(|it| placed.find(it)) {
                             let parts = there.parts(done, u64::from(extent.blocks));
                             for (position, value) in extent.moved_to(position, &parts) {
                                 transaction.put_fresh_extent(position, value);

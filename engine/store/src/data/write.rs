@@ -4,11 +4,12 @@
 
 use std::rc::Rc;
 
-use engine_base::BLOCK_SIZE;
 use engine_base::checksum::{crc32c, crc32c_append};
+use engine_base::{BLOCK_SIZE, SnapshotId};
 use smallvec::SmallVec;
 
 use super::DataPath;
+use super::layers::{absorb_blocks, hide_range};
 use super::map::{BlockRange, clear_range};
 use super::place::Placed;
 use crate::api::Data;
@@ -43,6 +44,7 @@ pub(crate) struct Prepared {
 impl DataPath {
     /// Puts the data of the range on the device.
     pub(crate) async fn prepare(&self, range: BlockRange, data: &Data) -> Result<Prepared> {
+        let range = self.written_as(range).await?;
         let blocks = range.to - range.from;
         assert!(crate::api::data_len(data) == blocks * BLOCK_SIZE, "data does not fit its range");
         let reservation = self.engine.reserve(blocks).await?;
@@ -93,7 +95,27 @@ impl DataPath {
     }
 
     /// Makes holes of the range, in as many transactions as it takes.
-    pub(crate) async fn punch(&self, mut range: BlockRange) -> Result<()> {
+    pub(crate) async fn punch(&self, range: BlockRange) -> Result<()> {
+        let mut range = self.written_as(range).await?;
+        while range.from < range.to {
+            let view = self.engine.versions.view(range.snapshot);
+            let rest = self
+                .engine
+                .transact(async |transaction| match &view {
+                    Some(view) => hide_range(transaction, &range, view).await,
+                    None => clear_range(transaction, &range).await,
+                })
+                .await?;
+            match rest {
+                Some(block) => range.from = block,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what the version of the range itself holds there, whatever shows up then.
+    pub(crate) async fn drop_own(&self, mut range: BlockRange) -> Result<()> {
         while range.from < range.to {
             let rest = self
                 .engine
@@ -105,6 +127,17 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    /// The range in the version in which it is to be written, with nothing of one that is being merged in front of it.
+    pub(super) async fn written_as(&self, range: BlockRange) -> Result<BlockRange> {
+        let Some(view) = self.engine.versions.view(range.snapshot) else { return Ok(range) };
+        let range = BlockRange { snapshot: SnapshotId(view.target()), ..range };
+        if let Some(child) = view.absorbing() {
+            let rest = BlockRange { snapshot: SnapshotId(child), ..range };
+            Box::pin(absorb_blocks(&self.engine, rest, range.snapshot)).await?;
+        }
+        Ok(range)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Records, pointers and values of every tree in words.
 
+use engine_base::SnapshotId;
+
 use super::Item;
-use crate::api::{FileKind, SubvolumeKind};
+use crate::api::{FileKind, SubvolumeKind, VersionNode};
 use crate::btree::NodePointer;
 use crate::damage::{Damage, Lost};
 use crate::error::{Result, StoreError};
@@ -13,11 +15,12 @@ use crate::namespace::{Entry, Hashed, Inode, Slot, Xattr};
 use crate::space::BucketKind;
 use crate::space::format::{BucketCheckpoint, Tally, decode_counter};
 use crate::subvolume::format::{PoolName, Root, decode_subvolume};
+use crate::version::Area;
 
 type Fields = Vec<(&'static str, Item)>;
 
 /// The names of the trees, by number.
-pub(super) const TREE_NAMES: [(&str, Tree); 12] = [
+pub(super) const TREE_NAMES: [(&str, Tree); 14] = [
     ("extents", Tree::Extents),
     ("inodes", Tree::Inodes),
     ("dirents", Tree::Dirents),
@@ -30,6 +33,8 @@ pub(super) const TREE_NAMES: [(&str, Tree); 12] = [
     ("regions", Tree::Regions),
     ("damage", Tree::Damage),
     ("tallies", Tree::Tallies),
+    ("areas", Tree::Areas),
+    ("versions", Tree::Versions),
 ];
 
 pub(super) fn tree_name(tree: Tree) -> &'static str {
@@ -141,8 +146,29 @@ pub(super) fn value(tree: Tree, level: u8, at: Position, bytes: &[u8]) -> Item {
         },
         Tree::Damage => Damage::decode(bytes).map(|found| damage(&found)),
         Tree::Tallies => Tally::decode(bytes).map(|found| tally(&found)),
+        Tree::Areas => match bytes {
+            [] => Ok(area(at)),
+            _ => Err(StoreError::corrupt("area", format!("{} bytes", bytes.len()))),
+        },
+        Tree::Versions => {
+            VersionNode::decode(SnapshotId(at.inode as u32), bytes).map(|found| version(&found))
+        }
     };
     decoded(item, bytes)
+}
+
+fn area(at: Position) -> Item {
+    let (version, area) = Area::at(at);
+    let mut fields: Fields = vec![("version", version.0.into()), ("group", at.offset.into())];
+    if area.is_data() {
+        fields.push(("first_block", area.blocks().0.into()));
+    }
+    Item::Map(fields)
+}
+
+fn version(node: &VersionNode) -> Item {
+    let id = |version: Option<SnapshotId>| version.map_or(0, |version| version.0).into();
+    Item::Map(vec![("parent", id(node.parent)), ("absorbs", id(node.absorbs))])
 }
 
 fn decoded(item: Result<Item>, bytes: &[u8]) -> Item {
@@ -168,6 +194,13 @@ pub(super) fn pointer(pointer: &NodePointer) -> Item {
 }
 
 fn extent(at: Position, extent: &Extent) -> Item {
+    if extent.is_hole() {
+        return Item::Map(vec![
+            ("start", at.offset.saturating_sub(u64::from(extent.blocks)).into()),
+            ("blocks", extent.blocks.into()),
+            ("hole", true.into()),
+        ]);
+    }
     let pointers = extent.pointers.iter().map(|pointer| {
         Item::Map(vec![
             ("member", pointer.member.into()),
@@ -279,6 +312,8 @@ fn subvolume(at: Position, bytes: &[u8]) -> Result<Item> {
             ("name", Item::Name(info.name.into_bytes())),
             ("kind", subvolume_kind(info.kind)),
             ("version", info.snapshot.0.into()),
+            ("read_only", info.read_only.into()),
+            ("origin", info.origin.map_or(0, |origin| origin.0).into()),
             ("root", info.root.0.into()),
             ("size", info.size_bytes.into()),
             ("block_size", info.block_size.into()),
@@ -312,16 +347,11 @@ pub(super) fn intent(intent: &Intent) -> Item {
             ("kind", subvolume_kind(new.kind)),
             ("size", new.size_bytes.into()),
         ],
-        Intent::Delete { id, snapshot } => vec![
-            ("operation", "delete subvolume".into()),
-            ("subvolume", id.0.into()),
-            ("version", snapshot.0.into()),
-        ],
-        Intent::Resize { name, inode, snapshot, size_bytes } => vec![
+        Intent::Resize { subvolume, name, inode, size_bytes } => vec![
             ("operation", "resize volume".into()),
+            ("subvolume", subvolume.0.into()),
             ("name", Item::Name(name.clone().into_bytes())),
             ("inode", inode.0.into()),
-            ("version", snapshot.0.into()),
             ("size", (*size_bytes).into()),
         ],
         Intent::Truncate { inode, snapshot, size } => vec![

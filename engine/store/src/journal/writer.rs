@@ -21,7 +21,7 @@ use crate::sync::Notify;
 use crate::times::{Timed, Waits};
 
 /// Room that every entry keeps for the roots and blacklist records that are added when it is sealed:
-/// twelve roots of at most 64 bytes and 64 blacklist ranges.
+/// a root of each tree, of at most 64 bytes and 64 blacklist ranges.
 const TRAILER_BYTES: usize = 4096;
 /// Blocks of a flush entry without records of its own, at most.
 const FLUSH_ENTRY_BLOCKS: u32 = (HEADER_BYTES + TRAILER_BYTES).div_ceil(JOURNAL_BLOCK) as u32;

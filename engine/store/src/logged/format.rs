@@ -11,8 +11,8 @@ use crate::subvolume::{kind_from_disk, kind_to_disk};
 
 const VERSION: u8 = 1;
 
+// 2 was the deletion of a subvolume.
 const CREATE: u8 = 1;
-const DELETE: u8 = 2;
 const RESIZE: u8 = 3;
 const TRUNCATE: u8 = 4;
 const REMOVE: u8 = 5;
@@ -83,16 +83,14 @@ impl Intent {
                     ..empty(CREATE, new.snapshot)
                 }
             }
-            Self::Delete { id, snapshot } => {
-                IntentHeader { subvolume: U64::new(id.0), ..empty(DELETE, *snapshot) }
-            }
-            Self::Resize { name: of, inode, snapshot, size_bytes } => {
+            Self::Resize { subvolume, name: of, inode, size_bytes } => {
                 name = of;
                 IntentHeader {
                     name_len: name.len() as u8,
+                    subvolume: U64::new(subvolume.0),
                     inode: U64::new(inode.0),
                     size: U64::new(*size_bytes),
-                    ..empty(RESIZE, *snapshot)
+                    ..empty(RESIZE, SnapshotId(0))
                 }
             }
             Self::Truncate { inode, snapshot, size } => IntentHeader {
@@ -123,10 +121,10 @@ impl Intent {
         let name = str::from_utf8(name).map_err(|_| bad("name is not text"))?.to_owned();
         let (inode, snapshot) =
             (InodeNumber(header.inode.get()), SnapshotId(header.snapshot.get()));
-        let size = header.size.get();
+        let (size, subvolume) = (header.size.get(), SubvolumeId(header.subvolume.get()));
         match header.operation {
             CREATE => Ok(Self::Create(NewSubvolume {
-                id: SubvolumeId(header.subvolume.get()),
+                id: subvolume,
                 snapshot,
                 name,
                 kind: kind_from_disk(header.kind)?,
@@ -135,8 +133,7 @@ impl Intent {
                 created_ns: header.created.get(),
                 uuid: header.uuid,
             })),
-            DELETE => Ok(Self::Delete { id: SubvolumeId(header.subvolume.get()), snapshot }),
-            RESIZE => Ok(Self::Resize { name, inode, snapshot, size_bytes: size }),
+            RESIZE => Ok(Self::Resize { subvolume, name, inode, size_bytes: size }),
             TRUNCATE => Ok(Self::Truncate { inode, snapshot, size }),
             REMOVE => Ok(Self::Remove { inode, snapshot }),
             other => Err(bad(&format!("operation {other} is not known"))),
@@ -163,11 +160,10 @@ mod tests {
                 created_ns: 5,
                 uuid: [3; 16],
             }),
-            Intent::Delete { id: SubvolumeId(7), snapshot: SnapshotId(9) },
             Intent::Resize {
+                subvolume: SubvolumeId(7),
                 name: "vol".to_owned(),
                 inode: InodeNumber(4),
-                snapshot: SnapshotId(9),
                 size_bytes: 4096,
             },
             Intent::Truncate { inode: InodeNumber(4), snapshot: SnapshotId(9), size: 77 },

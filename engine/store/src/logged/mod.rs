@@ -32,10 +32,8 @@ pub(crate) struct NewSubvolume {
 pub(crate) enum Intent {
     /// Create the root, then make the subvolume visible (shard 0).
     Create(NewSubvolume),
-    /// Delete all keys of a version on every shard (shard 0).
-    Delete { id: SubvolumeId, snapshot: SnapshotId },
     /// Drop what a volume holds past its new end (shard 0).
-    Resize { name: String, inode: InodeNumber, snapshot: SnapshotId, size_bytes: u64 },
+    Resize { subvolume: SubvolumeId, name: String, inode: InodeNumber, size_bytes: u64 },
     /// Drop what a file holds past its new end, and zero the rest of its last block.
     Truncate { inode: InodeNumber, snapshot: SnapshotId, size: u64 },
     /// Drop the data of a file that is gone.

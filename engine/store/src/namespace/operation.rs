@@ -41,7 +41,7 @@ impl Namespace {
                     self.start_removal(operation, inode, snapshot);
                 }
                 // Of subvolumes; the tables take these up.
-                Intent::Create(_) | Intent::Delete { .. } | Intent::Resize { .. } => {}
+                Intent::Create(_) | Intent::Resize { .. } => {}
             }
         }
         Ok(())

@@ -112,6 +112,9 @@ impl Look<'_> {
         if level == 0 {
             // What this program cannot read is told by whoever needs it.
             let Ok(extent) = Extent::decode(value) else { return Ok(()) };
+            if extent.is_hole() {
+                return Ok(());
+            }
             if extent.blocks > self.blocks_left {
                 self.blocks_left = 0;
                 return Ok(());

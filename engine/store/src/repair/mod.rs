@@ -60,6 +60,10 @@ pub(crate) async fn repair(
         engine.mend_nodes(&mut repairs).await?;
         engine.mend_extents(&mut repairs).await?;
         engine.mend_space(&mut repairs).await?;
+        let lost = engine.note_missing_areas().await?;
+        if lost > 0 {
+            repairs.add(format!("{lost} areas of versions noted again"));
+        }
         names::repair(context, namespace, &mut repairs).await?;
     }
     context.engine.save_damage().await?;

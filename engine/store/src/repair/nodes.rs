@@ -14,9 +14,16 @@ use crate::error::{Result, StoreError};
 use crate::key::{Position, Tree};
 
 /// Trees whose lost keys can be given up. The others say which space is in use and which numbers were
-/// given: without them more would be destroyed than was lost. Tallies are counted anew.
-pub(crate) const MENDABLE: [Tree; 6] =
-    [Tree::Extents, Tree::Inodes, Tree::Dirents, Tree::Xattrs, Tree::Damage, Tree::Tallies];
+/// given: without them more would be destroyed than was lost. Tallies are counted anew, and areas noted again.
+pub(crate) const MENDABLE: [Tree; 7] = [
+    Tree::Extents,
+    Tree::Inodes,
+    Tree::Dirents,
+    Tree::Xattrs,
+    Tree::Damage,
+    Tree::Tallies,
+    Tree::Areas,
+];
 
 impl Engine {
     /// Replaces every node that cannot be read.

@@ -8,6 +8,7 @@ use crate::check::{ask_owners, suspects};
 use crate::context::Context;
 use crate::data::BlockRange;
 use crate::error::Result;
+use crate::extent::ExtentView;
 use crate::key::{Position, Tree};
 use crate::limits::FSCK_BATCH;
 
@@ -17,7 +18,11 @@ pub(super) async fn repair(context: &Context, repairs: &mut Repairs) -> Result<(
     let mut held: Vec<(InodeNumber, SnapshotId, u64)> = Vec::new();
     loop {
         let found = context.engine.read().next(Tree::Extents, from, Position::MAX).await?;
-        let Some((position, _)) = found else { break };
+        let Some((position, value)) = found else { break };
+        from = position.successor();
+        if ExtentView::parse(&value).is_ok_and(|extent| extent.is_hole()) {
+            continue;
+        }
         let (inode, snapshot) = (InodeNumber(position.inode), SnapshotId(position.snapshot));
         let end = position.offset.saturating_mul(BLOCK_SIZE);
         match held.last_mut() {
@@ -30,7 +35,6 @@ pub(super) async fn repair(context: &Context, repairs: &mut Repairs) -> Result<(
             drop_suspects(context, &held, repairs).await?;
             held = rest;
         }
-        from = position.successor();
     }
     drop_suspects(context, &held, repairs).await
 }
@@ -50,7 +54,7 @@ async fn drop_suspects(
             Some(Owner::Changing) | None => continue,
         };
         let range = BlockRange { inode, snapshot, from: limit.div_ceil(BLOCK_SIZE), to: u64::MAX };
-        context.data.punch(range).await?;
+        context.data.drop_own(range).await?;
         repairs.add(format!(
             "inode {inode} version {snapshot}: extents past byte {limit} dropped: no inode has them"
         ));

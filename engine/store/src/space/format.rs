@@ -235,6 +235,14 @@ pub(crate) struct SummaryEntry {
     pub(crate) blocks: u16,
 }
 
+impl SummaryEntry {
+    /// Whether it is what was placed in block `block` of the bucket.
+    pub(crate) fn holds(&self, block: u64) -> bool {
+        let start = u64::from(self.start_block);
+        (start..start + u64::from(self.blocks)).contains(&block)
+    }
+}
+
 /// Blocks at the end of a data bucket of `bucket_blocks` that its summary takes: enough for one entry
 /// per block of data.
 pub(crate) const fn summary_blocks(bucket_blocks: u32) -> u32 {

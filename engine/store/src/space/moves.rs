@@ -90,18 +90,19 @@ impl Engine {
                 && let Some((position, value)) = self.read().next(Tree::Extents, from, last).await?
             {
                 let extent = Extent::decode(&value)?;
-                if position.offset.saturating_sub(u64::from(extent.blocks)) >= entry.end {
-                    break;
-                }
+                // Its version may be another by now: that of a version which was merged with it.
                 let here = |pointer: &&Pointer| {
                     pointer.generation == victim.generation
                         && self.space.bucket_of(pointer.member, pointer.block) == victim.id
+                        && entry.holds(pointer.block - self.space.first_block(victim.id))
                 };
                 let pointer = extent.pointers.iter().find(here).copied();
-                if position.snapshot == entry.snapshot
-                    && let Some(pointer) = pointer
-                {
+                if let Some(pointer) = pointer {
                     batch.push(Found { position, value, extent, pointer });
+                } else if position.snapshot == entry.snapshot
+                    && position.offset.saturating_sub(u64::from(extent.blocks)) >= entry.end
+                {
+                    break;
                 }
                 if batch.is_full() {
                     let full = std::mem::take(&mut batch);

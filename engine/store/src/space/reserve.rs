@@ -89,10 +89,20 @@ impl Space {
 
     /// Blocks that are taken off the capacity, or will be.
     pub(super) fn used_blocks(&self, tables: &Tables, unwritten_bytes: u64) -> u64 {
+        self.used_blocks_as(tables, unwritten_bytes, tables.shrinks_to.is_some())
+    }
+
+    /// [`Space::used_blocks`], while a member shrinks or not.
+    pub(super) fn used_blocks_as(
+        &self,
+        tables: &Tables,
+        unwritten_bytes: u64,
+        shrinks: bool,
+    ) -> u64 {
         let slots = u64::from(self.slots());
         let node_bytes = u64::from(self.node_bytes());
         let mut spare = (tables.index_buckets * slots).saturating_sub(tables.used_slots);
-        if tables.shrinks_to.is_some() {
+        if shrinks {
             // Free slots past the end are of no use.
             spare = 0;
         }

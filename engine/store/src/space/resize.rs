@@ -230,10 +230,11 @@ impl Engine {
         }
     }
 
-    /// Buckets that this shard needs to hold what it holds, with its reserves.
+    /// Buckets that this shard needs to hold what it holds, with its reserves, while a member shrinks.
     pub(crate) fn buckets_needed(&self) -> u64 {
         let tables = self.space.tables.borrow();
-        let used = self.space.used_blocks(&tables, self.cache.unwritten_bytes.get());
+        let unwritten_bytes = self.cache.unwritten_bytes.get();
+        let used = self.space.used_blocks_as(&tables, unwritten_bytes, true);
         let mut needed = used / u64::from(self.space.data_blocks());
         while self.space.capacity_of(&tables, needed) < used {
             needed += 1;

@@ -16,6 +16,8 @@ pub(crate) const COLLECTION_BYTES_MAX: usize = 64;
 const KIND_VOLUME: u8 = 1;
 const KIND_FILE_TREE: u8 = 2;
 
+const FLAG_READ_ONLY: u32 = 1;
+
 const NAME_OF_SUBVOLUME: u8 = 1;
 const NAME_OF_RECORD: u8 = 2;
 
@@ -41,8 +43,10 @@ struct SubvolumeHeader {
     uuid: [u8; 16],
     /// Logical block size of a volume in bytes.
     block_size: U32,
-    /// Reserved, zero.
-    reserved: U32,
+    /// 1: nobody may write to it. Unknown flags are refused.
+    flags: U32,
+    /// What it is a snapshot or a clone of; 0: nothing.
+    origin: U64,
 }
 
 /// The root of a subvolume, at (id, 1, 0) on its home shard: makes creating it idempotent.
@@ -79,7 +83,7 @@ struct NameHeader {
     id: U64,
 }
 
-const _: () = assert!(size_of::<SubvolumeHeader>() == 56);
+const _: () = assert!(size_of::<SubvolumeHeader>() == 64);
 const _: () = assert!(size_of::<RootHeader>() == 16);
 const _: () = assert!(size_of::<NameHeader>() == 16);
 const _: () = assert!(16 + COLLECTION_BYTES_MAX + 255 + RECORD_BYTES_MAX <= VALUE_BYTES_MAX);
@@ -137,7 +141,8 @@ pub(crate) fn encode_subvolume(info: &SubvolumeInfo) -> Value {
         created: U64::new(info.created_ns),
         uuid: info.uuid,
         block_size: U32::new(info.block_size),
-        reserved: U32::ZERO,
+        flags: U32::new(if info.read_only { FLAG_READ_ONLY } else { 0 }),
+        origin: U64::new(info.origin.map_or(0, |origin| origin.0)),
     };
     let mut value = Value::from_slice(header.as_bytes());
     value.extend_from_slice(info.name.as_bytes());
@@ -148,8 +153,8 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
     let bad = |why: &str| StoreError::corrupt(format!("subvolume {id}"), why);
     let (header, name) =
         SubvolumeHeader::read_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;
-    if header.version != VERSION {
-        return Err(bad("version is not known"));
+    if header.version != VERSION || header.flags.get() & !FLAG_READ_ONLY != 0 {
+        return Err(bad("version or flags are not known"));
     }
     if name.len() != usize::from(header.name_len.get()) {
         return Err(bad("length does not fit its name"));
@@ -160,6 +165,8 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
         kind: kind_from_disk(header.kind)?,
         root: InodeNumber(header.root.get()),
         snapshot: SnapshotId(header.snapshot.get()),
+        read_only: header.flags.get() & FLAG_READ_ONLY != 0,
+        origin: Some(SubvolumeId(header.origin.get())).filter(|origin| origin.0 != 0),
         size_bytes: header.size.get(),
         block_size: header.block_size.get(),
         used_bytes: 0,
@@ -265,6 +272,8 @@ mod tests {
             kind: SubvolumeKind::Volume,
             root: InodeNumber(19),
             snapshot: SnapshotId(5),
+            read_only: true,
+            origin: Some(SubvolumeId(2)),
             size_bytes: 1 << 30,
             block_size: 4096,
             used_bytes: 0,

@@ -9,8 +9,10 @@
 pub(crate) mod format;
 mod names;
 mod records;
+mod snapshots;
 mod step;
 mod tables;
+mod versions;
 
 pub(crate) use format::{PoolName, kind_from_disk, kind_to_disk};
 pub(crate) use step::{handle_step, home_of, roots};

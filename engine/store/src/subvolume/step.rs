@@ -6,17 +6,15 @@ use std::rc::Rc;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId, SubvolumeId};
 
 use super::format::{Root, root_position};
-use crate::api::{FileKind, Reply, Request, SubvolumeKind};
+use crate::api::{FileKind, Reply, Request, SubvolumeKind, Whose};
 use crate::context::Context;
-use crate::data::BlockRange;
+use crate::data::{BlockRange, absorb_blocks};
 use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::namespace::{Inode, inode_position};
 use crate::times::Timed;
-
-/// Keys that one transaction of the sweep looks at.
-const SWEEP_KEYS_MAX: usize = 512;
+use crate::version::Area;
 
 /// The shard that holds the metadata of a subvolume.
 pub(crate) fn home_of(subvolume: SubvolumeId, shard_count: u16) -> ShardId {
@@ -29,8 +27,11 @@ pub(crate) async fn handle_step(context: &Rc<Context>, request: Request) -> Resu
         Request::RootCreate { subvolume, snapshot, kind, size_bytes } => {
             root_create(context, subvolume, snapshot, kind, size_bytes).await.map(Reply::Inode)
         }
-        Request::VolumeSize { inode, snapshot, size_bytes } => {
-            volume_size(context, inode, snapshot, size_bytes).await.map(|()| Reply::Unit)
+        Request::VolumeSize { subvolume, inode, size_bytes } => {
+            volume_size(context, subvolume, inode, size_bytes).await.map(|()| Reply::Unit)
+        }
+        Request::VersionAbsorb { child, into } => {
+            version_absorb(context, child, into).await.map(|()| Reply::Unit)
         }
         Request::VersionDelete { snapshot } => {
             version_delete(context, snapshot).await.map(|()| Reply::Unit)
@@ -101,17 +102,21 @@ async fn root_create(
 
 async fn volume_size(
     context: &Context,
+    subvolume: SubvolumeId,
     number: InodeNumber,
-    snapshot: SnapshotId,
     size_bytes: u64,
 ) -> Result<()> {
-    if context.gate.is_closed(snapshot) {
-        return Ok(());
-    }
-    let end = size_bytes.div_ceil(BLOCK_SIZE);
-    context.ceilings.borrow_mut().insert(snapshot.0, end);
+    let (engine, end) = (&context.engine, size_bytes.div_ceil(BLOCK_SIZE));
+    let Some(current) = engine.versions.current(subvolume) else { return Ok(()) };
+    engine.versions.set_end(subvolume, end);
     // Writes that were let in under the old size end before the rest is dropped.
-    context.engine.waits.on(Timed::BlockedVersionGate, context.gate.drain(snapshot)).await;
+    let drained = context.gate.drain(current.version);
+    engine.waits.on(Timed::BlockedVersionGate, drained).await;
+    let (_pass, snapshot, _) = match context.to_write(Whose::Subvolume(subvolume)).await {
+        // Deleted meanwhile.
+        Err(StoreError::NotFound { .. }) => return Ok(()),
+        other => other?,
+    };
     context.data.punch(BlockRange { inode: number, snapshot, from: end, to: u64::MAX }).await?;
     if number.home(context.engine.shard_count()) == context.shard() {
         let now = context.now();
@@ -119,7 +124,7 @@ async fn volume_size(
             .engine
             .transact(async |transaction| {
                 let position = inode_position(number, snapshot);
-                let Some(value) = transaction.get(Tree::Inodes, position).await? else {
+                let Some(value) = transaction.seen(Tree::Inodes, position).await? else {
                     return Ok(());
                 };
                 let mut inode = Inode::decode(&value)?;
@@ -127,6 +132,7 @@ async fn volume_size(
                 inode.data_limit = size_bytes;
                 inode.ctime = now;
                 transaction.put(Tree::Inodes, position, inode.encode());
+                transaction.drop_absorbed(Tree::Inodes, position);
                 Ok(())
             })
             .await?;
@@ -136,23 +142,33 @@ async fn volume_size(
 
 async fn version_delete(context: &Context, snapshot: SnapshotId) -> Result<()> {
     context.engine.waits.on(Timed::BlockedVersionGate, context.gate.close(snapshot)).await;
-    context.ceilings.borrow_mut().remove(&snapshot.0);
-    for tree in [Tree::Extents, Tree::Xattrs, Tree::Dirents, Tree::Inodes] {
-        let mut from = Some(Position::MIN);
-        while let Some(start) = from {
-            from = sweep(context, tree, snapshot, start).await?;
-            context.engine.runtime().yield_now().await;
+    let mut after = None;
+    while let Some(area) = context.engine.next_area(snapshot, after).await? {
+        for tree in area.trees() {
+            let mut from = Some(Position::MIN);
+            while let Some(start) = from {
+                from = sweep(context, *tree, area, snapshot, start).await?;
+                context.engine.runtime().yield_now().await;
+            }
         }
+        context
+            .engine
+            .transact(async |transaction| {
+                transaction.delete(Tree::Areas, area.position(snapshot));
+                Ok(())
+            })
+            .await?;
+        after = Some(area);
     }
     delete_roots(context, snapshot).await?;
     context.engine.flush().await
 }
 
-/// Deletes some keys of a version from `start` on; tells where to go on. An inode has keys of one
-/// version only, so the first key of another version leads straight to the next inode.
+/// Deletes some keys of a version in an area, from `start` on; tells where to go on.
 async fn sweep(
     context: &Context,
     tree: Tree,
+    area: Area,
     snapshot: SnapshotId,
     start: Position,
 ) -> Result<Option<Position>> {
@@ -160,20 +176,96 @@ async fn sweep(
         .engine
         .transact(async |transaction| {
             let mut from = start;
-            for _ in 0..SWEEP_KEYS_MAX {
-                if transaction.update_count() >= BULK_UPDATES_MAX {
-                    break;
-                }
-                let found = transaction.next(tree, from, Position::MAX).await?;
+            while transaction.update_count() < BULK_UPDATES_MAX {
+                let found = transaction.next_in_area(tree, area, snapshot, from).await?;
                 let Some((position, value)) = found else { return Ok(None) };
-                if position.snapshot != snapshot.0 {
-                    let Some(next) = position.inode.checked_add(1) else { return Ok(None) };
-                    from = Position::new(next, 0, 0);
-                    continue;
-                }
                 if tree == Tree::Inodes && !Inode::decode(&value)?.is_volume {
                     transaction.add(Counter::INODES, -1);
                 }
+                transaction.delete(tree, position);
+                from = position.successor();
+            }
+            Ok(Some(from))
+        })
+        .await
+}
+
+/// Moves all keys of `child` to `into`, in front of what that has, area by area.
+async fn version_absorb(context: &Context, child: SnapshotId, into: SnapshotId) -> Result<()> {
+    let engine = &context.engine;
+    let mut after = None;
+    while let Some(area) = engine.next_area(child, after).await? {
+        if area.is_data() {
+            absorb_data(context, area, child, into).await?;
+        } else {
+            for tree in area.trees() {
+                let mut from = Some(Position::MIN);
+                while let Some(start) = from {
+                    from = absorb_keys(context, (*tree, area), (child, into), start).await?;
+                    engine.runtime().yield_now().await;
+                }
+            }
+        }
+        engine
+            .transact(async |transaction| {
+                transaction.delete(Tree::Areas, area.position(child));
+                Ok(())
+            })
+            .await?;
+        after = Some(area);
+    }
+    for (position, root) in roots(context).await? {
+        if root.snapshot != child {
+            continue;
+        }
+        let root = Root { snapshot: into, ..root };
+        engine
+            .transact(async |transaction| {
+                transaction.put(Tree::Subvolumes, position, root.encode());
+                Ok(())
+            })
+            .await?;
+    }
+    engine.flush().await
+}
+
+/// The extents of an area, inode by inode.
+async fn absorb_data(
+    context: &Context,
+    area: Area,
+    child: SnapshotId,
+    into: SnapshotId,
+) -> Result<()> {
+    let engine = &context.engine;
+    let (from, to) = area.blocks();
+    let mut at = Position::MIN;
+    loop {
+        let mut transaction = engine.read();
+        let found = transaction.next_in_area(Tree::Extents, area, child, at).await?;
+        let Some((position, _)) = found else { return Ok(()) };
+        let inode = InodeNumber(position.inode);
+        let range = BlockRange { inode, snapshot: child, from, to };
+        absorb_blocks(engine, range, into).await?;
+        at = Position { offset: to, snapshot: u32::MAX, ..position };
+        engine.runtime().yield_now().await;
+    }
+}
+
+/// Some keys of another tree, from `start` on; tells where to go on.
+async fn absorb_keys(
+    context: &Context,
+    (tree, area): (Tree, Area),
+    (child, into): (SnapshotId, SnapshotId),
+    start: Position,
+) -> Result<Option<Position>> {
+    context
+        .engine
+        .transact(async |transaction| {
+            let mut from = start;
+            while transaction.update_count() < BULK_UPDATES_MAX {
+                let found = transaction.next_in_area(tree, area, child, from).await?;
+                let Some((position, value)) = found else { return Ok(None) };
+                transaction.put(tree, Position { snapshot: into.0, ..position }, value);
                 transaction.delete(tree, position);
                 from = position.successor();
             }

@@ -9,8 +9,12 @@ use engine_base::{BLOCK_SIZE, SnapshotId, SubvolumeId};
 
 use super::format::{PoolName, decode_subvolume, encode_subvolume, subvolume_position};
 use super::names;
+use super::snapshots::next_version;
 use super::step::home_of;
-use crate::api::{Reply, Request, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind};
+use super::versions::{VersionTree, current_of};
+use crate::api::{
+    Reply, Request, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind, VersionChange, VersionNode,
+};
 use crate::background::Held;
 use crate::context::Context;
 use crate::error::{Result, StoreError};
@@ -20,6 +24,7 @@ use crate::lock::{Access, LockGuard, LockTable};
 use crate::logged::{self, Intent, NewSubvolume, OperationId};
 use crate::reached::{Branch, mark};
 use crate::times::Timed;
+use crate::version::version_position;
 
 /// (collection, name); the collection of subvolumes has no name.
 pub(super) type NameKey = (String, String);
@@ -30,9 +35,10 @@ pub(crate) struct Tables {
     pub(super) subvolumes: RefCell<BTreeMap<String, SubvolumeInfo>>,
     pub(super) records: RefCell<BTreeSet<NameKey>>,
     pub(super) names: Rc<LockTable<NameKey>>,
+    pub(super) versions: VersionTree,
 }
 
-fn key_of(name: &str) -> NameKey {
+pub(super) fn key_of(name: &str) -> NameKey {
     (String::new(), name.to_owned())
 }
 
@@ -61,12 +67,15 @@ impl Tables {
             }
             from = position.successor();
         }
-        Ok(Rc::new(Self {
+        let tables = Self {
             context: Rc::clone(context),
             subvolumes: RefCell::new(subvolumes),
             records: RefCell::new(records),
             names: LockTable::new(),
-        }))
+            versions: VersionTree::load(&context.engine).await?,
+        };
+        context.engine.versions.load(&tables.version_table());
+        Ok(Rc::new(tables))
     }
 
     /// Carries out a request about subvolumes or records.
@@ -81,6 +90,13 @@ impl Tables {
                 self.list(after, limit).map(Reply::Subvolumes)
             }
             Request::SubvolumeDelete { name } => self.delete(&name).await.map(|()| Reply::Unit),
+            Request::SnapshotCreate { snapshots } => {
+                self.snapshot(snapshots).await.map(Reply::Subvolumes)
+            }
+            Request::SubvolumeRollback { name, snapshot } => {
+                self.rollback(&name, &snapshot).await.map(subvolume)
+            }
+            Request::VersionList => Ok(Reply::VersionTable(Box::new(self.version_table()))),
             Request::VolumeResize { name, size_bytes } => {
                 self.resize(&name, size_bytes).await.map(subvolume)
             }
@@ -104,7 +120,6 @@ impl Tables {
             mark(match &intent {
                 Intent::Create(_) => Branch::ResumeCreate,
                 Intent::Resize { .. } => Branch::ResumeResize,
-                Intent::Delete { .. } => Branch::ResumeDelete,
                 // Of files; the namespace takes these up.
                 Intent::Truncate { .. } | Intent::Remove { .. } => continue,
             });
@@ -116,6 +131,8 @@ impl Tables {
             };
             self.carry_out(operation, intent, lock);
         }
+        self.mark_duties();
+        self.tidy();
         Ok(())
     }
 
@@ -161,14 +178,10 @@ impl Tables {
         let context = &self.context;
         match intent {
             Intent::Create(new) => return self.finish_create(operation, new).await.map(drop),
-            Intent::Delete { snapshot, .. } => {
-                let request = Request::VersionDelete { snapshot: *snapshot };
-                context.step_each(context.shards(), &request).await?;
-            }
-            Intent::Resize { inode, snapshot, size_bytes, .. } => {
+            Intent::Resize { subvolume, inode, size_bytes, .. } => {
                 let request = Request::VolumeSize {
+                    subvolume: *subvolume,
                     inode: *inode,
-                    snapshot: *snapshot,
                     size_bytes: *size_bytes,
                 };
                 context.step_each(context.shards(), &request).await?;
@@ -191,7 +204,7 @@ impl Tables {
         self.subvolumes.borrow().values().cloned().collect()
     }
 
-    fn get(&self, name: &str) -> Result<SubvolumeInfo> {
+    pub(super) fn get(&self, name: &str) -> Result<SubvolumeInfo> {
         let found = self.subvolumes.borrow().get(name).cloned();
         found.ok_or_else(|| StoreError::not_found(format!("subvolume {name:?}")))
     }
@@ -240,10 +253,7 @@ impl Tables {
             .transact(async |transaction| {
                 let mut new = new.clone();
                 new.id = SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME));
-                let snapshot = transaction.take(Counter::NEXT_SNAPSHOT);
-                new.snapshot = SnapshotId(u32::try_from(snapshot).map_err(|_| {
-                    StoreError::Overloaded { what: "all version ids are used up".to_owned() }
-                })?);
+                new.snapshot = next_version(transaction)?;
                 let operation = logged::put(transaction, &Intent::Create(new.clone()));
                 Ok((operation, new))
             })
@@ -283,6 +293,8 @@ impl Tables {
             kind: new.kind,
             root,
             snapshot: new.snapshot,
+            read_only: false,
+            origin: None,
             size_bytes: new.size_bytes,
             block_size: new.block_size,
             used_bytes: 0,
@@ -290,23 +302,30 @@ impl Tables {
             uuid: new.uuid,
         };
         let name = PoolName::Subvolume { name: new.name.clone(), id: new.id };
+        let node = VersionNode { parent: None, absorbs: None };
+        let _versions = self.lock_versions().await;
         context
             .engine
             .transact(async |transaction| {
                 let position = subvolume_position(info.id);
                 transaction.put(Tree::Subvolumes, position, encode_subvolume(&info));
+                transaction.put(Tree::Versions, version_position(info.snapshot), node.encode());
                 names::put(transaction, &name).await?;
                 logged::remove(transaction, operation);
                 Ok(())
             })
             .await?;
+        let nodes = vec![(info.snapshot, Some(node))];
+        self.note_nodes(&nodes);
         self.subvolumes.borrow_mut().insert(info.name.clone(), info.clone());
         context.engine.flush().await?;
+        let subvolumes = vec![(info.id, Some(current_of(&info)))];
+        self.announce(VersionChange { nodes, subvolumes, ..VersionChange::default() }).await?;
         Ok(info)
     }
 
-    /// The root could not be created: the intent becomes one to delete what there may be. That is
-    /// found by its version, so the name is free meanwhile.
+    /// The root could not be created: the version becomes one that nobody has, which goes in the background. The
+    /// name is free meanwhile.
     async fn give_up_create(
         self: &Rc<Self>,
         operation: OperationId,
@@ -317,44 +336,55 @@ impl Tables {
             // recovery decides.
             return Ok(());
         }
-        let intent = Intent::Delete { id: new.id, snapshot: new.snapshot };
+        let _versions = self.lock_versions().await;
+        let node = VersionNode { parent: None, absorbs: None };
         self.context
             .engine
             .transact(async |transaction| {
-                logged::replace(transaction, operation, &intent);
+                let position = version_position(new.snapshot);
+                transaction.put(Tree::Versions, position, node.encode());
+                logged::remove(transaction, operation);
                 Ok(())
             })
             .await?;
+        let nodes = vec![(new.snapshot, Some(node))];
+        self.note_nodes(&nodes);
         self.context.engine.flush().await?;
-        self.carry_out(operation, intent, None);
-        Ok(())
+        let told = self.announce(VersionChange { nodes, ..VersionChange::default() }).await;
+        self.tidy();
+        told
     }
 
+    /// Its version goes in the background, if nobody else sees it: see [`Tables::tidy`].
     async fn delete(self: &Rc<Self>, name: &str) -> Result<()> {
         let _lock = self.lock_name(name).await?;
+        let _versions = self.lock_versions().await;
         let info = self.get(name)?;
-        let intent = Intent::Delete { id: info.id, snapshot: info.snapshot };
-        let operation = self
-            .context
+        self.context
             .engine
             .transact(async |transaction| {
                 transaction.delete(Tree::Subvolumes, subvolume_position(info.id));
-                names::delete(transaction, "", name).await?;
-                Ok(logged::put(transaction, &intent))
+                names::delete(transaction, "", name).await
             })
             .await?;
         self.subvolumes.borrow_mut().remove(name);
         // Durable here before anything is dropped elsewhere.
         self.context.engine.flush().await?;
-        self.carry_out(operation, intent, None);
-        Ok(())
+        let subvolumes = vec![(info.id, None)];
+        let told = self.announce(VersionChange { subvolumes, ..VersionChange::default() }).await;
+        self.tidy();
+        told
     }
 
     async fn resize(self: &Rc<Self>, name: &str, size_bytes: u64) -> Result<SubvolumeInfo> {
         let lock = self.lock_name(name).await?;
+        let versions = self.lock_versions().await;
         let mut info = self.get(name)?;
         if info.kind != SubvolumeKind::Volume {
             return Err(StoreError::invalid(format!("subvolume {name:?} is not a volume")));
+        }
+        if info.read_only {
+            return Err(StoreError::ReadOnly { why: format!("{name:?} is a snapshot") });
         }
         check_shape(info.kind, size_bytes, info.block_size)?;
         if info.size_bytes == size_bytes {
@@ -362,9 +392,9 @@ impl Tables {
         }
         info.size_bytes = size_bytes;
         let intent = Intent::Resize {
+            subvolume: info.id,
             name: name.to_owned(),
             inode: info.root,
-            snapshot: info.snapshot,
             size_bytes,
         };
         let _reservation = self.context.engine.reserve(0).await?;
@@ -378,6 +408,7 @@ impl Tables {
             })
             .await?;
         self.subvolumes.borrow_mut().insert(name.to_owned(), info.clone());
+        drop(versions);
         self.context.engine.flush().await?;
         if self.steps(operation, &intent).await.is_err() {
             // Decided and durable; another shard does not answer now, so it is done later.
@@ -411,7 +442,7 @@ fn check_shape(kind: SubvolumeKind, size_bytes: u64, block_size: u32) -> Result<
 }
 
 /// RFC 9562, section 5.4.
-fn uuid_v4(high: u64, low: u64) -> [u8; 16] {
+pub(super) fn uuid_v4(high: u64, low: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&high.to_le_bytes());
     bytes[8..].copy_from_slice(&low.to_le_bytes());

@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use engine_base::ShardId;
 use engine_base::runtime::{LocalBoxFuture, Runtime};
+use engine_base::{ShardId, SnapshotId};
 use engine_device::{
     BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Faults, FaultyDevice,
     MemoryDevice, Operation,
@@ -19,6 +19,7 @@ use crate::api::{Link, Reply, Request};
 use crate::client::Client;
 use crate::engine::{EngineConfig, Opening};
 use crate::error::{Result, StoreError};
+use crate::key::Counter;
 use crate::limits::Limits;
 use crate::pool::FormatOptions;
 use crate::shard::{PeerLink, Shard, ShardConfig};
@@ -309,6 +310,12 @@ impl Pool {
 
     pub(crate) fn shard(&self, shard: u16) -> Rc<Shard> {
         self.link.shards.borrow()[usize::from(shard)].clone().unwrap()
+    }
+
+    /// Data blocks that a version holds on all shards.
+    pub(crate) fn data_blocks_of(&self, version: SnapshotId) -> u64 {
+        let counter = Counter::data_blocks(version.0);
+        (0..self.shard_count()).map(|shard| self.shard(shard).engine().counter(counter)).sum()
     }
 
     /// What the device was asked to do by the shards.

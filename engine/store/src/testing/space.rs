@@ -7,7 +7,7 @@ use engine_device::BlockDevice;
 use engine_memory::Buffer;
 
 use super::{Pool, with_seeds};
-use crate::api::{CreateAttributes, Data, FileKind, SetAttributes, TreeRef, Verify};
+use crate::api::{CreateAttributes, Data, FileKind, SetAttributes, TreeRef, Usage, Verify};
 use crate::client::VolumeRef;
 use crate::error::{Result, StoreError};
 use crate::pool::FormatOptions;
@@ -450,8 +450,10 @@ fn what_clients_discard_is_free_to_the_block() {
                     false => written.discard(from, count).await,
                 }
                 let held = written.blocks.iter().filter(|stamp| **stamp != 0).count() as u64;
-                let used = pool.client().subvolume_usage(written.volume.snapshot).await.unwrap();
-                assert_eq!(used, held * BLOCK_SIZE);
+                let id = written.volume.subvolume;
+                let usage = pool.client().subvolume_usage(id).await.unwrap();
+                let own_bytes = held * BLOCK_SIZE;
+                assert_eq!(usage, Usage { own_bytes, shared_bytes: 0 });
             }
             written.verify().await;
         });

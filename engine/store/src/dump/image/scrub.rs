@@ -4,10 +4,12 @@
 //! A string keeps its length and becomes letters, the same for the same string. They come from a hash
 //! whose key is made for one image and kept nowhere: who has the image cannot check a guess.
 
+use engine_base::SnapshotId;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 
+use crate::api::VersionNode;
 use crate::damage::Damage;
 use crate::error::Result;
 use crate::extent::Extent;
@@ -153,6 +155,11 @@ impl Scrub {
             Tree::Regions => Err(StoreError::corrupt("region", "length is wrong")),
             Tree::Damage => Damage::decode(bytes).map(|damage| damage.encode()),
             Tree::Tallies => Tally::decode(bytes).map(|tally| tally.encode()),
+            Tree::Areas if bytes.is_empty() => Ok(Value::new()),
+            Tree::Areas => Err(StoreError::corrupt("area", "length is wrong")),
+            Tree::Versions => {
+                VersionNode::decode(SnapshotId(at.inode as u32), bytes).map(|node| node.encode())
+            }
         }
     }
 
@@ -188,12 +195,11 @@ impl Scrub {
                 new.name = self.letters(new.name.as_bytes());
                 Intent::Create(new)
             }
-            Intent::Resize { name, inode, snapshot, size_bytes } => {
-                Intent::Resize { name: self.letters(name.as_bytes()), inode, snapshot, size_bytes }
+            Intent::Resize { subvolume, name, inode, size_bytes } => {
+                let name = self.letters(name.as_bytes());
+                Intent::Resize { subvolume, name, inode, size_bytes }
             }
-            other @ (Intent::Delete { .. } | Intent::Truncate { .. } | Intent::Remove { .. }) => {
-                other
-            }
+            other @ (Intent::Truncate { .. } | Intent::Remove { .. }) => other,
         }
     }
 

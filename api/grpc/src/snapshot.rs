@@ -1,0 +1,212 @@
+//! SnapshotService.
+
+use std::collections::BTreeMap;
+
+use engine_base::SubvolumeId;
+use engine_store::api::{Link, NewSnapshot, SNAPSHOT_GROUP_MAX, SubvolumeInfo, SubvolumeKind};
+use proto::v1;
+use proto::v1::snapshot_service_server::SnapshotService;
+use tonic::{Request, Response, Status};
+
+use crate::convert;
+use crate::core::{Shared, check_name, kind};
+use crate::export::ExportControl;
+use crate::limits::PAGE_SIZE_MAX;
+use crate::status::{OnResource, Resource, bad_field, precondition};
+
+const SCOPE: &[u8] = b"snapshots";
+
+/// Names of subvolumes that are there.
+type Names = BTreeMap<SubvolumeId, String>;
+
+impl<L, E> Shared<L, E>
+where
+    L: Link + Send + Sync + 'static,
+    L::Call: Send,
+    E: ExportControl,
+{
+    /// The snapshot of this name.
+    async fn snapshot(&self, field: &str, name: &str) -> Result<SubvolumeInfo, Status> {
+        check_name(field, name)?;
+        let info = self.client.subvolume_get(name).await.on(kind::SNAPSHOT, name)?;
+        if info.read_only {
+            return Ok(info);
+        }
+        let resource = Resource { kind: kind::SNAPSHOT, name };
+        Err(precondition("WRONG_KIND", resource, "is no snapshot"))
+    }
+
+    /// The names of all subvolumes, which is how a snapshot is told what it was made of.
+    async fn names(&self) -> Result<Names, Status> {
+        let mut names = Names::new();
+        let mut after = String::new();
+        loop {
+            let batch = self.client.subvolume_list(&after, PAGE_SIZE_MAX).await.plain()?;
+            let exhausted = batch.len() < PAGE_SIZE_MAX as usize;
+            if let Some(last) = batch.last() {
+                after.clone_from(&last.name);
+            }
+            names.extend(batch.into_iter().map(|info| (info.id, info.name)));
+            if exhausted {
+                return Ok(names);
+            }
+        }
+    }
+
+    async fn show_snapshot(
+        &self,
+        info: &SubvolumeInfo,
+        names: &Names,
+        include_usage: bool,
+    ) -> Result<v1::Snapshot, Status> {
+        let own = match include_usage {
+            false => None,
+            true => {
+                let usage = self.client.subvolume_usage(info.id).await;
+                Some(usage.on(kind::SNAPSHOT, &info.name)?.own_bytes)
+            }
+        };
+        let source = info.origin.and_then(|origin| names.get(&origin));
+        Ok(convert::snapshot(info, source.map(String::as_str), own))
+    }
+
+    async fn create_snapshots_now(
+        &self,
+        request: v1::CreateSnapshotsRequest,
+    ) -> Result<v1::CreateSnapshotsResponse, Status> {
+        let count = request.snapshots.len();
+        if !(1..=SNAPSHOT_GROUP_MAX).contains(&count) {
+            return Err(bad_field("snapshots", format!("1 to {SNAPSHOT_GROUP_MAX}, not {count}")));
+        }
+        let mut new = Vec::with_capacity(count);
+        for one in &request.snapshots {
+            check_name("snapshots.source", &one.source)?;
+            check_name("snapshots.name", &one.name)?;
+            let (source, name) = (one.source.clone(), one.name.clone());
+            new.push(NewSnapshot { source, name, writable: false });
+        }
+        let all: Vec<&str> = new.iter().map(|one| one.name.as_str()).collect();
+        let made = self.client.snapshot_create(&new).await.on(kind::SNAPSHOT, &all.join(", "))?;
+        let sources = made.iter().zip(&new);
+        let shown = sources.map(|(info, one)| convert::snapshot(info, Some(&one.source), None));
+        Ok(v1::CreateSnapshotsResponse { snapshots: shown.collect() })
+    }
+
+    async fn roll_back(&self, name: &str, snapshot: &str) -> Result<v1::Volume, Status> {
+        let _exporting = self.exporting.lock().await;
+        self.volume("name", name).await?;
+        self.snapshot("snapshot", snapshot).await?;
+        self.refuse_exported(name, "take the volume back").await?;
+        let info = self.client.subvolume_rollback(name, snapshot).await.on(kind::VOLUME, name)?;
+        Ok(convert::volume(&info, None))
+    }
+}
+
+#[tonic::async_trait]
+impl<L, E> SnapshotService for Shared<L, E>
+where
+    L: Link + Send + Sync + 'static,
+    L::Call: Send,
+    E: ExportControl,
+{
+    async fn create_snapshots(
+        &self,
+        request: Request<v1::CreateSnapshotsRequest>,
+    ) -> Result<Response<v1::CreateSnapshotsResponse>, Status> {
+        let call = self.admit("CreateSnapshots", &request)?;
+        let request = request.into_inner();
+        let about = request.snapshots.first().map_or_else(String::new, |one| one.name.clone());
+        call.change(&about, self.create_snapshots_now(request)).await
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::GetSnapshotResponse>, Status> {
+        let call = self.admit("GetSnapshot", &request)?;
+        let request = request.into_inner();
+        let work = async {
+            let info = self.snapshot("name", &request.name).await?;
+            let names = self.names().await?;
+            let snapshot = self.show_snapshot(&info, &names, request.include_usage).await?;
+            Ok(v1::GetSnapshotResponse { snapshot: Some(snapshot) })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let call = self.admit("ListSnapshots", &request)?;
+        let request = request.into_inner();
+        let work = async {
+            let source = match request.source.as_str() {
+                "" => None,
+                name => {
+                    check_name("source", name)?;
+                    Some(self.client.subvolume_get(name).await.on(kind::VOLUME, name)?.id)
+                }
+            };
+            let wanted = |info: &SubvolumeInfo| {
+                info.kind == SubvolumeKind::Volume
+                    && info.read_only
+                    && source.is_none_or(|source| info.origin == Some(source))
+            };
+            let page = self.subvolume_page(SCOPE, wanted, request.page_size, &request.page_token);
+            let (page, next_page_token) = page.await?;
+            let names = self.names().await?;
+            let mut snapshots = Vec::with_capacity(page.len());
+            for info in &page {
+                snapshots.push(self.show_snapshot(info, &names, request.include_usage).await?);
+            }
+            Ok(v1::ListSnapshotsResponse { snapshots, next_page_token })
+        };
+        call.run(work).await.map(Response::new)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
+        let call = self.admit("DeleteSnapshot", &request)?;
+        let name = request.into_inner().name;
+        let work = async {
+            self.snapshot("name", &name).await?;
+            self.client.subvolume_delete(&name).await.on(kind::SNAPSHOT, &name)?;
+            Ok(v1::DeleteSnapshotResponse {})
+        };
+        call.change(&name, work).await
+    }
+
+    async fn clone_volume(
+        &self,
+        request: Request<v1::CloneVolumeRequest>,
+    ) -> Result<Response<v1::CloneVolumeResponse>, Status> {
+        let call = self.admit("CloneVolume", &request)?;
+        let request = request.into_inner();
+        let work = async {
+            check_name("source", &request.source)?;
+            check_name("name", &request.name)?;
+            let (source, name) = (request.source.clone(), request.name.clone());
+            let new = [NewSnapshot { source, name, writable: true }];
+            let made = self.client.snapshot_create(&new).await.on(kind::VOLUME, &request.name)?;
+            let volume = made.first().map(|info| convert::volume(info, None));
+            Ok(v1::CloneVolumeResponse { volume })
+        };
+        call.change(&request.name, work).await
+    }
+
+    async fn rollback_volume(
+        &self,
+        request: Request<v1::RollbackVolumeRequest>,
+    ) -> Result<Response<v1::RollbackVolumeResponse>, Status> {
+        let call = self.admit("RollbackVolume", &request)?;
+        let request = request.into_inner();
+        let work = async {
+            let volume = self.roll_back(&request.name, &request.snapshot).await?;
+            Ok(v1::RollbackVolumeResponse { volume: Some(volume) })
+        };
+        call.change(&request.name, work).await
+    }
+}

@@ -1,0 +1,128 @@
+//! Snapshots and clones over gRPC.
+#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
+
+mod common;
+
+use common::Stand;
+use proto::v1;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+const MIB: u64 = 1 << 20;
+
+fn reason(status: &Status) -> String {
+    status.get_details_error_info().expect("every error has an ErrorInfo").reason
+}
+
+async fn volume(stand: &Stand, name: &str) -> v1::Volume {
+    let request = v1::CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: 64 * MIB,
+        block_size_bytes: 0,
+    };
+    stand.volumes().create_volume(request).await.unwrap().into_inner().volume.unwrap()
+}
+
+fn of(snapshots: &[(&str, &str)]) -> v1::CreateSnapshotsRequest {
+    let new = |(source, name): &(&str, &str)| v1::NewSnapshot {
+        source: (*source).to_owned(),
+        name: (*name).to_owned(),
+    };
+    v1::CreateSnapshotsRequest { snapshots: snapshots.iter().map(new).collect() }
+}
+
+async fn list(stand: &Stand, source: &str) -> Vec<(String, String)> {
+    let request = v1::ListSnapshotsRequest {
+        source: source.to_owned(),
+        include_usage: true,
+        ..Default::default()
+    };
+    let page = stand.snapshots().list_snapshots(request).await.unwrap().into_inner();
+    assert_eq!(page.next_page_token, "");
+    assert!(page.snapshots.iter().all(|one| one.own_bytes == Some(2 * 4096)));
+    page.snapshots.into_iter().map(|one| (one.name, one.source)).collect()
+}
+
+#[tokio::test]
+async fn snapshots_are_made_listed_and_deleted() {
+    let stand = Stand::new().await;
+    let disk = volume(&stand, "disk").await;
+    volume(&stand, "log").await;
+    let made = stand.snapshots().create_snapshots(of(&[("disk", "d1"), ("log", "l1")])).await;
+    let made = made.unwrap().into_inner().snapshots;
+    assert_eq!((made.len(), made[0].source_id, made[0].size_bytes), (2, disk.id, 64 * MIB));
+    assert_eq!((made[0].source.as_str(), made[1].source.as_str()), ("disk", "log"));
+    let pair = |name: &str, source: &str| (name.to_owned(), source.to_owned());
+    assert_eq!(list(&stand, "").await, [pair("d1", "disk"), pair("l1", "log")]);
+    assert_eq!(list(&stand, "disk").await, [pair("d1", "disk")]);
+    // They are no volumes, and volumes are no snapshots.
+    let volumes = stand.volumes().list_volumes(v1::ListVolumesRequest::default()).await.unwrap();
+    assert_eq!(volumes.into_inner().volumes.len(), 2);
+    let get = v1::GetVolumeRequest { name: "d1".to_owned(), include_usage: false };
+    let status = stand.volumes().get_volume(get).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "WRONG_KIND"));
+    let get = v1::GetSnapshotRequest { name: "disk".to_owned(), include_usage: false };
+    let status = stand.snapshots().get_snapshot(get).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "WRONG_KIND"));
+    // One whose volume is gone is still there.
+    let delete = v1::DeleteVolumeRequest { name: "disk".to_owned() };
+    stand.volumes().delete_volume(delete).await.unwrap();
+    assert_eq!(list(&stand, "").await, [pair("d1", ""), pair("l1", "log")]);
+    let delete = v1::DeleteSnapshotRequest { name: "d1".to_owned() };
+    stand.snapshots().delete_snapshot(delete.clone()).await.unwrap();
+    let status = stand.snapshots().delete_snapshot(delete).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    let resource = status.get_details_resource_info().unwrap();
+    assert_eq!(resource.resource_type, "cairn.v1.Snapshot");
+}
+
+#[tokio::test]
+async fn wrong_requests_name_the_field() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    let many = vec![("disk", "x"); 65];
+    for (request, field) in [
+        (of(&[]), "snapshots"),
+        (of(&many), "snapshots"),
+        (of(&[("disk", "")]), "snapshots.name"),
+        (of(&[("di/sk", "x")]), "snapshots.source"),
+    ] {
+        let status = stand.snapshots().create_snapshots(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let bad = status.get_details_bad_request().unwrap();
+        assert_eq!(bad.field_violations[0].field, field);
+    }
+}
+
+#[tokio::test]
+async fn a_clone_is_a_volume_and_rollback_needs_one_that_is_not_exported() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    stand.snapshots().create_snapshots(of(&[("disk", "d1")])).await.unwrap();
+    let clone = v1::CloneVolumeRequest { source: "d1".to_owned(), name: "copy".to_owned() };
+    let made = stand.snapshots().clone_volume(clone).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!((made.name.as_str(), made.size_bytes), ("copy", 64 * MIB));
+    let get = v1::GetVolumeRequest { name: "copy".to_owned(), include_usage: false };
+    stand.volumes().get_volume(get).await.unwrap();
+
+    let rollback = v1::RollbackVolumeRequest { name: "disk".to_owned(), snapshot: "d1".to_owned() };
+    stand.snapshots().rollback_volume(rollback.clone()).await.unwrap();
+    let to_volume = v1::RollbackVolumeRequest { snapshot: "copy".to_owned(), ..rollback.clone() };
+    let status = stand.snapshots().rollback_volume(to_volume).await.unwrap_err();
+    assert_eq!(reason(&status), "WRONG_KIND");
+    let nqn = "nqn.2014-08.org.nvmexpress:disk";
+    let export = |volume: &str| v1::CreateExportRequest {
+        nqn: nqn.to_owned(),
+        namespaces: vec![v1::ExportNamespace { nsid: 0, volume: volume.to_owned() }],
+        allow_any_host: true,
+        host_nqns: vec![],
+    };
+    let status = stand.exports().create_export(export("d1")).await.unwrap_err();
+    assert_eq!(reason(&status), "WRONG_KIND", "a snapshot is not exported");
+    stand.exports().create_export(export("disk")).await.unwrap();
+    let status = stand.snapshots().rollback_volume(rollback).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::FailedPrecondition, "VOLUME_EXPORTED")
+    );
+}

@@ -1,0 +1,113 @@
+//! Whose data is meant: which version a subvolume has now, who may write to it, and when writes wait.
+//!
+//! What there is of subvolumes and versions shard 0 tells when it is first needed, and whenever it changes. A snapshot
+//! over several shards is of one instant because shard 0 lets writes wait on all of them ([`Request::VersionHold`])
+//! before it changes what they go to.
+
+use engine_base::{BLOCK_SIZE, ShardId, SnapshotId, SubvolumeId};
+
+use crate::api::{Reply, Request, Usage, VersionChange, Whose};
+use crate::context::Context;
+use crate::error::{Result, StoreError};
+use crate::gate::Pass;
+use crate::key::Counter;
+use crate::times::Timed;
+use crate::version::CurrentVersion;
+
+impl Context {
+    /// Sees to it that the versions of the pool are known here.
+    ///
+    /// # Errors
+    /// When shard 0 does not tell.
+    pub(crate) async fn know_versions(&self) -> Result<()> {
+        while !self.engine.versions.is_loaded() {
+            match Box::pin(self.call(ShardId(0), Request::VersionList)).await? {
+                Reply::VersionTable(table) => drop(self.engine.versions.load(&table)),
+                other => return Err(other.mismatch("VersionTable")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out what concerns versions on this shard.
+    pub(crate) async fn handle_versions(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::Usage { subvolume } => self.usage(subvolume).map(Reply::Usage),
+            Request::VersionHold { subvolumes } => {
+                self.hold(&subvolumes).await;
+                Ok(Reply::Unit)
+            }
+            Request::VersionSet { change } => {
+                self.change_versions(change).await;
+                Ok(Reply::Unit)
+            }
+            other => Err(StoreError::invalid(format!("not about versions: {other:.40?}"))),
+        }
+    }
+
+    fn current(&self, subvolume: SubvolumeId) -> Result<CurrentVersion> {
+        let current = self.engine.versions.current(subvolume);
+        current.ok_or_else(|| StoreError::not_found(format!("subvolume {subvolume} (deleted)")))
+    }
+
+    /// The version to read.
+    pub(crate) fn to_read(&self, of: Whose) -> Result<SnapshotId> {
+        let version = match of {
+            Whose::Subvolume(subvolume) => self.current(subvolume)?.version,
+            Whose::Version(version) => version,
+        };
+        self.gate.check(version)?;
+        Ok(version)
+    }
+
+    /// Leave to write, the version to write to, and the block at which it ends.
+    pub(crate) async fn to_write(&self, of: Whose) -> Result<(Pass<'_>, SnapshotId, u64)> {
+        let subvolume = match of {
+            Whose::Version(version) => return Ok((self.gate.enter(version)?, version, u64::MAX)),
+            Whose::Subvolume(subvolume) => subvolume,
+        };
+        while self.engine.versions.is_held(subvolume) {
+            let released = self.engine.versions.released.notified();
+            self.engine.waits.on(Timed::BlockedVersionGate, released).await;
+        }
+        let CurrentVersion { version, read_only, end_block } = self.current(subvolume)?;
+        if read_only {
+            let why =
+                format!("subvolume {subvolume} is a snapshot; make a clone of it to write to");
+            return Err(StoreError::ReadOnly { why });
+        }
+        Ok((self.gate.enter(version)?, version, end_block))
+    }
+
+    /// Lets writes to these wait, and waits for those that are under way.
+    async fn hold(&self, subvolumes: &[SubvolumeId]) {
+        self.engine.versions.hold(subvolumes);
+        for subvolume in subvolumes {
+            if let Some(current) = self.engine.versions.current(*subvolume) {
+                let drained = self.gate.drain(current.version);
+                self.engine.waits.on(Timed::BlockedVersionGate, drained).await;
+            }
+        }
+    }
+
+    /// Makes a change that shard 0 tells.
+    async fn change_versions(&self, mut change: VersionChange) {
+        let drained = std::mem::take(&mut change.drained);
+        self.hold(&drained).await;
+        change.released.extend(drained);
+        self.engine.versions.apply(&change);
+    }
+
+    /// Data of a subvolume on this shard.
+    fn usage(&self, subvolume: SubvolumeId) -> Result<Usage> {
+        let version = self.current(subvolume)?.version;
+        let of = |id: u32| self.engine.counter(Counter::data_blocks(id)) * BLOCK_SIZE;
+        Ok(match self.engine.versions.view(version) {
+            None => Usage { own_bytes: of(version.0), shared_bytes: 0 },
+            Some(view) => {
+                let own = of(view.target()) + view.absorbing().map_or(0, of);
+                Usage { own_bytes: own, shared_bytes: view.above().iter().copied().map(of).sum() }
+            }
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! Extents of several versions: which covers a block is the one of the nearest version ([`crate::version`]).
+//!
+//! What lies in a version above is left as it is when a version below writes over it, so a write costs the same with
+//! and without snapshots. Extents of different versions overlap in any way; the one with a block ends within
+//! [`EXTENT_BLOCKS_MAX`] blocks of it, so all that may have the blocks of a range are few keys side by side.
+
+use engine_base::SnapshotId;
+use smallvec::SmallVec;
+
+use super::map::{BlockRange, Extents, Span, Spans, clear_range, next_extent};
+use crate::engine::Engine;
+use crate::error::{Result, StoreError};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
+use crate::key::{Position, Tree, Value};
+use crate::limits::BULK_UPDATES_MAX;
+use crate::planted::{self, Bug};
+use crate::transaction::Transaction;
+use crate::version::{self, View};
+
+/// Most blocks that are looked at at a time.
+const WINDOW_BLOCKS: u64 = 256;
+/// Rank of a block that nobody covers.
+const NOBODY: u32 = u32::MAX;
+
+/// A part of an extent that may be seen.
+struct Piece {
+    start: u64,
+    /// `None`: a hole.
+    pointer: Option<Pointer>,
+    /// From `start` on.
+    checksums: SmallVec<[u32; 4]>,
+}
+
+/// Who covers each block of a window.
+struct Cover {
+    from: u64,
+    /// Of each block: the rank of the nearest version that covers it, and which piece does.
+    blocks: SmallVec<[(u32, u32); 8]>,
+    pieces: SmallVec<[Piece; 2]>,
+}
+
+impl Cover {
+    fn new(from: u64, to: u64) -> Self {
+        let blocks = SmallVec::from_elem((NOBODY, 0), (to - from) as usize);
+        Self { from, blocks, pieces: SmallVec::new() }
+    }
+
+    /// Blocks `start .. end`, as far as they are in the window.
+    fn of(&mut self, start: u64, end: u64) -> &mut [(u32, u32)] {
+        let place = |block: u64| (block.max(self.from) - self.from) as usize;
+        let (from, to) = (place(start), place(end).min(self.blocks.len()));
+        &mut self.blocks[from.min(to)..to]
+    }
+
+    fn add(&mut self, rank: u32, piece: Piece, end: u64) {
+        let index = self.pieces.len() as u32;
+        let mut seen = false;
+        for block in self.of(piece.start, end) {
+            if rank < block.0 {
+                *block = (rank, index);
+                seen = true;
+            }
+        }
+        if seen {
+            self.pieces.push(piece);
+        }
+    }
+
+    /// Whether no version farther than `rank` is seen in blocks before `end`.
+    fn hides(&mut self, rank: u32, end: u64) -> bool {
+        let start = end.saturating_sub(u64::from(EXTENT_BLOCKS_MAX));
+        self.of(start, end).iter().all(|block| block.0 <= rank)
+    }
+
+    fn has_data(&self) -> bool {
+        self.blocks
+            .iter()
+            .any(|(rank, piece)| *rank != NOBODY && self.pieces[*piece as usize].pointer.is_some())
+    }
+
+    /// The data that is seen, in order.
+    fn spans(&self) -> Spans {
+        let mut spans = Spans::new();
+        let mut last = None;
+        for (block, (rank, index)) in (self.from..).zip(&self.blocks) {
+            let shown = (*rank != NOBODY).then_some(*index);
+            let follows = shown.is_some() && last == shown;
+            last = shown;
+            let Some(index) = shown else { continue };
+            let piece = &self.pieces[index as usize];
+            let Some(pointer) = piece.pointer else { continue };
+            let within = block - piece.start;
+            let checksum = piece.checksums[within as usize];
+            match spans.last_mut() {
+                Some(span) if follows => span.checksums.push(checksum),
+                _ => {
+                    let pointer = Pointer { block: pointer.block + within, ..pointer };
+                    spans.push(Span { block, pointer, checksums: SmallVec::from_iter([checksum]) });
+                }
+            }
+        }
+        spans
+    }
+}
+
+/// What a version sees of a range, all at one instant.
+pub(super) async fn lookup(engine: &Engine, range: &BlockRange, view: &View) -> Result<Spans> {
+    engine
+        .at_once(async |transaction| {
+            let mut spans = Spans::new();
+            let mut at = range.from;
+            while let Some(window) = next_window(transaction, range, view.ids(), at).await? {
+                spans.extend(cover(transaction, &window, view.ids()).await?.spans());
+                at = window.to;
+            }
+            Ok(spans)
+        })
+        .await
+}
+
+/// Makes holes of a range of a version that sees others: its own extents go, and holes hide those of others, as far
+/// as there are any. As [`clear_range`], tells where to go on.
+pub(crate) async fn hide_range(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+    view: &View,
+) -> Result<Option<u64>> {
+    let budget = transaction.update_count() + BULK_UPDATES_MAX + 2;
+    let rest = clear_range(transaction, range).await?;
+    let range = BlockRange { to: rest.unwrap_or(range.to), ..*range };
+    let mut at = range.from;
+    while let Some(window) = next_window(transaction, &range, view.above(), at).await? {
+        if transaction.update_count() >= budget {
+            return Ok(Some(window.from));
+        }
+        // One hole for all of the longest extent's room, so that holes do not outnumber what they hide.
+        let room = u64::from(EXTENT_BLOCKS_MAX);
+        let first = window.from / room * room;
+        let (from, to) = (first.max(range.from), (first + room).min(range.to));
+        let window = BlockRange { from, to, ..range };
+        if cover(transaction, &window, view.above()).await?.has_data()
+            && !planted::is(Bug::HoleForgotten)
+        {
+            let hole = Extent::hole((to - from) as u32);
+            transaction.put(Tree::Extents, range.key(to), hole.encode());
+        }
+        at = to;
+    }
+    Ok(rest)
+}
+
+/// Moves what `range.snapshot` has of the range to `into`, which absorbs it: in front of what that has there.
+pub(crate) async fn absorb_blocks(
+    engine: &Engine,
+    mut range: BlockRange,
+    into: SnapshotId,
+) -> Result<()> {
+    // Holes are there to hide; where nothing is above, nothing is hidden.
+    let hides = engine.versions.view(into).is_some_and(|view| !view.above().is_empty());
+    let whole = |extent: ExtentView<'_>, start: u64, _| {
+        (start, extent.is_hole(), extent.encode_cut(0, extent.blocks()))
+    };
+    loop {
+        let rest = engine
+            .transact(async |transaction| {
+                let mut from = range.first_key(range.from);
+                while let Some((position, (start, is_hole, value))) =
+                    next_extent(transaction, &range, from, whole).await?
+                {
+                    if transaction.update_count() >= BULK_UPDATES_MAX {
+                        return Ok(Some(start.max(range.from)));
+                    }
+                    let to =
+                        BlockRange { snapshot: into, from: start, to: position.offset, ..range };
+                    let rest = clear_range(transaction, &to).await?;
+                    assert!(rest.is_none(), "an extent covers more than one transaction can clear");
+                    if hides || !is_hole {
+                        transaction.put(Tree::Extents, to.key(position.offset), value);
+                    }
+                    transaction.delete(Tree::Extents, position);
+                    from = position.successor();
+                }
+                Ok(None)
+            })
+            .await?;
+        match rest {
+            Some(block) => range.from = block,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The next blocks from `at` on that extents of `ids` may cover, within `range`.
+async fn next_window(
+    extents: &mut impl Extents,
+    range: &BlockRange,
+    ids: &[u32],
+    at: u64,
+) -> Result<Option<BlockRange>> {
+    let Some(first) = ids.first() else { return Ok(None) };
+    if at >= range.to {
+        return Ok(None);
+    }
+    let mut from = Position { snapshot: *first, ..range.first_key(at) };
+    while let Some((position, ())) = extents.next(from, range.last_key(), |_, _| ()).await? {
+        match version::from(ids, position.snapshot) {
+            Some(id) if id == position.snapshot => {
+                // One that ends later may begin before this one does.
+                let start = position.offset.saturating_sub(u64::from(EXTENT_BLOCKS_MAX));
+                let from = start.max(at);
+                let to = range.to.min(from.saturating_add(WINDOW_BLOCKS));
+                return Ok((from < to).then_some(BlockRange { from, to, ..*range }));
+            }
+            Some(id) => from = Position { snapshot: id, ..position },
+            None => from = past(position, *first),
+        }
+    }
+    Ok(None)
+}
+
+/// The first key that ends later.
+fn past(position: Position, first: u32) -> Position {
+    Position { offset: position.offset.saturating_add(1), snapshot: first, ..position }
+}
+
+/// Who covers the blocks of a window, of `ids`.
+async fn cover(extents: &mut impl Extents, window: &BlockRange, ids: &[u32]) -> Result<Cover> {
+    let ids = if planted::is(Bug::FarVersionUnseen) { &ids[..ids.len().min(3)] } else { ids };
+    let mut cover = Cover::new(window.from, window.to);
+    let Some(first) = ids.first() else { return Ok(cover) };
+    let mut from = Position { snapshot: *first, ..window.first_key(window.from) };
+    let piece = |position: Position, value: &Value| -> Result<Option<(u32, Piece)>> {
+        let Some(rank) = version::rank(ids, position.snapshot) else { return Ok(None) };
+        let extent = ExtentView::parse(value)?;
+        let end = position.offset;
+        let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
+            let name = format!("extent of inode {} ending at {end}", position.inode);
+            StoreError::corrupt(name, "starts before block 0")
+        })?;
+        // It ends past the window's first block: keys before that are not looked at.
+        let shown = start.max(window.from);
+        let part = extent.cut((shown - start) as u32, (end - shown) as u32);
+        let pointer = part.pointers.first().copied();
+        Ok(Some((rank, Piece { start: shown, pointer, checksums: part.checksums })))
+    };
+    while let Some((position, found)) = extents.next(from, window.last_key(), piece).await? {
+        let Some((rank, piece)) = found? else {
+            from = match version::from(ids, position.snapshot) {
+                Some(id) => Position { snapshot: id, ..position },
+                None => past(position, *first),
+            };
+            continue;
+        };
+        cover.add(rank, piece, position.offset);
+        let nearest = position.offset >= window.to && cover.blocks.iter().all(|block| block.0 == 0);
+        if nearest || position == Position::MAX {
+            break;
+        }
+        let done = cover.hides(rank, position.offset);
+        from = if done { past(position, *first) } else { position.successor() };
+    }
+    Ok(cover)
+}

@@ -1,0 +1,244 @@
+//! Snapshots, clones and rollback of volumes, through the front door.
+
+use engine_base::random::Random;
+use engine_base::{BLOCK_SIZE, MIB};
+
+use super::{Pool, bytes_of, data_of, with_seeds};
+use crate::api::{NewSnapshot, SubvolumeInfo, Usage, Verify};
+use crate::client::{Client, VolumeRef};
+use crate::error::StoreError;
+use crate::testing::pool::TestLink;
+
+const SIZE: u64 = 12 * MIB;
+
+fn new(source: &str, name: &str, writable: bool) -> NewSnapshot {
+    NewSnapshot { source: source.to_owned(), name: name.to_owned(), writable }
+}
+
+async fn snapshot(client: &Client<TestLink>, source: &str, name: &str) -> SubvolumeInfo {
+    client.snapshot_create(&[new(source, name, false)]).await.unwrap().remove(0)
+}
+
+async fn write(client: &Client<TestLink>, of: &SubvolumeInfo, block: u64, blocks: u64, stamp: u8) {
+    let bytes = vec![stamp; (blocks * BLOCK_SIZE) as usize];
+    let data = data_of(&bytes, &mut Random::new(1));
+    client.volume_write(&VolumeRef::from(of), block * BLOCK_SIZE, data, false).await.unwrap();
+}
+
+/// Of each block of a volume the first byte.
+async fn read(client: &Client<TestLink>, of: &SubvolumeInfo) -> Vec<u8> {
+    let mut blocks = Vec::new();
+    for at in (0..of.size_bytes).step_by(MIB as usize) {
+        let len = MIB.min(of.size_bytes - at);
+        let data = client.volume_read(&VolumeRef::from(of), at, len).await.unwrap();
+        blocks.extend(bytes_of(&data).chunks(BLOCK_SIZE as usize).map(|block| block[0]));
+    }
+    blocks
+}
+
+async fn fsck(client: &Client<TestLink>) {
+    let report = client.fsck(Verify::All).await.unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+}
+
+#[test]
+fn a_snapshot_stays_as_it_was_and_a_clone_goes_its_own_way() {
+    with_seeds(|seed| {
+        let pool = Pool::new(seed, 4);
+        let expected = pool.run(async |pool| {
+            let client = pool.client();
+            let volume = client.volume_create("v", SIZE, 4096).await.unwrap();
+            write(&client, &volume, 0, 2000, 1).await;
+            let before = read(&client, &volume).await;
+            let kept = snapshot(&client, "v", "kept").await;
+            assert!(kept.read_only && kept.origin == Some(volume.id) && kept.id != volume.id);
+            assert_eq!((kept.size_bytes, kept.root), (SIZE, volume.root));
+            write(&client, &volume, 10, 40, 2).await;
+            client.volume_discard(&VolumeRef::from(&volume), 0, 5 * BLOCK_SIZE).await.unwrap();
+            let clone =
+                client.snapshot_create(&[new("kept", "clone", true)]).await.unwrap().remove(0);
+            write(&client, &clone, 12, 3, 3).await;
+            let mut expected = before.clone();
+            assert_eq!(read(&client, &kept).await, before);
+            expected[12..15].fill(3);
+            assert_eq!(read(&client, &clone).await, expected);
+            let cloned = expected;
+            let mut expected = before.clone();
+            expected[10..50].fill(2);
+            expected[0..5].fill(0);
+            assert_eq!(read(&client, &volume).await, expected);
+            let refused = client
+                .volume_write(
+                    &VolumeRef::from(&kept),
+                    0,
+                    data_of(&[9; 4096], &mut Random::new(1)),
+                    false,
+                )
+                .await;
+            assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{refused:?}");
+            let usage = client.subvolume_usage(volume.id).await.unwrap();
+            let bytes = |blocks| blocks * BLOCK_SIZE;
+            assert_eq!(usage, Usage { own_bytes: bytes(40), shared_bytes: bytes(2000) });
+            fsck(&client).await;
+            (before, cloned, expected)
+        });
+        // All of it was durable when it was answered, but the writes after it.
+        pool.crash_and_open();
+        pool.run(async move |pool| {
+            let client = pool.client();
+            for (name, expected) in
+                ["kept", "clone", "v"].into_iter().zip([expected.0, expected.1, expected.2])
+            {
+                let info = client.subvolume_get(name).await.unwrap();
+                assert_eq!(read(&client, &info).await, expected, "{name}");
+            }
+            fsck(&client).await;
+        });
+    });
+}
+
+#[test]
+fn what_is_deleted_gives_its_space_back_and_leaves_the_others_as_they_are() {
+    with_seeds(|seed| {
+        let pool = Pool::new(seed, 2);
+        pool.run(async move |pool| {
+            let (client, mut random) = (pool.client(), Random::new(seed));
+            let volume = client.volume_create("v", SIZE, 4096).await.unwrap();
+            let mut kept = Vec::new();
+            for round in 1..=8_u8 {
+                for _ in 0..30 {
+                    let from = random.below(2900);
+                    write(&client, &volume, from, random.range(1, 60), round).await;
+                }
+                let made = snapshot(&client, "v", &format!("s{round}")).await;
+                kept.push((made.clone(), read(&client, &made).await));
+            }
+            let now = read(&client, &volume).await;
+            let held = now.iter().position(|stamp| *stamp != 0).unwrap();
+            while !kept.is_empty() {
+                let gone = kept.remove(random.below(kept.len() as u64) as usize);
+                client.subvolume_delete(&gone.0.name).await.unwrap();
+                if random.chance(1, 2) {
+                    // The volume is written to while it is being merged with what it was made from.
+                    write(&client, &volume, held as u64, 1, now[held]).await;
+                }
+                if random.chance(1, 2) {
+                    pool.quiet().await;
+                }
+                for (info, content) in &kept {
+                    assert_eq!(read(&client, info).await, *content, "{}", info.name);
+                }
+                assert_eq!(read(&client, &volume).await, now);
+            }
+            pool.quiet().await;
+            let held = now.iter().filter(|stamp| **stamp != 0).count() as u64 * BLOCK_SIZE;
+            let usage = client.subvolume_usage(volume.id).await.unwrap();
+            assert_eq!(usage, Usage { own_bytes: held, shared_bytes: 0 });
+            fsck(&client).await;
+            client.subvolume_delete("v").await.unwrap();
+            pool.quiet().await;
+            let status = client.status().await.unwrap();
+            assert!(status.iter().all(|shard| shard.data_bytes == 0), "{status:?}");
+            fsck(&client).await;
+        });
+    });
+}
+
+#[test]
+fn a_volume_returns_to_a_snapshot_with_its_size() {
+    let pool = Pool::new(5, 4);
+    pool.run(async |pool| {
+        let client = pool.client();
+        let volume = client.volume_create("v", SIZE, 4096).await.unwrap();
+        write(&client, &volume, 0, 3000, 1).await;
+        snapshot(&client, "v", "s").await;
+        let before = read(&client, &volume).await;
+        write(&client, &volume, 100, 10, 2).await;
+        client.volume_resize("v", 4 * MIB).await.unwrap();
+        let rolled = client.subvolume_rollback("v", "s").await.unwrap();
+        assert_eq!((rolled.id, rolled.size_bytes, rolled.read_only), (volume.id, SIZE, false));
+        assert_eq!(read(&client, &rolled).await, before);
+        write(&client, &rolled, 2999, 1, 3).await;
+        pool.quiet().await;
+        fsck(&client).await;
+        client.volume_create("other", SIZE, 4096).await.unwrap();
+        for (name, of) in [("other", "s"), ("s", "s"), ("v", "v")] {
+            let refused = client.subvolume_rollback(name, of).await;
+            assert!(matches!(refused, Err(StoreError::InvalidArgument { .. })), "{refused:?}");
+        }
+    });
+}
+
+#[test]
+fn a_group_of_snapshots_is_of_one_instant() {
+    with_seeds(|seed| {
+        Pool::new(seed, 4).run(async move |pool| {
+            let client = pool.client();
+            let first = client.volume_create("a", SIZE, 4096).await.unwrap();
+            let second = client.volume_create("b", SIZE, 4096).await.unwrap();
+            // One writer, to one volume and the other by turns: it never is two ahead.
+            let writer = async {
+                for stamp in 1..=120_u8 {
+                    write(&client, &first, u64::from(stamp) * 20, 1, stamp).await;
+                    write(&client, &second, u64::from(stamp) * 20, 1, stamp).await;
+                }
+            };
+            let snapshots = async {
+                for round in 0..6 {
+                    let names = [format!("a{round}"), format!("b{round}")];
+                    let group = [new("a", &names[0], false), new("b", &names[1], round % 2 == 0)];
+                    client.snapshot_create(&group).await.unwrap();
+                }
+            };
+            futures::future::join(writer, snapshots).await;
+            for round in 0..6 {
+                let mut last = [0; 2];
+                for (at, name) in [format!("a{round}"), format!("b{round}")].iter().enumerate() {
+                    let info = client.subvolume_get(name).await.unwrap();
+                    let content = read(&client, &info).await;
+                    last[at] = content.iter().copied().max().unwrap_or(0);
+                    // Whole up to there.
+                    for stamp in 1..=last[at] {
+                        assert_eq!(content[usize::from(stamp) * 20], stamp);
+                    }
+                }
+                assert!(last[0] == last[1] || last[0] == last[1] + 1, "{last:?}");
+            }
+            fsck(&client).await;
+        });
+    });
+}
+
+#[test]
+fn wrong_snapshots_are_refused_with_what_to_do() {
+    Pool::new(3, 2).run(async |pool| {
+        let client = pool.client();
+        client.volume_create("v", MIB, 4096).await.unwrap();
+        client.tree_create("t").await.unwrap();
+        let cases = [
+            (vec![], "1 to 64"),
+            (vec![new("v", "x", false), new("v", "x", false)], "named twice"),
+            (vec![new("v", ".x", false)], "subvolume name"),
+            (vec![new("w", "x", false)], "not found"),
+            (vec![new("v", "t", false)], "exists"),
+            (vec![new("t", "x", false)], "snapshots of file trees"),
+            (vec![new("v", "x", false); 65], "1 to 64"),
+        ];
+        for (group, words) in cases {
+            let error = client.snapshot_create(&group).await.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}, in place of {words}");
+        }
+        snapshot(&client, "v", "s").await;
+        let refused = client.volume_resize("s", 2 * MIB).await;
+        assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{refused:?}");
+        // Two of one source are of one instant, and share all.
+        let two =
+            client.snapshot_create(&[new("v", "x", false), new("v", "y", false)]).await.unwrap();
+        assert_eq!(two[0].snapshot, two[1].snapshot);
+        for name in ["x", "v", "y", "s"] {
+            client.subvolume_delete(name).await.unwrap();
+        }
+        pool.quiet().await;
+        fsck(&client).await;
+    });
+}

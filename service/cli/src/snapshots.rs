@@ -1,0 +1,111 @@
+//! Snapshots and clones of volumes.
+
+use proto::v1;
+use serde_json::{Value, json};
+
+use crate::admin::{PAGE_SIZE, all_pages, given, volume_json};
+use crate::args::SnapshotCommand;
+use crate::connect::Session;
+use crate::failure::{Failure, Result};
+use crate::output::{Output, agree, time};
+use crate::size::show;
+
+fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
+    json!({
+        "name": snapshot.name,
+        "source": snapshot.source,
+        "size_bytes": snapshot.size_bytes,
+        "block_size_bytes": snapshot.block_size_bytes,
+        "own_bytes": snapshot.own_bytes,
+        "created_ns": snapshot.created_ns,
+        "uuid": snapshot.uuid,
+    })
+}
+
+/// `snapshot ...`.
+pub(crate) async fn run(
+    session: &Session,
+    command: SnapshotCommand,
+    output: &Output,
+) -> Result<()> {
+    match command {
+        SnapshotCommand::Create { snapshots } => create(session, snapshots, output).await,
+        SnapshotCommand::List { volume, usage } => list(session, volume, usage, output).await,
+        SnapshotCommand::Delete { name, yes } => {
+            agree(yes, &format!("Delete snapshot {name}?"))?;
+            let request = v1::DeleteSnapshotRequest { name: name.clone() };
+            session.snapshots().delete_snapshot(request).await?;
+            output.done(&json!({ "deleted": name }), &format!("deleted snapshot {name}"))
+        }
+        SnapshotCommand::Rollback { volume, snapshot, yes } => {
+            agree(
+                yes,
+                &format!(
+                    "Take volume {volume} back to {snapshot}? What was written since is lost."
+                ),
+            )?;
+            let name = volume.clone();
+            let request = v1::RollbackVolumeRequest { name, snapshot: snapshot.clone() };
+            let reply = session.snapshots().rollback_volume(request).await?.into_inner();
+            let now = given(reply.volume)?;
+            let sentence = format!("volume {volume} is what it was at {snapshot}");
+            output.done(&volume_json(&now), &sentence)
+        }
+    }
+}
+
+async fn create(
+    session: &Session,
+    snapshots: Vec<(String, String)>,
+    output: &Output,
+) -> Result<()> {
+    let snapshots =
+        snapshots.into_iter().map(|(source, name)| v1::NewSnapshot { source, name }).collect();
+    let request = v1::CreateSnapshotsRequest { snapshots };
+    let made = session.snapshots().create_snapshots(request).await?.into_inner().snapshots;
+    let sentences: Vec<String> =
+        made.iter().map(|one| format!("made snapshot {} of {}", one.name, one.source)).collect();
+    let values: Vec<Value> = made.iter().map(snapshot_json).collect();
+    output.done(&Value::Array(values), &sentences.join("\n"))
+}
+
+async fn list(
+    session: &Session,
+    volume: Option<String>,
+    usage: bool,
+    output: &Output,
+) -> Result<()> {
+    let request = v1::ListSnapshotsRequest {
+        page_size: PAGE_SIZE,
+        page_token: String::new(),
+        source: volume.unwrap_or_default(),
+        include_usage: usage,
+    };
+    let snapshots = all_pages!(session.snapshots(), list_snapshots, request, snapshots);
+    let rows = snapshots.iter().map(|one| {
+        let source = if one.source.is_empty() { "-" } else { &one.source };
+        vec![
+            one.name.clone(),
+            source.to_owned(),
+            show(one.size_bytes),
+            one.own_bytes.map_or_else(|| "-".to_owned(), show),
+            time(one.created_ns.cast_signed()),
+        ]
+    });
+    let values = snapshots.iter().map(snapshot_json).collect();
+    output.table(&["NAME", "VOLUME", "SIZE", "OWN", "CREATED"], rows, values)
+}
+
+/// `clone`.
+pub(crate) async fn clone(
+    session: &Session,
+    source: String,
+    name: String,
+    output: &Output,
+) -> Result<()> {
+    let request = v1::CloneVolumeRequest { source: source.clone(), name };
+    let reply = session.snapshots().clone_volume(request).await?.into_inner();
+    let volume = given(reply.volume)?;
+    let sentence = format!("made volume {} of {source}", volume.name);
+    output.done(&volume_json(&volume), &sentence)
+}

@@ -3,15 +3,17 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use engine_base::MIB;
 use engine_base::random::Random;
+use engine_base::runtime::Runtime;
 use engine_device::MemoryDevice;
 use engine_embed::{FormatError, FormatRequest, LocalLink, LocalPool};
 use engine_memory::{Buffer, Slice};
 use engine_store::StoreError;
-use engine_store::api::Data;
+use engine_store::api::{Data, NewSnapshot};
 use engine_store::client::{Client, VolumeRef};
 use engine_store::pool::FormatOptions;
 
@@ -21,6 +23,8 @@ use crate::load::{Running, Subject};
 const DATA_BYTES: usize = 1 << 20;
 /// The volume that the load is put on.
 pub(crate) const VOLUME: &str = "bench";
+/// A snapshot of it.
+const SNAPSHOT: &str = "bench-snapshot";
 
 /// A volume that fills a part of its pool, and data to write.
 pub(crate) struct EngineSubject {
@@ -65,6 +69,26 @@ impl EngineSubject {
         self.pool.borrow().set_data_cache_bytes(mib << 20);
     }
 
+    /// Deletes the snapshot of a run before, and waits until nothing is left to do of that; then makes one if
+    /// `make`.
+    pub(crate) fn keep_snapshot(&self, make: bool) -> Result<()> {
+        let work = async move |client: Client<LocalLink>, runtime: Rc<dyn Runtime>| -> Result<()> {
+            match client.subvolume_delete(SNAPSHOT).await {
+                Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            while is_busy(&client).await? {
+                runtime.sleep(10_000_000).await;
+            }
+            if make {
+                let (source, name) = (VOLUME.to_owned(), SNAPSHOT.to_owned());
+                client.snapshot_create(&[NewSnapshot { source, name, writable: false }]).await?;
+            }
+            Ok(())
+        };
+        self.pool.borrow_mut().run(work).map_err(|fault| anyhow!(fault))?
+    }
+
     fn new(mut pool: LocalPool, fill_percent: u64) -> Result<Self> {
         let mut data = Buffer::try_new(DATA_BYTES)?;
         Random::new(1).fill(&mut data);
@@ -76,6 +100,13 @@ impl EngineSubject {
         let client = pool.client();
         Ok(Self { pool: RefCell::new(pool), client, volume, data })
     }
+}
+
+/// Whether versions are merged or deleted in the background.
+async fn is_busy(client: &Client<LocalLink>) -> Result<bool> {
+    let status = client.status().await?;
+    let tasks = status.iter().flat_map(|shard| &shard.counters);
+    Ok(tasks.filter(|(name, _)| *name == "background_tasks").any(|(_, count)| *count > 0))
 }
 
 async fn open_volume(

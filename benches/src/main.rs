@@ -65,6 +65,9 @@ struct Args {
     /// Memory for data of the engine; with none it compares with peers that use O_DIRECT
     #[arg(long, default_value_t = 0)]
     data_cache_mib: usize,
+    /// Makes a snapshot of the volume before the load, and deletes it afterwards
+    #[arg(long)]
+    snapshot: bool,
     /// A flush after every so many writes
     #[arg(long, default_value_t = 0)]
     flush_every: u64,
@@ -132,6 +135,7 @@ fn main() -> Result<()> {
         (SubjectName::Engine, Some(file), _) => {
             let subject = engine::EngineSubject::open(file, args.shards, args.fill_percent)?;
             subject.set_data_cache(args.data_cache_mib);
+            subject.keep_snapshot(args.snapshot)?;
             Box::new(subject)
         }
         (SubjectName::Engine, None, Some(mib)) => {

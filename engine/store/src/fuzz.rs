@@ -1,8 +1,10 @@
 //! Every decoder of what is on disk, on bytes from outside: must answer, never panic, hang or take more
 //! memory than the bytes warrant.
 
+use engine_base::SnapshotId;
 use engine_base::checksum::{crc32c, crc32c_append};
 
+use crate::api::VersionNode;
 use crate::btree::NodePointer;
 use crate::btree::format::read_bset;
 use crate::extent::Extent;
@@ -28,6 +30,7 @@ pub fn decoders(bytes: &[u8]) {
     let _ = Root::decode(bytes);
     let _ = PoolName::decode(bytes);
     let _ = decode_subvolume(1, bytes);
+    let _ = VersionNode::decode(SnapshotId(u32::MAX / 2), bytes);
     let _ = BucketCheckpoint::decode(bytes);
     let _ = decode_counter(bytes);
     let _ = decode_summary(bytes, 1, 0);

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Overwrites after a snapshot, ours and btrfs's: benches/snapshots.sh, as root.
 #   WORK=DIR      where the backing files lie, DIR on tmpfs or a disk (default /dev/shm/cairn-snapshots)
-#   SIZE=2G       of each backing file      ROUNDS=5     SECONDS_EACH=2    time of one run
-# 4 KiB random writes, 32 in flight, on half of a pool aged by random overwrites: without a snapshot, and right after
-# one was made of what is written to (a subvolume snapshot of btrfs, whose file is preallocated by writing). The
-# snapshot is deleted, and what that leaves to do is done, before the next run. Runs alternate; medians of operations
-# per second, and the ratio with / without, are printed.
+#   SIZE=6G       of each backing file      ROUNDS=5     SECONDS_EACH=2    time of one run
+# 4 KiB random writes, 32 in flight, on a fifth of a pool (so that there is room for what a snapshot keeps), aged by
+# random overwrites: without a snapshot, and right after one was made of what is written to (of btrfs a read-only
+# snapshot of the subvolume). The snapshot is deleted, and what that leaves to do is done, before the next run. Runs
+# alternate; medians of operations per second, and the ratio with / without, are printed.
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../scripts/lib.sh"
 cd "$root"
 
 work=${WORK:-/dev/shm/cairn-snapshots}
-size=${SIZE:-2G}
+size=${SIZE:-6G}
 rounds=${ROUNDS:-5}
 seconds_each=${SECONDS_EACH:-2}
 
@@ -37,14 +37,14 @@ btrfs subvolume create "$work/btrfs.mnt/live" >/dev/null
 
 # btrfs_run SECONDS: operations per second
 btrfs_run() {
-    fio --name=bench --filename="$work/btrfs.mnt/live/data" --size="$((bytes / 2))" --rw=randwrite --bs=4k \
+    fio --name=bench --filename="$work/btrfs.mnt/live/data" --size="$((bytes / 5))" --rw=randwrite --bs=4k \
         --iodepth=32 --ioengine=io_uring --direct=1 --time_based --runtime="$1" --randrepeat=0 --norandommap \
         --output-format=json | jq '.jobs[0].write.iops | round'
 }
 
 # cairn_run SECONDS [OPTION...]: operations per second
 cairn_run() {
-    "$benches" --subject engine --file "$work/cairn.img" --fill-percent 50 --pattern randwrite --depth 32 \
+    "$benches" --subject engine --file "$work/cairn.img" --fill-percent 20 --pattern randwrite --depth 32 \
         --seconds "$1" --seed "$RANDOM" "${@:2}" | jq .iops
 }
 
@@ -53,7 +53,7 @@ Linux $(uname -r), backing files on $(stat --file-system --format=%T "$work")"
 say "commit:   $(git rev-parse --short HEAD)"
 say "command:  SIZE=$size ROUNDS=$rounds SECONDS_EACH=$seconds_each benches/snapshots.sh"
 say "laying out and ageing by random overwrites"
-fio --name=lay --filename="$work/btrfs.mnt/live/data" --size="$((bytes / 2))" --rw=write --bs=1M \
+fio --name=lay --filename="$work/btrfs.mnt/live/data" --size="$((bytes / 5))" --rw=write --bs=1M \
     --ioengine=io_uring --iodepth=8 --direct=1 --output-format=terse >/dev/null
 btrfs_run 5 >/dev/null
 cairn_run 5 >/dev/null

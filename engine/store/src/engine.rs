@@ -82,6 +82,17 @@ pub(crate) struct Stamps {
     pub(crate) counters: FastMap<Counter, (u64, u32)>,
 }
 
+/// What is to be seen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scan {
+    /// The next key.
+    Next,
+    /// The first at or past this place, which is past the key that was seen.
+    From(Position),
+    /// No more.
+    End,
+}
+
 /// Checks that commits of clients wait for.
 #[derive(Default)]
 pub(crate) struct Held {
@@ -396,6 +407,67 @@ impl Engine {
             from = node.max.successor();
         }
         Ok(None)
+    }
+
+    /// The first key of a version in `from ..= to`, and what `of` takes of it and its value.
+    pub(crate) async fn index_next_of_version<T>(
+        &self,
+        tree: Tree,
+        version: u32,
+        (mut from, to): (Position, Position),
+        reads: &mut Reads,
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
+        while from <= to {
+            let node = self.node_for(tree, 0, from).await?;
+            self.mark_read(reads, &node)?;
+            let body = node.body.borrow();
+            let found = body.keys.next_of_version(from, to.min(node.max), version);
+            if let Some((position, value, place)) = found {
+                if node.is_scanned(place) {
+                    self.read_ahead_of(&node);
+                }
+                return Ok(Some((*position, of(*position, value))));
+            }
+            if node.max >= to {
+                return Ok(None);
+            }
+            from = node.max.successor();
+        }
+        Ok(None)
+    }
+
+    /// Shows `see` the keys in `from ..= to` one after the other, until it has seen enough.
+    pub(crate) async fn index_scan(
+        &self,
+        tree: Tree,
+        (mut from, to): (Position, Position),
+        reads: &mut Reads,
+        mut see: impl FnMut(Position, &Value) -> Scan,
+    ) -> Result<()> {
+        'nodes: while from <= to {
+            let node = self.node_for(tree, 0, from).await?;
+            self.mark_read(reads, &node)?;
+            let body = node.body.borrow();
+            for (position, value) in body.keys.iter_from(from) {
+                if *position > to {
+                    return Ok(());
+                }
+                match see(*position, value) {
+                    Scan::Next => {}
+                    Scan::From(position) => {
+                        from = position;
+                        continue 'nodes;
+                    }
+                    Scan::End => return Ok(()),
+                }
+            }
+            if node.max >= to {
+                return Ok(());
+            }
+            from = node.max.successor();
+        }
+        Ok(())
     }
 
     /// The last key of the index in `from ..= to`.

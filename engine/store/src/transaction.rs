@@ -141,23 +141,43 @@ impl<'e> Transaction<'e> {
     pub(crate) async fn next_as<T>(
         &mut self,
         tree: Tree,
-        mut from: Position,
+        from: Position,
         to: Position,
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>> {
+        self.next_of_version_as(tree, None, (from, to), of).await
+    }
+
+    /// [`Transaction::next_as`] of one version only, if `version` says so.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub(crate) async fn next_of_version_as<T>(
+        &mut self,
+        tree: Tree,
+        version: Option<u32>,
+        (mut from, to): (Position, Position),
+        of: impl Fn(Position, &Value) -> T,
+    ) -> Result<Option<(Position, T)>> {
+        let wanted = |position: Position| version.is_none_or(|it| it == position.snapshot);
         loop {
             if from > to {
                 return Ok(None);
             }
             let own = self.updates[self.search(tree, from)..]
                 .iter()
-                .find(|update| update.tree != tree || update.value.is_some())
+                .find(|it| it.tree != tree || (it.value.is_some() && wanted(it.position)))
                 .filter(|update| update.tree == tree && update.position <= to)
                 .map(|update| update.position);
             // Nothing of the index past an own key is of interest.
             let limit = own.unwrap_or(to);
-            let reads = &mut self.reads;
-            let found = self.engine.index_next(tree, from, limit, reads, &of).await?;
+            let (engine, reads) = (self.engine, &mut self.reads);
+            let found = match version {
+                None => engine.index_next(tree, from, limit, reads, &of).await?,
+                Some(version) => {
+                    engine.index_next_of_version(tree, version, (from, limit), reads, &of).await?
+                }
+            };
             let Some((position, taken)) = found else {
                 let value = own.and_then(|position| self.own_value(tree, position));
                 return Ok(value.map(|(position, value)| (position, of(position, &value))));

@@ -163,6 +163,38 @@ impl<V: HeapBytes> Sorted<V> {
         (*position <= to).then(|| (position, &run.values[at], (index as u32, at as u32)))
     }
 
+    /// The keys from `from` on.
+    pub(crate) fn iter_from(&self, from: Position) -> impl Iterator<Item = (&Position, &V)> {
+        let index = self.run_for(&from);
+        let at = self.runs.get(index).map_or(0, |run| run.first_from(&from));
+        let runs = self.runs[index.min(self.runs.len())..].iter();
+        runs.flat_map(|run| run.positions.iter().zip(&run.values)).skip(at)
+    }
+
+    /// The first key in `from ..= to` of a version, and its place.
+    pub(crate) fn next_of_version(
+        &self,
+        from: Position,
+        to: Position,
+        version: u32,
+    ) -> Option<(&Position, &V, Place)> {
+        let first = self.run_for(&from);
+        let mut at = self.runs.get(first)?.first_from(&from);
+        // Positions lie side by side: of those of other versions nothing else is looked at.
+        for (index, run) in (first..).zip(&self.runs[first..]) {
+            for (at, position) in (at..).zip(&run.positions[at..]) {
+                if *position > to {
+                    return None;
+                }
+                if position.snapshot == version {
+                    return Some((position, &run.values[at], (index as u32, at as u32)));
+                }
+            }
+            at = 0;
+        }
+        None
+    }
+
     /// The last key in `from ..= to`.
     pub(crate) fn previous(&self, from: Position, to: Position) -> Option<(&Position, &V)> {
         let index = self.run_for(&to);

@@ -7,8 +7,8 @@
 use engine_base::SnapshotId;
 use smallvec::SmallVec;
 
-use super::map::{BlockRange, Extents, Span, Spans, clear_range, next_extent};
-use crate::engine::Engine;
+use super::map::{BlockRange, Span, Spans, clear_range, next_extent};
+use crate::engine::{Engine, Scan};
 use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
 use crate::key::{Position, Tree, Value};
@@ -19,6 +19,8 @@ use crate::version::{self, View};
 
 /// Most blocks that are looked at at a time.
 const WINDOW_BLOCKS: u64 = 256;
+/// Versions up to which those at one place are passed one by one.
+const SKIPPED_VERSIONS_MAX: usize = 16;
 /// Rank of a block that nobody covers.
 const NOBODY: u32 = u32::MAX;
 
@@ -192,72 +194,95 @@ pub(crate) async fn absorb_blocks(
 
 /// The next blocks from `at` on that extents of `ids` may cover, within `range`.
 async fn next_window(
-    extents: &mut impl Extents,
+    transaction: &mut Transaction<'_>,
     range: &BlockRange,
     ids: &[u32],
     at: u64,
 ) -> Result<Option<BlockRange>> {
-    let Some(first) = ids.first() else { return Ok(None) };
-    if at >= range.to {
+    if at >= range.to || ids.is_empty() {
         return Ok(None);
     }
-    let mut from = Position { snapshot: *first, ..range.first_key(at) };
-    while let Some((position, ())) = extents.next(from, range.last_key(), |_, _| ()).await? {
-        match version::from(ids, position.snapshot) {
-            Some(id) if id == position.snapshot => {
-                // One that ends later may begin before this one does.
-                let start = position.offset.saturating_sub(u64::from(EXTENT_BLOCKS_MAX));
-                let from = start.max(at);
-                let to = range.to.min(from.saturating_add(WINDOW_BLOCKS));
-                return Ok((from < to).then_some(BlockRange { from, to, ..*range }));
-            }
-            Some(id) => from = Position { snapshot: id, ..position },
-            None => from = past(position, *first),
+    let keys = (range.first_key(at), range.last_key());
+    let mut found = None;
+    let see = |position: Position, _: &Value| {
+        if version::rank(ids, position.snapshot).is_none() {
+            return Scan::Next;
         }
-    }
-    Ok(None)
+        // One that ends later may begin before this one does.
+        let start = position.offset.saturating_sub(u64::from(EXTENT_BLOCKS_MAX));
+        found = Some(start.max(at));
+        Scan::End
+    };
+    let (engine, reads) = (transaction.engine, &mut transaction.reads);
+    engine.index_scan(Tree::Extents, keys, reads, see).await?;
+    let window = found.map(|from| {
+        let to = range.to.min(from.saturating_add(WINDOW_BLOCKS));
+        BlockRange { from, to, ..*range }
+    });
+    Ok(window.filter(|window| window.from < window.to))
 }
 
-/// The first key that ends later.
-fn past(position: Position, first: u32) -> Position {
-    Position { offset: position.offset.saturating_add(1), snapshot: first, ..position }
-}
-
-/// Who covers the blocks of a window, of `ids`.
-async fn cover(extents: &mut impl Extents, window: &BlockRange, ids: &[u32]) -> Result<Cover> {
+/// Who covers the blocks of a window, of `ids`. What the transaction has changed of these itself is not seen.
+async fn cover(
+    transaction: &mut Transaction<'_>,
+    window: &BlockRange,
+    ids: &[u32],
+) -> Result<Cover> {
     let ids = if planted::is(Bug::FarVersionUnseen) { &ids[..ids.len().min(3)] } else { ids };
     let mut cover = Cover::new(window.from, window.to);
-    let Some(first) = ids.first() else { return Ok(cover) };
-    let mut from = Position { snapshot: *first, ..window.first_key(window.from) };
-    let piece = |position: Position, value: &Value| -> Result<Option<(u32, Piece)>> {
-        let Some(rank) = version::rank(ids, position.snapshot) else { return Ok(None) };
-        let extent = ExtentView::parse(value)?;
-        let end = position.offset;
-        let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
-            let name = format!("extent of inode {} ending at {end}", position.inode);
-            StoreError::corrupt(name, "starts before block 0")
-        })?;
-        // It ends past the window's first block: keys before that are not looked at.
-        let shown = start.max(window.from);
-        let part = extent.cut((shown - start) as u32, (end - shown) as u32);
-        let pointer = part.pointers.first().copied();
-        Ok(Some((rank, Piece { start: shown, pointer, checksums: part.checksums })))
-    };
-    while let Some((position, found)) = extents.next(from, window.last_key(), piece).await? {
-        let Some((rank, piece)) = found? else {
-            from = match version::from(ids, position.snapshot) {
-                Some(id) => Position { snapshot: id, ..position },
-                None => past(position, *first),
-            };
-            continue;
-        };
-        cover.add(rank, piece, position.offset);
-        let nearest = position.offset >= window.to && cover.blocks.iter().all(|block| block.0 == 0);
-        if nearest || position == Position::MAX {
-            break;
+    let mut result = Ok(());
+    // Blocks that end here are all known.
+    let mut done_at = None;
+    let see = |position: Position, value: &Value| {
+        if done_at == Some(position.offset) {
+            return past(position, ids.len());
         }
-        let done = cover.hides(rank, position.offset);
-        from = if done { past(position, *first) } else { position.successor() };
+        let Some(rank) = version::rank(ids, position.snapshot) else { return Scan::Next };
+        match piece_of(position, value, window) {
+            Ok(Some(piece)) => cover.add(rank, piece, position.offset),
+            Ok(None) => return Scan::Next,
+            Err(error) => {
+                result = Err(error);
+                return Scan::End;
+            }
+        }
+        if position.offset >= window.to && cover.blocks.iter().all(|block| block.0 == 0) {
+            return Scan::End;
+        }
+        if !cover.hides(rank, position.offset) {
+            return Scan::Next;
+        }
+        done_at = Some(position.offset);
+        past(position, ids.len())
+    };
+    let keys = (window.first_key(window.from), window.last_key());
+    let (engine, reads) = (transaction.engine, &mut transaction.reads);
+    engine.index_scan(Tree::Extents, keys, reads, see).await?;
+    result.map(|()| cover)
+}
+
+/// To what ends later: past the other versions at the place, which are few or many.
+fn past(position: Position, versions: usize) -> Scan {
+    match versions {
+        0..=SKIPPED_VERSIONS_MAX => Scan::Next,
+        _ => Scan::From(Position { snapshot: u32::MAX, ..position }.successor()),
     }
-    Ok(cover)
+}
+
+/// What an extent that ends past the window's first block has of it, if anything.
+fn piece_of(position: Position, value: &Value, window: &BlockRange) -> Result<Option<Piece>> {
+    let extent = ExtentView::parse(value)?;
+    let end = position.offset;
+    let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
+        let name = format!("extent of inode {} ending at {end}", position.inode);
+        StoreError::corrupt(name, "starts before block 0")
+    })?;
+    // Of all that are looked at most.
+    if start >= window.to {
+        return Ok(None);
+    }
+    let shown = start.max(window.from);
+    let part = extent.cut((shown - start) as u32, (end - shown) as u32);
+    let pointer = part.pointers.first().copied();
+    Ok(Some(Piece { start: shown, pointer, checksums: part.checksums }))
 }

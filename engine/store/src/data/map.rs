@@ -69,11 +69,11 @@ pub(crate) type Spans = SmallVec<[Span; 2]>;
 
 /// Where extents are looked for.
 pub(super) trait Extents {
-    /// The first in `from ..= to`, and what `of` takes of it and its value, which is not copied.
+    /// The first of a version in `from ..= to`, and what `of` takes of it and its value, which is not copied.
     async fn next<T>(
         &mut self,
-        from: Position,
-        to: Position,
+        version: u32,
+        range: (Position, Position),
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>>;
 }
@@ -81,11 +81,11 @@ pub(super) trait Extents {
 impl Extents for Transaction<'_> {
     async fn next<T>(
         &mut self,
-        from: Position,
-        to: Position,
+        version: u32,
+        range: (Position, Position),
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>> {
-        self.next_as(Tree::Extents, from, to, of).await
+        self.next_of_version_as(Tree::Extents, Some(version), range, of).await
     }
 }
 
@@ -93,53 +93,35 @@ impl Extents for Transaction<'_> {
 impl Extents for &Engine {
     async fn next<T>(
         &mut self,
-        from: Position,
-        to: Position,
+        version: u32,
+        range: (Position, Position),
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>> {
-        self.index_next(Tree::Extents, from, to, &mut None, of).await
+        self.index_next_of_version(Tree::Extents, version, range, &mut None, of).await
     }
 }
 
-/// What a key among those of a range is.
-enum Seen<T> {
-    /// An extent with blocks of the range.
-    Within(T),
-    /// An extent past the range.
-    Past,
-    /// Of another version.
-    Elsewhere,
-}
-
 /// The next extent of the range's inode and version with a key at or past `from`: its key, and what `of`
-/// takes of it, its first block and its end.
+/// takes of it, its first block and its end. `None` also when it lies past the range.
 pub(super) async fn next_extent<T>(
     extents: &mut impl Extents,
     range: &BlockRange,
-    mut from: Position,
+    from: Position,
     of: impl Fn(ExtentView<'_>, u64, u64) -> T,
 ) -> Result<Option<(Position, T)>> {
-    let seen = |position: Position, value: &Value| -> Result<Seen<T>> {
-        if position.snapshot != range.snapshot.0 {
-            return Ok(Seen::Elsewhere);
-        }
+    let seen = |position: Position, value: &Value| -> Result<Option<T>> {
         let extent = ExtentView::parse(value)?;
         let end = position.offset;
         let start = end.checked_sub(u64::from(extent.blocks())).ok_or_else(|| {
             let name = format!("extent of inode {} ending at {end}", range.inode);
             StoreError::corrupt(name, "starts before block 0")
         })?;
-        Ok(if start < range.to { Seen::Within(of(extent, start, end)) } else { Seen::Past })
+        Ok((start < range.to).then(|| of(extent, start, end)))
     };
-    loop {
-        let Some((position, seen)) = extents.next(from, range.last_key(), &seen).await? else {
-            return Ok(None);
-        };
-        match seen? {
-            Seen::Within(taken) => return Ok(Some((position, taken))),
-            Seen::Past => return Ok(None),
-            Seen::Elsewhere => from = position.successor(),
-        }
+    let found = extents.next(range.snapshot.0, (from, range.last_key()), seen).await?;
+    match found {
+        Some((position, seen)) => Ok(seen?.map(|taken| (position, taken))),
+        None => Ok(None),
     }
 }
 

@@ -29,7 +29,7 @@ use crate::sync::Notify;
 
 pub(crate) use areas::{Area, KnownAreas};
 pub(crate) use format::version_position;
-pub(crate) use view::{View, from, rank};
+pub(crate) use view::{View, rank};
 
 /// Ids in views that are kept; past it all are made anew when they are needed.
 const VIEW_IDS_MAX: usize = 1 << 20;

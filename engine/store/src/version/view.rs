@@ -53,16 +53,11 @@ impl View {
 
     /// The first that is seen from `id` on.
     pub(crate) fn from(&self, id: u32) -> Option<u32> {
-        from(&self.ids, id)
+        self.ids.get(self.ids.partition_point(|other| *other < id)).copied()
     }
 }
 
 /// Where `id` stands in `ids`, which rise.
 pub(crate) fn rank(ids: &[u32], id: u32) -> Option<u32> {
     ids.binary_search(&id).ok().map(|at| at as u32)
-}
-
-/// The lowest of `ids`, which rise, that is not below `id`.
-pub(crate) fn from(ids: &[u32], id: u32) -> Option<u32> {
-    ids.get(ids.partition_point(|other| *other < id)).copied()
 }

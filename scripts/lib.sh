@@ -8,6 +8,12 @@ export root
 # Where cargo puts what it builds.
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}"; }
 
+# The release programs that stages run. They name all packages each time, so that cargo settles on the same
+# features of the crates below and builds nothing twice: build_release [CARGO OPTION...].
+build_release() {
+    cargo build --release -p service-daemon -p service-cli -p tests-crash -p benches -p nvme-target "$@"
+}
+
 # One line for people, on standard output.
 say() { printf '%s\n' "$*"; }
 

@@ -7,17 +7,17 @@
 source "$(dirname "$0")/lib.sh"
 cd "$root"
 
-# Name and time limit in seconds: about three times what the stage takes on two quiet cores, so that what
+# Name and time limit in seconds: at least three times what the stage takes on two quiet cores, so that what
 # hangs is ended and the other stages still run. CI ends the whole after 90 minutes.
 all_stages="
 toolchain 300
 format 60
 clippy 600
-build 1080
-unit 1080
-loom 600
-sim 900
-costs 420
+build 1500
+unit 1800
+loom 900
+sim 1200
+costs 600
 crash 480
 refusals 300
 fuzz 600
@@ -29,6 +29,10 @@ dependencies 60
 # A warning is an error in every build of the run; one value for all, so that cargo builds once.
 export RUSTFLAGS="${RUSTFLAGS:--D warnings}"
 export CARGO_TERM_COLOR=never
+# A first build gains nothing from what a second could take over, and is longer for it.
+if [ ! -d "$(target_dir)" ]; then
+    export CARGO_INCREMENTAL=0
+fi
 
 logs="$(target_dir)/test-logs"
 rm -rf "$logs"
@@ -37,6 +41,11 @@ export CAIRN_COUNTS="$logs/counts"
 : >"$CAIRN_COUNTS"
 
 limit_of() { awk -v name="$1" '$1 == name { print $2 }' <<<"$all_stages"; }
+
+# Passes what a stage prints on to a reader who watches; others read the log.
+watched() {
+    if [ -t 1 ] || [ -n "${VERBOSE:-}" ]; then tee "$1"; else cat >"$1"; fi
+}
 
 minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
@@ -56,9 +65,12 @@ run_stage() {
     say "==== $name (at $(minutes $((begin - started))), limit $(minutes "$limit")) ===="
     export CAIRN_SKIP_REASON="$logs/$name.skip"
     set +e
-    timeout --kill-after=30 "$limit" "scripts/stages/$name.sh" 2>&1 </dev/null | tee "$logs/$name.log"
+    timeout --kill-after=30 "$limit" "scripts/stages/$name.sh" 2>&1 </dev/null | watched "$logs/$name.log"
     status=${PIPESTATUS[0]}
     set -e
+    if ! [ -t 1 ] && [ -z "${VERBOSE:-}" ]; then
+        tail -n "$([ "$status" -eq 0 ] && say 3 || say 60)" "$logs/$name.log"
+    fi
     case $status in
         0) note=passed ;;
         77) note="skipped: $(cat "$CAIRN_SKIP_REASON" 2>/dev/null)" ;;

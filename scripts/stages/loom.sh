@@ -8,6 +8,8 @@ cd "$root"
 target=$(target_dir)/loom
 export CARGO_TARGET_DIR=$target
 export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}"
+# Fast enough without what takes long to build.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=none
 
 total=0
 log=$(mktemp)

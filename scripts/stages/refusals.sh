@@ -3,8 +3,7 @@
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
-# With the same packages as the crash test: else cargo builds them once more, with fewer features.
-cargo build --release -p service-daemon -p service-cli -p tests-crash
+build_release --bin cairnd --bin cairn
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

@@ -10,6 +10,6 @@ say "$(nproc) processors, $(awk '/MemTotal/ { printf "%.1f", $2 / 1048576 }' /pr
 cargo --version
 rustc --version
 cc --version | head -n 1
-for tool in cargo-nextest cargo-fuzz cargo-deny shellcheck; do
+for tool in cargo-nextest cargo-deny shellcheck; do
     if have "$tool"; then say "$tool: found"; else say "$tool: not installed (optional)"; fi
 done

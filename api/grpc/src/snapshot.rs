@@ -203,10 +203,15 @@ where
     ) -> Result<Response<v1::RollbackVolumeResponse>, Status> {
         let call = self.admit("RollbackVolume", &request)?;
         let request = request.into_inner();
+        let name = request.name.clone();
+        // A task of its own: when the client gives up, the volume must not be exported before it is over.
+        let shared = self.clone();
+        let task =
+            tokio::spawn(async move { shared.roll_back(&request.name, &request.snapshot).await });
         let work = async {
-            let volume = self.roll_back(&request.name, &request.snapshot).await?;
-            Ok(v1::RollbackVolumeResponse { volume: Some(volume) })
+            let done = task.await.map_err(|error| Status::internal(error.to_string()))?;
+            Ok(v1::RollbackVolumeResponse { volume: Some(done?) })
         };
-        call.change(&request.name, work).await
+        call.change(&name, work).await
     }
 }

@@ -54,7 +54,8 @@ impl Engine {
     /// Applies a transaction: all of it, in one turn, or nothing.
     pub(crate) async fn commit(&self, transaction: Transaction<'_>) -> Result<()> {
         if transaction.updates.is_empty() && transaction.counters.is_empty() {
-            return Ok(());
+            // What it read was so at one instant.
+            return self.validate(&transaction);
         }
         if transaction.updates.len() > UPDATES_MAX {
             return Err(StoreError::invalid(format!(
@@ -149,7 +150,7 @@ impl Engine {
     }
 
     /// Whether everything the transaction read still is as it was.
-    pub(crate) fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
+    fn validate(&self, transaction: &Transaction<'_>) -> Result<()> {
         for mark in transaction.reads.iter().flatten() {
             let node = mark.node.node();
             if node.dead.get() {

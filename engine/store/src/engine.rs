@@ -262,27 +262,6 @@ impl Engine {
         }
     }
 
-    /// Reads at one instant: runs `work` again while what it read changes before it has ended.
-    ///
-    /// # Errors
-    /// Those of `work`.
-    pub(crate) async fn at_once<T>(
-        &self,
-        mut work: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
-        loop {
-            let mut transaction = Transaction::new(self, Class::Normal, false);
-            let result = match work(&mut transaction).await {
-                Ok(value) => self.validate(&transaction).map(|()| value),
-                Err(error) => Err(error),
-            };
-            if !matches!(result, Err(StoreError::Restart)) {
-                return result;
-            }
-            self.restarts.set(self.restarts.get() + 1);
-        }
-    }
-
     /// A transaction only to read. Its reads need not be of one instant; use
     /// [`Engine::transact`] where that matters.
     pub fn read(&self) -> Transaction<'_> {
@@ -386,34 +365,19 @@ impl Engine {
     pub(crate) async fn index_next<T>(
         &self,
         tree: Tree,
-        mut from: Position,
+        from: Position,
         to: Position,
         reads: &mut Reads,
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>> {
-        while from <= to {
-            let node = self.node_for(tree, 0, from).await?;
-            self.mark_read(reads, &node)?;
-            let body = node.body.borrow();
-            if let Some((position, value, place)) = body.keys.next_placed(from, to.min(node.max)) {
-                if node.is_scanned(place) {
-                    self.read_ahead_of(&node);
-                }
-                return Ok(Some((*position, of(*position, value))));
-            }
-            if node.max >= to {
-                return Ok(None);
-            }
-            from = node.max.successor();
-        }
-        Ok(None)
+        self.index_next_of(tree, None, (from, to), reads, of).await
     }
 
-    /// The first key of a version in `from ..= to`, and what `of` takes of it and its value.
-    pub(crate) async fn index_next_of_version<T>(
+    /// [`Engine::index_next`], of one version only if `version` says so.
+    pub(crate) async fn index_next_of<T>(
         &self,
         tree: Tree,
-        version: u32,
+        version: Option<u32>,
         (mut from, to): (Position, Position),
         reads: &mut Reads,
         of: impl Fn(Position, &Value) -> T,
@@ -422,7 +386,11 @@ impl Engine {
             let node = self.node_for(tree, 0, from).await?;
             self.mark_read(reads, &node)?;
             let body = node.body.borrow();
-            let found = body.keys.next_of_version(from, to.min(node.max), version);
+            let last = to.min(node.max);
+            let found = match version {
+                None => body.keys.next_placed(from, last),
+                Some(version) => body.keys.next_of_version(from, last, version),
+            };
             if let Some((position, value, place)) = found {
                 if node.is_scanned(place) {
                     self.read_ahead_of(&node);

@@ -69,9 +69,9 @@ impl VersionGate {
         {
             let mut dead = self.dead.borrow_mut();
             dead.insert(version.0);
-            // The oldest ids go first: whoever still held one has long been told.
+            // The oldest go first, whose ids are the highest: whoever still held one has long been told.
             while dead.len() > self.dead_max {
-                dead.pop_first();
+                dead.pop_last();
             }
         }
         self.drain(version).await;

@@ -172,12 +172,7 @@ impl<'e> Transaction<'e> {
             // Nothing of the index past an own key is of interest.
             let limit = own.unwrap_or(to);
             let (engine, reads) = (self.engine, &mut self.reads);
-            let found = match version {
-                None => engine.index_next(tree, from, limit, reads, &of).await?,
-                Some(version) => {
-                    engine.index_next_of_version(tree, version, (from, limit), reads, &of).await?
-                }
-            };
+            let found = engine.index_next_of(tree, version, (from, limit), reads, &of).await?;
             let Some((position, taken)) = found else {
                 let value = own.and_then(|position| self.own_value(tree, position));
                 return Ok(value.map(|(position, value)| (position, of(position, &value))));

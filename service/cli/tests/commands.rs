@@ -1,10 +1,10 @@
 //! The binary against a server over a pool in memory: every command, its output and exit code.
 #![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
-#[path = "../../../api/grpc/tests/common/exports.rs"]
+#[path = "../../../api/grpc/tests/grpc/common/exports.rs"]
 #[allow(dead_code, unreachable_pub)] // shared with the server's own tests
 mod exports;
-#[path = "../../../api/grpc/tests/common/fake.rs"]
+#[path = "../../../api/grpc/tests/grpc/common/fake.rs"]
 #[allow(dead_code, unreachable_pub)] // shared with the server's own tests
 mod fake;
 

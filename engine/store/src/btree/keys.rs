@@ -153,22 +153,29 @@ impl<V: HeapBytes> Sorted<V> {
         from: Position,
         to: Position,
     ) -> Option<(&Position, &V, Place)> {
-        let index = self.run_for(&from);
-        let run = self.runs.get(index)?;
-        let at = match index.checked_sub(1) {
-            Some(before) => run.first_from_guess(&from, &self.lasts[before], &self.lasts[index]),
-            None => run.first_from(&from),
-        };
+        let (index, at) = self.place_from(&from)?;
+        let run = &self.runs[index];
         let position = &run.positions[at];
         (*position <= to).then(|| (position, &run.values[at], (index as u32, at as u32)))
     }
 
+    /// Run and place in it of the first key at or past `from`.
+    fn place_from(&self, from: &Position) -> Option<(usize, usize)> {
+        let index = self.run_for(from);
+        let run = self.runs.get(index)?;
+        let at = match index.checked_sub(1) {
+            Some(before) => run.first_from_guess(from, &self.lasts[before], &self.lasts[index]),
+            None => run.first_from(from),
+        };
+        Some((index, at))
+    }
+
     /// The keys from `from` on.
     pub(crate) fn iter_from(&self, from: Position) -> impl Iterator<Item = (&Position, &V)> {
-        let index = self.run_for(&from);
-        let at = self.runs.get(index).map_or(0, |run| run.first_from(&from));
-        let runs = self.runs[index.min(self.runs.len())..].iter();
-        runs.flat_map(|run| run.positions.iter().zip(&run.values)).skip(at)
+        let (index, at) = self.place_from(&from).unwrap_or((self.runs.len(), 0));
+        let starts = std::iter::once(at).chain(std::iter::repeat(0));
+        let runs = self.runs[index..].iter().zip(starts);
+        runs.flat_map(|(run, at)| run.positions[at..].iter().zip(&run.values[at..]))
     }
 
     /// The first key in `from ..= to` of a version, and its place.
@@ -178,8 +185,7 @@ impl<V: HeapBytes> Sorted<V> {
         to: Position,
         version: u32,
     ) -> Option<(&Position, &V, Place)> {
-        let first = self.run_for(&from);
-        let mut at = self.runs.get(first)?.first_from(&from);
+        let (first, mut at) = self.place_from(&from)?;
         // Positions lie side by side: of those of other versions nothing else is looked at.
         for (index, run) in (first..).zip(&self.runs[first..]) {
             for (at, position) in (at..).zip(&run.positions[at..]) {

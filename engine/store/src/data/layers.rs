@@ -108,7 +108,7 @@ impl Cover {
 /// What a version sees of a range, all at one instant.
 pub(super) async fn lookup(engine: &Engine, range: &BlockRange, view: &View) -> Result<Spans> {
     engine
-        .at_once(async |transaction| {
+        .transact(async |transaction| {
             let mut spans = Spans::new();
             let mut at = range.from;
             while let Some(window) = next_window(transaction, range, view.ids(), at).await? {

@@ -97,7 +97,7 @@ impl Extents for &Engine {
         range: (Position, Position),
         of: impl Fn(Position, &Value) -> T,
     ) -> Result<Option<(Position, T)>> {
-        self.index_next_of_version(Tree::Extents, version, range, &mut None, of).await
+        self.index_next_of(Tree::Extents, Some(version), range, &mut None, of).await
     }
 }
 

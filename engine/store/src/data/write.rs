@@ -20,6 +20,7 @@ use crate::flight::Flight;
 use crate::key::Value;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 use crate::transaction::Transaction;
+use crate::version::View;
 
 /// An extent to be inserted.
 struct Insert {
@@ -96,30 +97,24 @@ impl DataPath {
 
     /// Makes holes of the range, in as many transactions as it takes.
     pub(crate) async fn punch(&self, range: BlockRange) -> Result<()> {
-        let mut range = self.written_as(range).await?;
-        while range.from < range.to {
-            let view = self.engine.versions.view(range.snapshot);
-            let rest = self
-                .engine
-                .transact(async |transaction| match &view {
-                    Some(view) => hide_range(transaction, &range, view).await,
-                    None => clear_range(transaction, &range).await,
-                })
-                .await?;
-            match rest {
-                Some(block) => range.from = block,
-                None => break,
-            }
-        }
-        Ok(())
+        let range = self.written_as(range).await?;
+        let view = self.engine.versions.view(range.snapshot);
+        self.clear(range, view.as_deref()).await
     }
 
     /// Drops what the version of the range itself holds there, whatever shows up then.
-    pub(crate) async fn drop_own(&self, mut range: BlockRange) -> Result<()> {
+    pub(crate) async fn drop_own(&self, range: BlockRange) -> Result<()> {
+        self.clear(range, None).await
+    }
+
+    async fn clear(&self, mut range: BlockRange, hides_in: Option<&View>) -> Result<()> {
         while range.from < range.to {
             let rest = self
                 .engine
-                .transact(async |transaction| clear_range(transaction, &range).await)
+                .transact(async |transaction| match hides_in {
+                    Some(view) => hide_range(transaction, &range, view).await,
+                    None => clear_range(transaction, &range).await,
+                })
                 .await?;
             match rest {
                 Some(block) => range.from = block,

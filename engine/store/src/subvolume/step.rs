@@ -10,10 +10,11 @@ use crate::api::{FileKind, Reply, Request, SubvolumeKind, Whose};
 use crate::context::Context;
 use crate::data::{BlockRange, absorb_blocks};
 use crate::error::{Result, StoreError};
-use crate::key::{Counter, Position, Tree};
+use crate::key::{Counter, Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::namespace::{Inode, inode_position};
 use crate::times::Timed;
+use crate::transaction::Transaction;
 use crate::version::Area;
 
 /// The shard that holds the metadata of a subvolume.
@@ -144,48 +145,57 @@ async fn version_delete(context: &Context, snapshot: SnapshotId) -> Result<()> {
     context.engine.waits.on(Timed::BlockedVersionGate, context.gate.close(snapshot)).await;
     let mut after = None;
     while let Some(area) = context.engine.next_area(snapshot, after).await? {
-        for tree in area.trees() {
-            let mut from = Some(Position::MIN);
-            while let Some(start) = from {
-                from = sweep(context, *tree, area, snapshot, start).await?;
-                context.engine.runtime().yield_now().await;
+        each_key(context, area, snapshot, |transaction, tree, position, value| {
+            if tree == Tree::Inodes && !Inode::decode(&value)?.is_volume {
+                transaction.add(Counter::INODES, -1);
             }
-        }
-        context
-            .engine
-            .transact(async |transaction| {
-                transaction.delete(Tree::Areas, area.position(snapshot));
-                Ok(())
-            })
-            .await?;
+            transaction.delete(tree, position);
+            Ok(())
+        })
+        .await?;
+        forget_area(context, area, snapshot).await?;
         after = Some(area);
     }
     delete_roots(context, snapshot).await?;
     context.engine.flush().await
 }
 
-/// Deletes some keys of a version in an area, from `start` on; tells where to go on.
-async fn sweep(
+/// Hands all keys of a version in an area to `change`, which takes them away, some at a time.
+async fn each_key(
     context: &Context,
-    tree: Tree,
     area: Area,
-    snapshot: SnapshotId,
-    start: Position,
-) -> Result<Option<Position>> {
+    version: SnapshotId,
+    change: impl Fn(&mut Transaction<'_>, Tree, Position, Value) -> Result<()>,
+) -> Result<()> {
+    let engine = &context.engine;
+    for tree in area.trees() {
+        let mut next = Some(Position::MIN);
+        while let Some(start) = next {
+            next = engine
+                .transact(async |transaction| {
+                    let mut from = start;
+                    while transaction.update_count() < BULK_UPDATES_MAX {
+                        let found = transaction.next_in_area(*tree, area, version, from).await?;
+                        let Some((position, value)) = found else { return Ok(None) };
+                        change(transaction, *tree, position, value)?;
+                        from = position.successor();
+                    }
+                    Ok(Some(from))
+                })
+                .await?;
+            engine.runtime().yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of the version is left in the area, and nothing will be put there.
+async fn forget_area(context: &Context, area: Area, version: SnapshotId) -> Result<()> {
     context
         .engine
         .transact(async |transaction| {
-            let mut from = start;
-            while transaction.update_count() < BULK_UPDATES_MAX {
-                let found = transaction.next_in_area(tree, area, snapshot, from).await?;
-                let Some((position, value)) = found else { return Ok(None) };
-                if tree == Tree::Inodes && !Inode::decode(&value)?.is_volume {
-                    transaction.add(Counter::INODES, -1);
-                }
-                transaction.delete(tree, position);
-                from = position.successor();
-            }
-            Ok(Some(from))
+            transaction.delete(Tree::Areas, area.position(version));
+            Ok(())
         })
         .await
 }
@@ -193,25 +203,24 @@ async fn sweep(
 /// Moves all keys of `child` to `into`, in front of what that has, area by area.
 async fn version_absorb(context: &Context, child: SnapshotId, into: SnapshotId) -> Result<()> {
     let engine = &context.engine;
+    if engine.versions.target(child) != into {
+        // Writes may still go to the child here, behind what is moved.
+        let (what, why) = (format!("version {child}"), "is not known to be merged".to_owned());
+        return Err(StoreError::Busy { what, why });
+    }
     let mut after = None;
     while let Some(area) = engine.next_area(child, after).await? {
         if area.is_data() {
             absorb_data(context, area, child, into).await?;
         } else {
-            for tree in area.trees() {
-                let mut from = Some(Position::MIN);
-                while let Some(start) = from {
-                    from = absorb_keys(context, (*tree, area), (child, into), start).await?;
-                    engine.runtime().yield_now().await;
-                }
-            }
-        }
-        engine
-            .transact(async |transaction| {
-                transaction.delete(Tree::Areas, area.position(child));
+            each_key(context, area, child, |transaction, tree, position, value| {
+                transaction.put(tree, Position { snapshot: into.0, ..position }, value);
+                transaction.delete(tree, position);
                 Ok(())
             })
             .await?;
+        }
+        forget_area(context, area, child).await?;
         after = Some(area);
     }
     for (position, root) in roots(context).await? {
@@ -249,29 +258,6 @@ async fn absorb_data(
         at = Position { offset: to, snapshot: u32::MAX, ..position };
         engine.runtime().yield_now().await;
     }
-}
-
-/// Some keys of another tree, from `start` on; tells where to go on.
-async fn absorb_keys(
-    context: &Context,
-    (tree, area): (Tree, Area),
-    (child, into): (SnapshotId, SnapshotId),
-    start: Position,
-) -> Result<Option<Position>> {
-    context
-        .engine
-        .transact(async |transaction| {
-            let mut from = start;
-            while transaction.update_count() < BULK_UPDATES_MAX {
-                let found = transaction.next_in_area(tree, area, child, from).await?;
-                let Some((position, value)) = found else { return Ok(None) };
-                transaction.put(tree, Position { snapshot: into.0, ..position }, value);
-                transaction.delete(tree, position);
-                from = position.successor();
-            }
-            Ok(Some(from))
-        })
-        .await
 }
 
 async fn delete_roots(context: &Context, snapshot: SnapshotId) -> Result<()> {

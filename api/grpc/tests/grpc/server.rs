@@ -1,15 +1,12 @@
 //! Sockets, health, reflection and the stop.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
-
-mod common;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use crate::common::exports::Exports;
+use crate::common::fake::Fake;
+use crate::common::{Stand, connect, server_info};
 use api_grpc::{Limits, Server, ServerConfig, StartError, TcpConfig, TlsConfig, UnixConfig};
-use common::exports::Exports;
-use common::fake::Fake;
-use common::{Stand, connect, server_info};
 use engine_store::client::Client;
 use proto::v1;
 use tonic::Code;

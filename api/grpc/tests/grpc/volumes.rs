@@ -1,9 +1,6 @@
 //! Subvolumes, volumes, exports, pool and statistics, end to end.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
-mod common;
-
-use common::Stand;
+use crate::common::Stand;
 use proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

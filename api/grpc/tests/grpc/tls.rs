@@ -1,15 +1,12 @@
 //! TLS and mutual TLS over TCP, with certificates made for the test.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
-
-mod common;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::common::exports::Exports;
+use crate::common::fake::Fake;
+use crate::common::server_info;
 use api_grpc::{Server, ServerConfig, TcpConfig, TlsConfig};
-use common::exports::Exports;
-use common::fake::Fake;
-use common::server_info;
 use engine_store::client::Client;
 use proto::v1;
 use proto::v1::stats_service_client::StatsServiceClient;

@@ -1,9 +1,6 @@
 //! FileService, end to end: every call, paths and symbolic links.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
-mod common;
-
-use common::Stand;
+use crate::common::Stand;
 use proto::v1;
 use proto::v1::file_service_client::FileServiceClient;
 use tonic::transport::Channel;

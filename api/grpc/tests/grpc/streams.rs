@@ -1,12 +1,9 @@
 //! Streams: large files, bounds, back-pressure, deadlines, and clients that go away.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
-
-mod common;
 
 use std::time::Duration;
 
+use crate::common::Stand;
 use api_grpc::Limits;
-use common::Stand;
 use engine_store::StoreError;
 use proto::v1;
 use proto::v1::write_file_request::Message;

@@ -1,13 +1,10 @@
 //! Time statistics and waits as clients see them, over a daemon made up for it.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::exports::Exports;
+use crate::common::fake::Fake;
 use api_grpc::{CoreTime, Observe, Scope, Server, ServerConfig, Timing, UnixConfig, WaitingNow};
-use common::exports::Exports;
-use common::fake::Fake;
 use engine_base::time_stats::TimeStats;
 use engine_store::client::Client;
 use proto::v1;
@@ -55,9 +52,9 @@ async fn client() -> (StatsServiceClient<Channel>, tempfile::TempDir) {
     let socket = directory.path().join("cairn.sock");
     let config = ServerConfig { unix: Some(UnixConfig::new(&socket)), ..ServerConfig::default() };
     let server = Server::bind(&config).await.unwrap().showing(Arc::new(Daemon));
-    let (store, info) = (Client::new(Fake::new()), common::server_info());
+    let (store, info) = (Client::new(Fake::new()), crate::common::server_info());
     tokio::spawn(server.serve(store, Exports::default(), info, std::future::pending()));
-    (StatsServiceClient::new(common::connect(&socket).await), directory)
+    (StatsServiceClient::new(crate::common::connect(&socket).await), directory)
 }
 
 async fn rows(

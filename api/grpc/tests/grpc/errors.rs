@@ -1,9 +1,6 @@
 //! Bad input: each case with the code and, for a bad field, the field that the answer must name.
-#![allow(clippy::unwrap_used)] // in helpers of tests too a panic is a failed test
 
-mod common;
-
-use common::Stand;
+use crate::common::Stand;
 use proto::v1;
 use proto::v1::write_file_request::Message;
 use tonic::{Code, Status};

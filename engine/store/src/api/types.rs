@@ -1,0 +1,235 @@
+//! What requests and answers are made of.
+
+use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
+
+#[cfg(doc)]
+use super::Request;
+
+/// What a subvolume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SubvolumeKind {
+    /// A block volume: one inode of fixed size.
+    Volume,
+    /// A tree of files.
+    FileTree,
+}
+
+/// A subvolume as shown to clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubvolumeInfo {
+    /// Identifier, never reused.
+    pub id: SubvolumeId,
+    /// Name, unique in the pool.
+    pub name: String,
+    /// Volume or file tree.
+    pub kind: SubvolumeKind,
+    /// The volume's inode, or the root directory.
+    pub root: InodeNumber,
+    /// Version of its keys, now.
+    pub snapshot: SnapshotId,
+    /// Whether it is a snapshot that nobody may write to.
+    pub read_only: bool,
+    /// What it is a snapshot or a clone of; that may be gone by now.
+    pub origin: Option<SubvolumeId>,
+    /// Size of a volume in bytes; 0 for a file tree.
+    pub size_bytes: u64,
+    /// Logical block size of a volume in bytes (512 or 4096); 0 for a file tree.
+    pub block_size: u32,
+    /// Bytes of data held on all shards (only where asked for; see `usage`).
+    pub used_bytes: u64,
+    /// Time of creation, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// A UUID (version 4) for protocols that want one.
+    pub uuid: [u8; 16],
+}
+
+/// Kind of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// Regular file (also: a block volume's inode).
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+}
+
+/// Attributes of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Inode number.
+    pub inode: InodeNumber,
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub links: u32,
+    /// Size in bytes; for a directory the number of entries.
+    pub size: u64,
+    /// Last access, nanoseconds since the Unix epoch.
+    pub atime_ns: i64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of the inode.
+    pub ctime_ns: i64,
+    /// Creation.
+    pub btime_ns: i64,
+}
+
+/// Attributes to change; `None` leaves as is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAttributes {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// New size: truncates or extends with zeroes. Files only.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime_ns: Option<i64>,
+    /// Last change of content.
+    pub mtime_ns: Option<i64>,
+}
+
+/// Identity and permission bits of a new inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CreateAttributes {
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A file tree to work in: what names of files are resolved against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TreeRef {
+    /// Version of its keys.
+    pub snapshot: SnapshotId,
+    /// Its root directory; also tells the home shard.
+    pub root: InodeNumber,
+}
+
+/// An entry of a directory listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// Name.
+    pub name: Vec<u8>,
+    /// Attributes of the inode it names.
+    pub attributes: Attributes,
+    /// Where to go on after this entry. Stable: an entry that exists through a whole listing is
+    /// seen once, whatever is created and removed meanwhile.
+    pub cookie: u64,
+}
+
+/// How a rename treats an existing destination (renameat2(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replaces the destination atomically, as rename(2).
+    Replace,
+    /// Fails with `AlreadyExists` (RENAME_NOREPLACE).
+    NoReplace,
+    /// Swaps source and destination atomically (RENAME_EXCHANGE).
+    Exchange,
+}
+
+/// How [`Request::XattrSet`] treats an existing value (setxattr(2)), and [`Request::RecordPut`] one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutMode {
+    /// Creates or replaces.
+    Any,
+    /// Fails with `AlreadyExists` if it is there.
+    Create,
+    /// Fails with `NotFound` if it is not there.
+    Replace,
+}
+
+/// Space and activity of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Bytes in regions handed to this shard.
+    pub capacity_bytes: u64,
+    /// Live data bytes.
+    pub data_bytes: u64,
+    /// Bytes of index nodes.
+    pub index_bytes: u64,
+    /// Bytes of the journal ring.
+    pub journal_bytes: u64,
+    /// Dead bytes in buckets that also hold live ones; copygc gives them back.
+    pub fragmented_bytes: u64,
+    /// Bytes that clients can still write into this shard's regions, with the index for them, in blocks
+    /// as small as they like. Shard 0 adds what can be written into regions that no shard has.
+    pub available_bytes: u64,
+    /// Bytes in regions that no shard has (shard 0 only), reserves included.
+    pub unassigned_bytes: u64,
+    /// Files, directories and symlinks (volumes not counted).
+    pub inodes: u64,
+    /// Named counters for metrics, in a fixed order: journal, index cache, transactions, waits.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// Data blocks that a check reads, to verify their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// None: metadata is checked.
+    #[default]
+    Nothing,
+    /// All of them. How far it got is noted now and then; it ends with `Busy` when another begins.
+    All,
+    /// Those that a check of all did not get to before it was cut short; where none was, all.
+    Resume,
+}
+
+/// What fsck found. Empty `problems`: every invariant holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FsckReport {
+    /// One line per violated invariant, with the object and what was found.
+    pub problems: Vec<String>,
+    /// What was looked at: keys, nodes, extents, inodes, blocks verified, in (name, count) pairs.
+    pub checked: Vec<(&'static str, u64)>,
+    /// What was found and done when the shards were opened, and how far a check before this one got;
+    /// not problems that are still there.
+    pub notes: Vec<String>,
+}
+
+/// Whose data is read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Of a subvolume, as it is when the request is carried out.
+    Subvolume(SubvolumeId),
+    /// Of this very version: between shards.
+    Version(SnapshotId),
+}
+
+/// A snapshot to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// Name of the subvolume, or of a snapshot of one.
+    pub source: String,
+    /// Name of the new subvolume, as in [`Request::SubvolumeCreate`].
+    pub name: String,
+    /// Whether it may be written to: a clone.
+    pub writable: bool,
+}
+
+/// Most snapshots that are made at one instant.
+pub const SNAPSHOT_GROUP_MAX: usize = 64;
+
+/// Data of a subvolume, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Written since it was made, or since the last snapshot of it.
+    pub own_bytes: u64,
+    /// Held by what it was made from, seen by it or not.
+    pub shared_bytes: u64,
+}

@@ -43,7 +43,7 @@ scripts/packages.sh guest
 image=$(guest/image.sh "${GUEST_KERNEL:-linux-image-amd64}")
 for name in "${tests[@]}"; do
     if [ "$(header "$name" daemon)" = host ] && [ -z "${CAIRN_BIN:-}" ]; then
-        build_release --bin cairnd --bin cairn
+        build_release
         break
     fi
 done

@@ -8,10 +8,11 @@ export root
 # Where cargo puts what it builds.
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}"; }
 
-# The release programs that stages run. They name all packages each time, so that cargo settles on the same
-# features of the crates below and builds nothing twice: build_release [CARGO OPTION...].
+# The release programs that stages run. All of them each time: cargo settles on other features of the crates below when
+# it is asked for others, and builds these anew.
 build_release() {
-    cargo build --release -p service-daemon -p service-cli -p tests-crash -p benches -p nvme-target "$@"
+    cargo build --release -p service-daemon -p service-cli -p tests-crash -p benches \
+        --bins --example operation_costs
 }
 
 # One line for people, on standard output.

@@ -12,7 +12,7 @@ target_pid=
 
 host_start() {
     local ports
-    build_release --example memory_target
+    cargo build --release -p nvme-target --example memory_target
     mapfile -t ports < <(free_ports 1)
     # Its standard input is its command line: a pipe that stays open and says nothing.
     mkfifo "$work/commands"

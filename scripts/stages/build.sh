@@ -4,4 +4,4 @@
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
 export RUSTFLAGS="${RUSTFLAGS:--D warnings}"
-build_release --bins --example operation_costs --example memory_target
+build_release

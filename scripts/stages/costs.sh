@@ -8,7 +8,7 @@ source "$(dirname "$0")/../lib.sh"
 cd "$root"
 
 scripts/packages.sh costs
-build_release --example operation_costs
+build_release
 program=$(target_dir)/release/examples/operation_costs
 expected=benches/costs.txt
 work=$(mktemp -d)

@@ -4,7 +4,7 @@
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
-build_release --bin cairnd --bin cairn --bin tests-crash
+build_release
 bin=$(target_dir)/release
 if "$bin/tests-crash" --daemon "$bin/cairnd" --cli "$bin/cairn" \
     --kills "${KILLS:-100}" --seed "${SEED:-1}"; then

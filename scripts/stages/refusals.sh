@@ -3,7 +3,7 @@
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../lib.sh"
 cd "$root"
-build_release --bin cairnd --bin cairn
+build_release
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

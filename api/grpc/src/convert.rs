@@ -76,21 +76,26 @@ pub(crate) fn snapshot(
         created_ns: from.created_ns,
         uuid: uuid(&from.uuid),
         own_bytes,
+        kind: kind(from.kind).into(),
+    }
+}
+
+fn kind(from: SubvolumeKind) -> v1::SubvolumeKind {
+    match from {
+        SubvolumeKind::Volume => v1::SubvolumeKind::Volume,
+        SubvolumeKind::FileTree => v1::SubvolumeKind::FileTree,
     }
 }
 
 pub(crate) fn subvolume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Subvolume {
-    let kind = match from.kind {
-        SubvolumeKind::Volume => v1::SubvolumeKind::Volume,
-        SubvolumeKind::FileTree => v1::SubvolumeKind::FileTree,
-    };
     v1::Subvolume {
         id: from.id.0,
         name: from.name.clone(),
-        kind: kind.into(),
+        kind: kind(from.kind).into(),
         created_ns: from.created_ns,
         uuid: uuid(&from.uuid),
         used_bytes,
+        read_only: from.read_only,
     }
 }
 

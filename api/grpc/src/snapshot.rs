@@ -92,13 +92,20 @@ where
         Ok(v1::CreateSnapshotsResponse { snapshots: shown.collect() })
     }
 
-    async fn roll_back(&self, name: &str, snapshot: &str) -> Result<v1::Volume, Status> {
+    async fn roll_back(&self, name: &str, snapshot: &str) -> Result<v1::Subvolume, Status> {
         let _exporting = self.exporting.lock().await;
-        self.volume("name", name).await?;
+        check_name("name", name)?;
+        let info = self.client.subvolume_get(name).await.on(kind::SUBVOLUME, name)?;
+        if info.read_only {
+            let resource = Resource { kind: kind::SUBVOLUME, name };
+            return Err(precondition("WRONG_KIND", resource, "is itself a snapshot"));
+        }
         self.snapshot("snapshot", snapshot).await?;
-        self.refuse_exported(name, "take the volume back").await?;
-        let info = self.client.subvolume_rollback(name, snapshot).await.on(kind::VOLUME, name)?;
-        Ok(convert::volume(&info, None))
+        if info.kind == SubvolumeKind::Volume {
+            self.refuse_exported(name, "take the volume back").await?;
+        }
+        let done = self.client.subvolume_rollback(name, snapshot).await;
+        Ok(convert::subvolume(&done.on(kind::SUBVOLUME, name)?, None))
     }
 }
 
@@ -145,13 +152,11 @@ where
                 "" => None,
                 name => {
                     check_name("source", name)?;
-                    Some(self.client.subvolume_get(name).await.on(kind::VOLUME, name)?.id)
+                    Some(self.client.subvolume_get(name).await.on(kind::SUBVOLUME, name)?.id)
                 }
             };
             let wanted = |info: &SubvolumeInfo| {
-                info.kind == SubvolumeKind::Volume
-                    && info.read_only
-                    && source.is_none_or(|source| info.origin == Some(source))
+                info.read_only && source.is_none_or(|source| info.origin == Some(source))
             };
             let page = self.subvolume_page(SCOPE, wanted, request.page_size, &request.page_token);
             let (page, next_page_token) = page.await?;
@@ -179,29 +184,30 @@ where
         call.change(&name, work).await
     }
 
-    async fn clone_volume(
+    async fn create_clone(
         &self,
-        request: Request<v1::CloneVolumeRequest>,
-    ) -> Result<Response<v1::CloneVolumeResponse>, Status> {
-        let call = self.admit("CloneVolume", &request)?;
+        request: Request<v1::CreateCloneRequest>,
+    ) -> Result<Response<v1::CreateCloneResponse>, Status> {
+        let call = self.admit("CreateClone", &request)?;
         let request = request.into_inner();
         let work = async {
             check_name("source", &request.source)?;
             check_name("name", &request.name)?;
             let (source, name) = (request.source.clone(), request.name.clone());
             let new = [NewSnapshot { source, name, writable: true }];
-            let made = self.client.snapshot_create(&new).await.on(kind::VOLUME, &request.name)?;
-            let volume = made.first().map(|info| convert::volume(info, None));
-            Ok(v1::CloneVolumeResponse { volume })
+            let made = self.client.snapshot_create(&new).await;
+            let made = made.on(kind::SUBVOLUME, &request.name)?;
+            let subvolume = made.first().map(|info| convert::subvolume(info, None));
+            Ok(v1::CreateCloneResponse { subvolume })
         };
         call.change(&request.name, work).await
     }
 
-    async fn rollback_volume(
+    async fn rollback(
         &self,
-        request: Request<v1::RollbackVolumeRequest>,
-    ) -> Result<Response<v1::RollbackVolumeResponse>, Status> {
-        let call = self.admit("RollbackVolume", &request)?;
+        request: Request<v1::RollbackRequest>,
+    ) -> Result<Response<v1::RollbackResponse>, Status> {
+        let call = self.admit("Rollback", &request)?;
         let request = request.into_inner();
         let name = request.name.clone();
         // A task of its own: when the client gives up, the volume must not be exported before it is over.
@@ -210,7 +216,7 @@ where
             tokio::spawn(async move { shared.roll_back(&request.name, &request.snapshot).await });
         let work = async {
             let done = task.await.map_err(|error| Status::internal(error.to_string()))?;
-            Ok(v1::RollbackVolumeResponse { volume: Some(done?) })
+            Ok(v1::RollbackResponse { subvolume: Some(done?) })
         };
         call.change(&name, work).await
     }

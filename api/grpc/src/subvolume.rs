@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use crate::core::{Core, Shared, check_name, kind, page_size};
 use crate::export::ExportControl;
 use crate::limits::PAGE_SIZE_MAX;
-use crate::status::{OnResource, bad_field};
+use crate::status::{OnResource, Resource, bad_field, precondition};
 use crate::{convert, token};
 
 impl<L: Link, E> Core<L, E> {
@@ -123,7 +123,12 @@ where
         let call = self.admit("DeleteSubvolume", &request)?;
         let name = request.into_inner().name;
         let work = async {
-            self.subvolume("name", &name, SubvolumeKind::FileTree).await?;
+            let info = self.subvolume("name", &name, SubvolumeKind::FileTree).await?;
+            if info.read_only {
+                let resource = Resource { kind: kind::SUBVOLUME, name: &name };
+                let why = "is a snapshot; delete it as one";
+                return Err(precondition("WRONG_KIND", resource, why));
+            }
             self.client.subvolume_delete(&name).await.on(kind::SUBVOLUME, &name)?;
             Ok(v1::DeleteSubvolumeResponse {})
         };

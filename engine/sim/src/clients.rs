@@ -6,6 +6,7 @@ pub mod members;
 pub mod snapshots;
 pub mod tree;
 pub mod tree_reads;
+pub mod tree_snapshots;
 pub mod volume;
 
 use std::cell::RefMut;

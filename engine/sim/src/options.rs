@@ -139,6 +139,8 @@ pub struct TreeMix {
     pub look: u64,
     /// fsync and flush.
     pub sync: u64,
+    /// Snapshots: made, read, deleted, returned to, cloned.
+    pub snapshot: u64,
     /// Most nodes of a tree.
     pub nodes_max: u64,
     /// Most bytes of one write.
@@ -276,7 +278,9 @@ impl Options {
             // What is answered when it is durable has no history to compare with.
             volume_mix.resize = 0;
         }
-        volume_mix.snapshot = if quiet || damage.is_some() { 0 } else { snapshots(seed) };
+        if !quiet && damage.is_none() {
+            (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed);
+        }
         Self {
             seed,
             operations,
@@ -353,6 +357,7 @@ impl Options {
             attributes: 2,
             look: 1,
             sync: 1,
+            snapshot: 1,
             nodes_max: 20,
             bytes_max: *random.pick(&[5_000, 130_000]),
             size_max: *random.pick(&[64 * KIB, 10 * MIB]),
@@ -464,9 +469,10 @@ fn weight(random: &mut Random, usual: u64) -> u64 {
     }
 }
 
-/// How often volumes' clients work with snapshots.
-fn snapshots(seed: u64) -> u64 {
-    *Random::new(seed ^ 0x736e_6170).pick(&[0, 0, 1, 4])
+/// How often clients of volumes and of trees work with snapshots.
+fn snapshots(seed: u64) -> (u64, u64) {
+    let mut random = Random::new(seed ^ 0x736e_6170);
+    (*random.pick(&[0, 0, 1, 4]), *random.pick(&[0, 0, 1, 4]))
 }
 
 fn volume_mix(random: &mut Random) -> VolumeMix {
@@ -493,6 +499,7 @@ fn tree_mix(random: &mut Random) -> TreeMix {
         attributes: weight(random, 8),
         look: weight(random, 30).max(1),
         sync: weight(random, 4),
+        snapshot: 0,
         nodes_max: *random.pick(&[8, 40, 150]),
         bytes_max: *random.pick(&[100, 5_000, 40_000, 130_000]),
         size_max: *random.pick(&[16 * KIB, 256 * KIB, MIB, 10 * MIB]),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
-use engine_store::api::{SubvolumeInfo, Verify};
+use engine_store::api::{SubvolumeInfo, TreeRef, Verify};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
@@ -22,6 +22,7 @@ struct Findings {
     volumes: BTreeMap<String, (SubvolumeInfo, BTreeMap<u64, Found>)>,
     trees: BTreeMap<String, TreeState>,
     snapshots: BTreeMap<String, (SubvolumeInfo, BTreeMap<u64, Found>)>,
+    tree_snapshots: BTreeMap<String, (TreeRef, Option<TreeState>)>,
     names: Vec<String>,
     records: Vec<(String, Vec<u8>)>,
     /// What could not be read, because a disk had destroyed it.
@@ -95,6 +96,7 @@ async fn gather(context: &mut ClientContext) -> Result<Findings, StoreError> {
         }
     }
     gather_snapshots(context, &mut findings).await?;
+    gather_tree_snapshots(context, &mut findings).await?;
     let trees: Vec<_> = {
         let world = context.world.borrow();
         let whole = world.trees.iter().filter(|(_, slot)| !slot.lost);
@@ -145,6 +147,47 @@ async fn gather_snapshots(
         context.event("snapshot read back", [found.len() as u64, 0, 0]);
         findings.snapshots.insert(name, (info, found));
     }
+    Ok(())
+}
+
+/// The same of trees.
+async fn gather_tree_snapshots(
+    context: &mut ClientContext,
+    findings: &mut Findings,
+) -> Result<(), StoreError> {
+    let slots: Vec<(String, bool)> = {
+        let world = context.world.borrow();
+        let slots = world.tree_snapshots.iter();
+        slots.map(|(name, slot)| (name.clone(), slot.copy.is_some())).collect()
+    };
+    for (name, known) in slots.into_iter().filter(|(name, _)| findings.names.contains(name)) {
+        let reference = TreeRef::from(&context.client.subvolume_get(&name).await?);
+        let found = match known {
+            true => Some(read_back(&context.client, reference).await?),
+            false => None,
+        };
+        context.event("tree snapshot read back", [u64::from(known), 0, 0]);
+        findings.tree_snapshots.insert(name, (reference, found));
+    }
+    Ok(())
+}
+
+fn judge_tree_snapshots(
+    world: &mut World,
+    findings: &Findings,
+    durable: bool,
+) -> Result<(), String> {
+    for (name, (reference, found)) in &findings.tree_snapshots {
+        let Some(slot) = world.tree_snapshots.get_mut(name) else { continue };
+        if let (Some(copy), Some(found)) = (&slot.copy, found) {
+            copy.check(found).map_err(|wrong| format!("{name}: {wrong}"))?;
+        }
+        (slot.busy, slot.reference) = (false, Some(*reference));
+        if durable {
+            slot.state = NameState::Present;
+        }
+    }
+    world.tree_snapshots.retain(|name, _| findings.tree_snapshots.contains_key(name));
     Ok(())
 }
 
@@ -258,7 +301,11 @@ fn judge(context: &ClientContext, findings: Findings, crash: Option<bool>) {
     let durable = !keeps_history
         && (crash == Some(true) || (crash.is_some() && !context.world.borrow().may_fail()));
     check_records(context, &findings.records, durable);
-    let snapshots = judge_snapshots(&mut context.world.borrow_mut(), &findings, durable);
+    let snapshots = {
+        let world = &mut *context.world.borrow_mut();
+        judge_snapshots(world, &findings, durable)
+            .and_then(|()| judge_tree_snapshots(world, &findings, durable))
+    };
     if let Err(broken) = snapshots {
         context.fail(broken);
         return;

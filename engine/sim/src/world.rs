@@ -16,7 +16,7 @@ use crate::executor::Executor;
 use crate::mesh::SimLink;
 use crate::model::Promises;
 use crate::model::snapshot::SnapshotModel;
-use crate::model::tree::TreeModel;
+use crate::model::tree::{TreeCopy, TreeModel};
 use crate::model::volume::VolumeModel;
 use crate::options::FaultMode;
 
@@ -82,6 +82,37 @@ impl SnapshotSlot {
     }
 }
 
+/// A snapshot of a tree under test, or a clone that nobody works on.
+pub struct TreeSnapshotSlot {
+    /// Name of the tree.
+    pub tree: String,
+    /// Whether it is there.
+    pub state: NameState,
+    /// What it holds; `None`: nobody looks any more.
+    pub copy: Option<TreeCopy>,
+    /// How to reach it, when it is there.
+    pub reference: Option<TreeRef>,
+    /// A client is at it.
+    pub busy: bool,
+    /// It is a clone.
+    pub writable: bool,
+}
+
+impl TreeSnapshotSlot {
+    /// One that is being made or deleted.
+    #[must_use]
+    pub fn in_doubt(tree: &str, copy: Option<TreeCopy>, writable: bool) -> Self {
+        let (tree, state) = (tree.to_owned(), NameState::InDoubt);
+        Self { tree, state, copy, reference: None, busy: true, writable }
+    }
+
+    /// Whether something can be done with it.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        !self.busy && self.state == NameState::Present && self.copy.is_some()
+    }
+}
+
 /// What is known of a name in the pool's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameState {
@@ -110,6 +141,8 @@ pub struct World {
     pub trees: BTreeMap<String, TreeSlot>,
     /// Snapshots by name; one not here must not be there.
     pub snapshots: BTreeMap<String, SnapshotSlot>,
+    /// The same of trees.
+    pub tree_snapshots: BTreeMap<String, TreeSnapshotSlot>,
     /// Subvolumes that come and go; one not here must not be there.
     pub passing: BTreeMap<String, NameState>,
     /// Records: what they may hold, `None` for absent. One not here must not be there.
@@ -158,6 +191,7 @@ impl World {
             volumes: BTreeMap::new(),
             trees: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            tree_snapshots: BTreeMap::new(),
             passing: BTreeMap::new(),
             records: BTreeMap::new(),
             failure: None,

@@ -6,11 +6,12 @@
 
 use engine_base::{BLOCK_SIZE, ShardId, SnapshotId, SubvolumeId};
 
-use crate::api::{Reply, Request, Usage, VersionChange, Whose};
+use crate::api::{KnownVersion, Reply, Request, Usage, VersionChange, Whose};
 use crate::context::Context;
 use crate::error::{Result, StoreError};
 use crate::gate::Pass;
 use crate::key::Counter;
+use crate::planted::{self, Bug};
 use crate::times::Timed;
 use crate::version::CurrentVersion;
 
@@ -45,25 +46,53 @@ impl Context {
         }
     }
 
-    fn current(&self, subvolume: SubvolumeId) -> Result<CurrentVersion> {
+    pub(crate) fn current(&self, subvolume: SubvolumeId) -> Result<CurrentVersion> {
         let current = self.engine.versions.current(subvolume);
         current.ok_or_else(|| StoreError::not_found(format!("subvolume {subvolume} (deleted)")))
     }
 
+    /// A version, as another shard is to be told of it.
+    pub(crate) fn known(&self, id: SnapshotId) -> KnownVersion {
+        KnownVersion { id, epoch: self.engine.versions.epoch() }
+    }
+
+    /// Waits until as much is known of versions here as the asker knew.
+    ///
+    /// # Errors
+    /// `ShuttingDown`.
+    pub(crate) async fn catch_up(&self, epoch: u64) -> Result<()> {
+        while self.engine.versions.epoch() < epoch && !planted::is(Bug::EpochIgnored) {
+            let applied = self.background.unless_stopped(self.engine.versions.applied.notified());
+            self.engine.waits.on(Timed::BlockedVersionGate, applied).await?;
+        }
+        Ok(())
+    }
+
     /// The version to read.
-    pub(crate) fn to_read(&self, of: Whose) -> Result<SnapshotId> {
+    pub(crate) async fn to_read(&self, of: Whose) -> Result<SnapshotId> {
         let version = match of {
             Whose::Subvolume(subvolume) => self.current(subvolume)?.version,
-            Whose::Version(version) => version,
+            Whose::Version(KnownVersion { id, epoch }) => {
+                self.catch_up(epoch).await?;
+                id
+            }
         };
         self.gate.check(version)?;
         Ok(version)
     }
 
+    /// Leave to put keys in a version that another shard names.
+    pub(crate) async fn enter_known(&self, version: KnownVersion) -> Result<Pass<'_>> {
+        self.catch_up(version.epoch).await?;
+        self.gate.enter(version.id)
+    }
+
     /// Leave to write, the version to write to, and the block at which it ends.
     pub(crate) async fn to_write(&self, of: Whose) -> Result<(Pass<'_>, SnapshotId, u64)> {
         let subvolume = match of {
-            Whose::Version(version) => return Ok((self.gate.enter(version)?, version, u64::MAX)),
+            Whose::Version(version) => {
+                return Ok((self.enter_known(version).await?, version.id, u64::MAX));
+            }
             Whose::Subvolume(subvolume) => subvolume,
         };
         while self.engine.versions.is_held(subvolume) {

@@ -113,16 +113,6 @@ pub enum Request {
         /// Bytes.
         len: u64,
     },
-    /// Drops every block of the inode at or past `from` that this shard holds; idempotent; a step
-    /// of truncate and delete. -> `Unit`
-    DataTruncate {
-        /// Inode.
-        inode: InodeNumber,
-        /// Version.
-        snapshot: SnapshotId,
-        /// First byte to go; a multiple of 4096.
-        from: u64,
-    },
     /// Data bytes of a subvolume on this shard. -> `Usage`
     Usage {
         /// Subvolume.
@@ -428,17 +418,25 @@ pub enum Request {
         /// Size of a volume in bytes.
         size_bytes: u64,
     },
-    /// Drops the blocks of an inode in `from .. to` that this shard holds, over any number of
-    /// chunks; idempotent. -> `Unit`
+    /// Makes the blocks of an inode in `from .. to` on this shard, over any number of chunks, holes; idempotent; a step
+    /// of truncation. -> `Unit`
     DataPunch {
         /// Inode.
         inode: InodeNumber,
         /// Version.
-        snapshot: SnapshotId,
+        version: KnownVersion,
         /// First byte to go; a multiple of 4096.
         from: u64,
         /// First byte to stay; a multiple of 4096, or `u64::MAX`.
         to: u64,
+    },
+    /// Drops all blocks that a version has itself of inodes that are gone in it; what it saw of older versions nobody
+    /// sees any more. Idempotent. -> `Unit`
+    DataForget {
+        /// Inodes.
+        inodes: Vec<InodeNumber>,
+        /// Version.
+        version: KnownVersion,
     },
     /// Tells a shard that a volume was resized: it refuses writes past the new end, drops what it
     /// holds there, and is durable when answered; idempotent. -> `Unit`
@@ -454,6 +452,8 @@ pub enum Request {
     FsckOwners {
         /// Inodes with their versions.
         inodes: Vec<(InodeNumber, SnapshotId)>,
+        /// What the asker knows of versions: see [`KnownVersion`].
+        epoch: u64,
     },
     /// What shard 0 knows of versions. -> `Versions`
     FsckVersions {

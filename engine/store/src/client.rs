@@ -43,7 +43,7 @@ impl From<&SubvolumeInfo> for VolumeRef {
 
 impl From<&SubvolumeInfo> for TreeRef {
     fn from(info: &SubvolumeInfo) -> Self {
-        Self { snapshot: info.snapshot, root: info.root }
+        Self { subvolume: info.id, root: info.root }
     }
 }
 

@@ -102,7 +102,8 @@ impl Context {
         }
         let len = u32::try_from(len).map_err(|_| StoreError::invalid("read is too long"))?;
         let shard = inode.data_shard(offset, self.engine.shard_count());
-        let request = Request::DataRead { inode, of: Whose::Version(snapshot), offset, len };
+        let request =
+            Request::DataRead { inode, of: Whose::Version(self.known(snapshot)), offset, len };
         match self.call(shard, request).await? {
             Reply::Data(data) => Ok(data),
             other => Err(other.mismatch("Data")),
@@ -123,7 +124,7 @@ impl Context {
             return self.data.write(range, data, Until::Committed).await;
         }
         let shard = inode.data_shard(offset, self.engine.shard_count());
-        let of = Whose::Version(snapshot);
+        let of = Whose::Version(self.known(snapshot));
         let request = Request::DataWrite { inode, of, offset, data, fua: false };
         self.ask_unit(shard, request).await
     }

@@ -23,7 +23,7 @@ pub fn decoders(bytes: &[u8]) {
     let _ = NodePointer::decode(bytes);
     let _ = crate::damage::Damage::decode(bytes);
     let _ = crate::check::Verified::decode(bytes);
-    let _ = Inode::decode(bytes);
+    let _ = Inode::decode_slot(bytes);
     let _ = Entry::decode(bytes);
     let _ = Xattr::decode(bytes);
     let _ = Intent::decode(bytes);

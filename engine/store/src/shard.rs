@@ -21,7 +21,9 @@ use engine_memory::alloc_site;
 use engine_memory::profile::Scoped;
 
 use crate::RegionSource;
-use crate::api::{DATA_BYTES_MAX, Data, Region, Reply, Request, ShardStatus, Whose, data_len};
+use crate::api::{
+    DATA_BYTES_MAX, Data, KnownVersion, Region, Reply, Request, ShardStatus, Whose, data_len,
+};
 use crate::context::{Context, block_range};
 use crate::data::{BlockRange, Until};
 use crate::engine::{Engine, EngineConfig, Opening};
@@ -231,11 +233,11 @@ impl Shard {
             Request::DataDiscard { inode, of, offset, len } => {
                 self.data_discard(inode, of, offset, len).await.map(|()| Reply::Unit)
             }
-            Request::DataTruncate { inode, snapshot, from } => {
-                self.data_punch(inode, snapshot, from, u64::MAX).await.map(|()| Reply::Unit)
+            Request::DataPunch { inode, version, from, to } => {
+                self.data_punch(inode, version, from, to).await.map(|()| Reply::Unit)
             }
-            Request::DataPunch { inode, snapshot, from, to } => {
-                self.data_punch(inode, snapshot, from, to).await.map(|()| Reply::Unit)
+            Request::DataForget { inodes, version } => {
+                self.data_forget(&inodes, version).await.map(|()| Reply::Unit)
             }
             Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
@@ -256,7 +258,7 @@ impl Shard {
             | Request::VersionDelete { .. }
             | Request::VersionAbsorb { .. }
             | Request::VolumeSize { .. }) => {
-                crate::subvolume::handle_step(&self.context, request).await
+                crate::subvolume::handle_step(&self.context, &self.namespace, request).await
             }
             request @ (Request::Usage { .. }
             | Request::VersionHold { .. }
@@ -309,7 +311,8 @@ impl Shard {
             Request::InodePaths { inodes } => {
                 crate::check::paths(&self.context, &inodes).await.map(Reply::Paths)
             }
-            Request::FsckOwners { inodes } => {
+            Request::FsckOwners { inodes, epoch } => {
+                self.context.catch_up(epoch).await?;
                 crate::check::owners(&self.context, &inodes).await.map(Reply::Owners)
             }
             Request::FsckVersions { snapshots } => {
@@ -405,7 +408,7 @@ impl Shard {
                 "read of {len} bytes: {DATA_BYTES_MAX} at most"
             )));
         }
-        let range = self.chunk_range(inode, self.context.to_read(of)?, offset, len)?;
+        let range = self.chunk_range(inode, self.context.to_read(of).await?, offset, len)?;
         self.context.data.read(range).await
     }
 
@@ -448,18 +451,28 @@ impl Shard {
         self.context.data.punch(range).await
     }
 
-    /// Not stopped by the gate: it only drops, and is a step of deletion itself.
     async fn data_punch(
         &self,
         inode: InodeNumber,
-        snapshot: SnapshotId,
+        version: KnownVersion,
         from: u64,
         to: u64,
     ) -> Result<()> {
+        // Holes are keys, too.
+        let _pass = self.context.enter_known(version).await?;
         if !from.is_multiple_of(BLOCK_SIZE) || (to != u64::MAX && !to.is_multiple_of(BLOCK_SIZE)) {
             return Err(StoreError::invalid(format!("{from} to {to}: not at block boundaries")));
         }
-        let range = BlockRange { inode, snapshot, from: from / BLOCK_SIZE, to: to / BLOCK_SIZE };
-        self.context.data.punch(range).await
+        let (from, to) = (from / BLOCK_SIZE, to / BLOCK_SIZE);
+        self.context.data.punch(BlockRange { inode, snapshot: version.id, from, to }).await
+    }
+
+    /// Not stopped by the gate: it only drops.
+    async fn data_forget(&self, inodes: &[InodeNumber], version: KnownVersion) -> Result<()> {
+        self.context.catch_up(version.epoch).await?;
+        for inode in inodes {
+            self.context.data.forget(*inode, version.id).await?;
+        }
+        Ok(())
     }
 }

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::flight::Flight;
 use crate::journal::Class;
 use crate::key::{Counter, Position, Tree, VALUE_BYTES_MAX, Value};
+use crate::version;
 
 /// Most changes of one transaction: bounds the journal space that a commit needs.
 pub const UPDATES_MAX: usize = 512;
@@ -94,30 +95,77 @@ impl<'e> Transaction<'e> {
     /// # Errors
     /// When a node cannot be read, or `Restart`.
     pub(crate) async fn seen(&mut self, tree: Tree, position: Position) -> Result<Option<Value>> {
-        let Some(view) = self.engine.versions.view(SnapshotId(position.snapshot)) else {
-            return self.get(tree, position).await;
-        };
-        let (mut next, to) = (view.from(0), Position { snapshot: u32::MAX, ..position });
+        match self.engine.versions.view(SnapshotId(position.snapshot)) {
+            None => self.get(tree, position).await,
+            Some(view) => self.nearest(tree, position, view.ids()).await,
+        }
+    }
+
+    /// What the version of `position` sees there of those above it.
+    ///
+    /// # Errors
+    /// When a node cannot be read, or `Restart`.
+    pub(crate) async fn seen_above(
+        &mut self,
+        tree: Tree,
+        position: Position,
+    ) -> Result<Option<Value>> {
+        match self.engine.versions.view(SnapshotId(position.snapshot)) {
+            None => Ok(None),
+            Some(view) => self.nearest(tree, position, view.above()).await,
+        }
+    }
+
+    /// The value at the place of `position` of the first of `ids` that has one.
+    pub(crate) async fn nearest(
+        &mut self,
+        tree: Tree,
+        position: Position,
+        ids: &[u32],
+    ) -> Result<Option<Value>> {
+        let to = Position { snapshot: u32::MAX, ..position };
+        let mut next = ids.first().copied();
         while let Some(id) = next {
             let from = Position { snapshot: id, ..position };
             let keep = |at: Position, value: &Value| {
-                view.rank(at.snapshot).is_some().then(|| value.clone())
+                version::rank(ids, at.snapshot).is_some().then(|| value.clone())
             };
             let Some((found, value)) = self.next_as(tree, from, to, keep).await? else { break };
             if value.is_some() {
                 return Ok(value);
             }
-            next = view.from(found.snapshot);
+            next = ids.get(ids.partition_point(|id| *id < found.snapshot)).copied();
         }
         Ok(None)
     }
 
-    /// After something was put at `position`: drops what a version that is being merged into that of `position`
-    /// has there, as it would hide it.
-    pub(crate) fn drop_absorbed(&mut self, tree: Tree, position: Position) {
-        let view = self.engine.versions.view(SnapshotId(position.snapshot));
-        if let Some(child) = view.and_then(|view| view.absorbing()) {
-            self.delete(tree, Position { snapshot: child, ..position });
+    /// Whether the version of `position` sees more than its own keys.
+    pub(crate) fn is_layered(&self, position: Position) -> bool {
+        self.engine.versions.view(SnapshotId(position.snapshot)).is_some()
+    }
+
+    /// The versions in which keys of `version` are: that in which they are put, and one that is being merged into it.
+    pub(crate) fn written_versions(&self, version: SnapshotId) -> SmallVec<[u32; 2]> {
+        match self.engine.versions.view(version) {
+            None => SmallVec::from_iter([version.0]),
+            Some(view) => std::iter::once(view.target()).chain(view.absorbing()).collect(),
+        }
+    }
+
+    /// Puts a value for all who see the version of `position`.
+    pub(crate) fn put_layered(&mut self, tree: Tree, position: Position, value: Value) {
+        let ids = self.written_versions(SnapshotId(position.snapshot));
+        self.put(tree, Position { snapshot: ids[0], ..position }, value);
+        // What is being merged would hide it.
+        for id in &ids[1..] {
+            self.delete(tree, Position { snapshot: *id, ..position });
+        }
+    }
+
+    /// Deletes what the version of `position` has there itself.
+    pub(crate) fn delete_layered(&mut self, tree: Tree, position: Position) {
+        for snapshot in self.written_versions(SnapshotId(position.snapshot)) {
+            self.delete(tree, Position { snapshot, ..position });
         }
     }
 

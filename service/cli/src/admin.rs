@@ -182,7 +182,7 @@ async fn list_volumes(session: &Session, usage: bool, output: &Output) -> Result
     output.table(&["NAME", "SIZE", "BLOCK", "USED", "CREATED"], rows, values)
 }
 
-fn tree_json(tree: &v1::Subvolume) -> Value {
+pub(crate) fn tree_json(tree: &v1::Subvolume) -> Value {
     json!({
         "name": tree.name,
         "used_bytes": tree.used_bytes,
@@ -212,6 +212,8 @@ pub(crate) async fn file_system(
                 include_usage: usage,
             };
             let trees = all_pages!(session.subvolumes(), list_subvolumes, request, subvolumes);
+            // Snapshots are listed as such.
+            let trees: Vec<_> = trees.into_iter().filter(|tree| !tree.read_only).collect();
             let rows = trees.iter().map(|tree| {
                 let used = tree.used_bytes.map_or_else(|| "-".to_owned(), show);
                 vec![tree.name.clone(), used, time(tree.created_ns.cast_signed())]

@@ -61,14 +61,14 @@ pub(crate) enum Command {
     /// Block volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Snapshots of volumes
+    /// Snapshots of volumes and file trees
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Makes a volume that holds what another, or a snapshot, holds now
+    /// Makes a volume or a file tree that holds what another, or a snapshot, holds now
     Clone {
-        /// Name of a volume or a snapshot
+        /// Name of a volume, a file tree or a snapshot
         source: String,
-        /// Name of the new volume
+        /// Name of the new volume or tree
         name: String,
     },
     /// File trees
@@ -309,14 +309,14 @@ pub(crate) enum VolumeCommand {
 pub(crate) enum SnapshotCommand {
     /// Makes snapshots, all of one instant
     Create {
-        /// Volume and name of its snapshot, as VOLUME=NAME; may be given again
-        #[arg(required = true, value_name = "VOLUME=NAME", value_parser = parse_snapshot, num_args = 1..=64)]
+        /// Volume or tree and name of its snapshot, as SOURCE=NAME; may be given again
+        #[arg(required = true, value_name = "SOURCE=NAME", value_parser = parse_snapshot, num_args = 1..=64)]
         snapshots: Vec<(String, String)>,
     },
     /// Lists snapshots
     List {
-        /// Those of this volume only
-        volume: Option<String>,
+        /// Those of this volume or tree only
+        source: Option<String>,
         /// Also counts the data that each holds beside older ones
         #[arg(long)]
         usage: bool,
@@ -329,10 +329,10 @@ pub(crate) enum SnapshotCommand {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Makes a volume what it was at a snapshot; what was written since is gone
+    /// Makes a volume or tree what it was at a snapshot; what was written since is gone
     Rollback {
-        /// Name of the volume
-        volume: String,
+        /// Name of the volume or tree
+        name: String,
         /// Name of the snapshot
         snapshot: String,
         /// Does not ask
@@ -569,7 +569,7 @@ fn parse_snapshot(text: &str) -> Result<(String, String), String> {
         Some((volume, name)) if !volume.is_empty() && !name.is_empty() => {
             Ok((volume.to_owned(), name.to_owned()))
         }
-        _ => Err("must be VOLUME=NAME, as in data=data-monday".to_owned()),
+        _ => Err("must be SOURCE=NAME, as in data=data-monday".to_owned()),
     }
 }
 

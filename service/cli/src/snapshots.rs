@@ -1,9 +1,9 @@
-//! Snapshots and clones of volumes.
+//! Snapshots and clones of volumes and file trees.
 
 use proto::v1;
 use serde_json::{Value, json};
 
-use crate::admin::{PAGE_SIZE, all_pages, given, volume_json};
+use crate::admin::{PAGE_SIZE, all_pages, given, tree_json, volume_json};
 use crate::args::SnapshotCommand;
 use crate::connect::Session;
 use crate::failure::{Failure, Result};
@@ -14,6 +14,7 @@ fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
     json!({
         "name": snapshot.name,
         "source": snapshot.source,
+        "kind": kind_name(snapshot.kind()),
         "size_bytes": snapshot.size_bytes,
         "block_size_bytes": snapshot.block_size_bytes,
         "own_bytes": snapshot.own_bytes,
@@ -30,26 +31,23 @@ pub(crate) async fn run(
 ) -> Result<()> {
     match command {
         SnapshotCommand::Create { snapshots } => create(session, snapshots, output).await,
-        SnapshotCommand::List { volume, usage } => list(session, volume, usage, output).await,
+        SnapshotCommand::List { source, usage } => list(session, source, usage, output).await,
         SnapshotCommand::Delete { name, yes } => {
             agree(yes, &format!("Delete snapshot {name}?"))?;
             let request = v1::DeleteSnapshotRequest { name: name.clone() };
             session.snapshots().delete_snapshot(request).await?;
             output.done(&json!({ "deleted": name }), &format!("deleted snapshot {name}"))
         }
-        SnapshotCommand::Rollback { volume, snapshot, yes } => {
+        SnapshotCommand::Rollback { name, snapshot, yes } => {
             agree(
                 yes,
-                &format!(
-                    "Take volume {volume} back to {snapshot}? What was written since is lost."
-                ),
+                &format!("Take {name} back to {snapshot}? What was written since is lost."),
             )?;
-            let name = volume.clone();
-            let request = v1::RollbackVolumeRequest { name, snapshot: snapshot.clone() };
-            let reply = session.snapshots().rollback_volume(request).await?.into_inner();
-            let now = given(reply.volume)?;
-            let sentence = format!("volume {volume} is what it was at {snapshot}");
-            output.done(&volume_json(&now), &sentence)
+            let request = v1::RollbackRequest { name: name.clone(), snapshot: snapshot.clone() };
+            let reply = session.snapshots().rollback(request).await?.into_inner();
+            let now = given(reply.subvolume)?;
+            let sentence = format!("{} {name} is what it was at {snapshot}", kind_name(now.kind()));
+            output.done(&subvolume_json(session, &now).await?, &sentence)
         }
     }
 }
@@ -71,14 +69,14 @@ async fn create(
 
 async fn list(
     session: &Session,
-    volume: Option<String>,
+    source: Option<String>,
     usage: bool,
     output: &Output,
 ) -> Result<()> {
     let request = v1::ListSnapshotsRequest {
         page_size: PAGE_SIZE,
         page_token: String::new(),
-        source: volume.unwrap_or_default(),
+        source: source.unwrap_or_default(),
         include_usage: usage,
     };
     let snapshots = all_pages!(session.snapshots(), list_snapshots, request, snapshots);
@@ -87,13 +85,17 @@ async fn list(
         vec![
             one.name.clone(),
             source.to_owned(),
-            show(one.size_bytes),
+            kind_name(one.kind()).to_owned(),
+            match one.kind() {
+                v1::SubvolumeKind::FileTree => "-".to_owned(),
+                _ => show(one.size_bytes),
+            },
             one.own_bytes.map_or_else(|| "-".to_owned(), show),
             time(one.created_ns.cast_signed()),
         ]
     });
     let values = snapshots.iter().map(snapshot_json).collect();
-    output.table(&["NAME", "VOLUME", "SIZE", "OWN", "CREATED"], rows, values)
+    output.table(&["NAME", "SOURCE", "KIND", "SIZE", "OWN", "CREATED"], rows, values)
 }
 
 /// `clone`.
@@ -103,9 +105,26 @@ pub(crate) async fn clone(
     name: String,
     output: &Output,
 ) -> Result<()> {
-    let request = v1::CloneVolumeRequest { source: source.clone(), name };
-    let reply = session.snapshots().clone_volume(request).await?.into_inner();
-    let volume = given(reply.volume)?;
-    let sentence = format!("made volume {} of {source}", volume.name);
-    output.done(&volume_json(&volume), &sentence)
+    let request = v1::CreateCloneRequest { source: source.clone(), name };
+    let reply = session.snapshots().create_clone(request).await?.into_inner();
+    let made = given(reply.subvolume)?;
+    let sentence = format!("made {} {} of {source}", kind_name(made.kind()), made.name);
+    output.done(&subvolume_json(session, &made).await?, &sentence)
+}
+
+fn kind_name(kind: v1::SubvolumeKind) -> &'static str {
+    match kind {
+        v1::SubvolumeKind::FileTree => "file tree",
+        v1::SubvolumeKind::Volume | v1::SubvolumeKind::Unspecified => "volume",
+    }
+}
+
+/// As `volume show` and `fs list` tell it.
+async fn subvolume_json(session: &Session, made: &v1::Subvolume) -> Result<Value> {
+    if made.kind() == v1::SubvolumeKind::FileTree {
+        return Ok(tree_json(made));
+    }
+    let request = v1::GetVolumeRequest { name: made.name.clone(), include_usage: false };
+    let reply = session.volumes().get_volume(request).await?.into_inner();
+    Ok(volume_json(&given(reply.volume)?))
 }

@@ -96,16 +96,17 @@ async fn a_clone_is_a_volume_and_rollback_needs_one_that_is_not_exported() {
     let stand = Stand::new().await;
     volume(&stand, "disk").await;
     stand.snapshots().create_snapshots(of(&[("disk", "d1")])).await.unwrap();
-    let clone = v1::CloneVolumeRequest { source: "d1".to_owned(), name: "copy".to_owned() };
-    let made = stand.snapshots().clone_volume(clone).await.unwrap().into_inner().volume.unwrap();
-    assert_eq!((made.name.as_str(), made.size_bytes), ("copy", 64 * MIB));
+    let clone = v1::CreateCloneRequest { source: "d1".to_owned(), name: "copy".to_owned() };
+    let made = stand.snapshots().create_clone(clone).await.unwrap().into_inner().subvolume.unwrap();
+    assert_eq!((made.name.as_str(), made.kind()), ("copy", v1::SubvolumeKind::Volume));
     let get = v1::GetVolumeRequest { name: "copy".to_owned(), include_usage: false };
-    stand.volumes().get_volume(get).await.unwrap();
+    let copy = stand.volumes().get_volume(get).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(copy.size_bytes, 64 * MIB);
 
-    let rollback = v1::RollbackVolumeRequest { name: "disk".to_owned(), snapshot: "d1".to_owned() };
-    stand.snapshots().rollback_volume(rollback.clone()).await.unwrap();
-    let to_volume = v1::RollbackVolumeRequest { snapshot: "copy".to_owned(), ..rollback.clone() };
-    let status = stand.snapshots().rollback_volume(to_volume).await.unwrap_err();
+    let rollback = v1::RollbackRequest { name: "disk".to_owned(), snapshot: "d1".to_owned() };
+    stand.snapshots().rollback(rollback.clone()).await.unwrap();
+    let to_volume = v1::RollbackRequest { snapshot: "copy".to_owned(), ..rollback.clone() };
+    let status = stand.snapshots().rollback(to_volume).await.unwrap_err();
     assert_eq!(reason(&status), "WRONG_KIND");
     let nqn = "nqn.2014-08.org.nvmexpress:disk";
     let export = |volume: &str| v1::CreateExportRequest {
@@ -117,9 +118,56 @@ async fn a_clone_is_a_volume_and_rollback_needs_one_that_is_not_exported() {
     let status = stand.exports().create_export(export("d1")).await.unwrap_err();
     assert_eq!(reason(&status), "WRONG_KIND", "a snapshot is not exported");
     stand.exports().create_export(export("disk")).await.unwrap();
-    let status = stand.snapshots().rollback_volume(rollback).await.unwrap_err();
+    let status = stand.snapshots().rollback(rollback).await.unwrap_err();
     assert_eq!(
         (status.code(), reason(&status).as_str()),
         (Code::FailedPrecondition, "VOLUME_EXPORTED")
     );
+}
+
+#[tokio::test]
+async fn a_tree_has_snapshots_that_are_read_by_name() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    let create = v1::CreateSubvolumeRequest { name: "home".to_owned() };
+    stand.subvolumes().create_subvolume(create).await.unwrap();
+    let at = |tree: &str, path: &str| {
+        Some(v1::FilePath { subvolume: tree.to_owned(), path: path.as_bytes().to_vec() })
+    };
+    let make = |tree: &str, path: &str| v1::CreateDirectoryRequest {
+        directory: at(tree, path),
+        ..Default::default()
+    };
+    stand.files().create_directory(make("home", "/before")).await.unwrap();
+    let made = stand.snapshots().create_snapshots(of(&[("home", "h1"), ("disk", "d1")])).await;
+    let made = made.unwrap().into_inner().snapshots;
+    assert_eq!(made[0].kind(), v1::SubvolumeKind::FileTree);
+    assert_eq!(made[1].kind(), v1::SubvolumeKind::Volume);
+    stand.files().create_directory(make("home", "/after")).await.unwrap();
+    let status = stand.files().create_directory(make("h1", "/new")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "READ_ONLY"));
+    let names = async |tree: &str| {
+        let request = v1::ListDirectoryRequest { directory: at(tree, "/"), ..Default::default() };
+        let mut stream = stand.files().list_directory(request).await.unwrap().into_inner();
+        let mut names = Vec::new();
+        while let Some(message) = stream.message().await.unwrap() {
+            names.extend(message.entries.into_iter().map(|entry| entry.name));
+        }
+        names
+    };
+    assert_eq!(names("h1").await, [b"before".to_vec()]);
+    let clone = v1::CreateCloneRequest { source: "h1".to_owned(), name: "copy".to_owned() };
+    stand.snapshots().create_clone(clone).await.unwrap();
+    stand.files().create_directory(make("copy", "/mine")).await.unwrap();
+    assert_eq!(names("copy").await.len(), 2);
+    let rollback = v1::RollbackRequest { name: "home".to_owned(), snapshot: "h1".to_owned() };
+    stand.snapshots().rollback(rollback).await.unwrap();
+    assert_eq!(names("home").await, [b"before".to_vec()]);
+    // A snapshot is deleted as one.
+    let delete = v1::DeleteSubvolumeRequest { name: "h1".to_owned() };
+    let status = stand.subvolumes().delete_subvolume(delete).await.unwrap_err();
+    assert_eq!(reason(&status), "WRONG_KIND");
+    let delete = v1::DeleteSnapshotRequest { name: "h1".to_owned() };
+    stand.snapshots().delete_snapshot(delete).await.unwrap();
+    assert_eq!(names("home").await, [b"before".to_vec()]);
 }

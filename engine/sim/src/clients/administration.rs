@@ -175,12 +175,20 @@ pub fn check_names(context: &ClientContext, names: &[String]) {
         .chain(
             world.snapshots.iter().filter(|(_, s)| s.state == NameState::Present).map(|(n, _)| n),
         )
+        .chain(
+            world
+                .tree_snapshots
+                .iter()
+                .filter(|(_, s)| s.state == NameState::Present)
+                .map(|(n, _)| n),
+        )
         .collect();
     let missing = expected.iter().find(|name| !names.contains(**name)).map(|name| (*name).clone());
     let stranger = names.iter().find(|name| {
         !expected.contains(name)
             && world.passing.get(*name) != Some(&NameState::InDoubt)
             && !world.snapshots.contains_key(*name)
+            && !world.tree_snapshots.contains_key(*name)
     });
     if let Some(name) = missing {
         world.fail(format!("subvolume {name} is gone"));

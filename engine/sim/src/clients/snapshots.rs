@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine_store::api::NewSnapshot;
+use engine_store::api::{NewSnapshot, SubvolumeInfo};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
 use super::volume::found_at;
 use crate::model::snapshot::SnapshotModel;
 use crate::stamp::Found;
-use crate::world::{ClientContext, NameState, Refusal, SnapshotSlot, bytes_of};
+use crate::world::{ClientContext, NameState, Refusal, SnapshotSlot, World, bytes_of};
 
 /// Snapshots of one volume at a time.
 const SNAPSHOTS_MAX: usize = 6;
@@ -50,34 +50,67 @@ pub async fn work(
 }
 
 async fn create(context: &mut ClientContext, volume: &str) -> bool {
+    let Some(name) = begin(context, volume) else { return true };
+    let new = new_snapshot(volume, &name);
+    let (started, result) = make(context, &[new]).await;
+    let world = &mut *context.world.borrow_mut();
+    made(world, volume, &name, started, result.map(|infos| infos.into_iter().next()))
+}
+
+fn new_snapshot(source: &str, name: &str) -> NewSnapshot {
+    NewSnapshot { source: source.to_owned(), name: name.to_owned(), writable: false }
+}
+
+/// Puts a snapshot of a volume that is to be made in the world; `None`: the name is taken.
+pub(super) fn begin(context: &mut ClientContext, volume: &str) -> Option<String> {
     let name = format!("snap-{volume}-{}", context.random.below(SNAPSHOTS_MAX as u64));
-    let started = {
-        let world = &mut *context.world.borrow_mut();
-        if world.snapshots.contains_key(&name) {
-            return true;
-        }
-        let started = world.promises.start();
-        world.snapshots.insert(name.clone(), SnapshotSlot::begun(volume, started));
-        started
-    };
-    let new = NewSnapshot { source: volume.to_owned(), name: name.clone(), writable: false };
-    let result = context.client.snapshot_create(&[new]).await;
+    let world = &mut *context.world.borrow_mut();
+    if world.snapshots.contains_key(&name) {
+        return None;
+    }
+    // Before the instant at which making it starts: good enough for one that is cut off.
+    let started = world.promises.now();
+    world.snapshots.insert(name.clone(), SnapshotSlot::begun(volume, started));
+    Some(name)
+}
+
+/// Makes snapshots of one instant; gives when that was begun.
+pub(super) async fn make(
+    context: &ClientContext,
+    new: &[NewSnapshot],
+) -> (u64, Result<Vec<SubvolumeInfo>, StoreError>) {
+    let started = context.world.borrow_mut().promises.start();
+    let result = context.client.snapshot_create(new).await;
     let world = &mut *context.world.borrow_mut();
     world.promises.end(started);
     let now_ns = context.executor.now_ns();
-    world.event(now_ns, context.number, "snapshot create", [started, u64::from(result.is_ok()), 0]);
+    let numbers = [started, u64::from(result.is_ok()), new.len() as u64];
+    world.event(now_ns, context.number, "snapshot create", numbers);
+    if result.is_ok() {
+        world.mark("snapshot_create");
+        // All that is in it is durable, and so is what else was acknowledged before it.
+        world.all_durable(started, context.shard_count);
+    }
+    (started, result)
+}
+
+/// What came of making a snapshot of a volume; `false`: the client must stop.
+pub(super) fn made(
+    world: &mut World,
+    volume: &str,
+    name: &str,
+    started: u64,
+    result: Result<Option<SubvolumeInfo>, StoreError>,
+) -> bool {
     match result {
-        Ok(infos) => {
-            world.mark("snapshot_create");
-            // All that is in it is durable, and so is what else was acknowledged before it.
-            world.all_durable(started, context.shard_count);
+        Ok(info) => {
             let Some(model) = world.volumes.get(volume).map(|slot| &slot.model) else {
                 return true;
             };
             let model = SnapshotModel::new(model, started);
-            if let Some(slot) = world.snapshots.get_mut(&name) {
+            if let Some(slot) = world.snapshots.get_mut(name) {
                 (slot.state, slot.model) = (NameState::Present, Some(model));
-                slot.reference = infos.first().map(VolumeRef::from);
+                slot.reference = info.as_ref().map(VolumeRef::from);
                 slot.busy = false;
             }
             true
@@ -85,12 +118,12 @@ async fn create(context: &mut ClientContext, volume: &str) -> bool {
         Err(error) => match world.judge(&error) {
             Refusal::NoRoom => {
                 world.mark("no_space");
-                world.snapshots.remove(&name);
+                world.snapshots.remove(name);
                 true
             }
             Refusal::Device => {
                 world.mark("device_error");
-                if let Some(slot) = world.snapshots.get_mut(&name) {
+                if let Some(slot) = world.snapshots.get_mut(name) {
                     slot.unknown = true;
                 }
                 false

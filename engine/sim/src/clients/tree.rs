@@ -29,12 +29,14 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
         mix.attributes,
         mix.look,
         mix.sync,
+        mix.snapshot,
     ];
     let client = TreeClient { name, reference, mix };
     while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
             6 => client.look(&mut context).await,
             7 => client.sync(&mut context).await,
+            8 => client.snapshots(&mut context).await,
             kind => match client.draw(&mut context, kind) {
                 Some(op) => client.perform(&context, op).await,
                 None => client.look(&mut context).await,
@@ -51,7 +53,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
 pub(super) struct TreeClient {
     pub(super) name: String,
     pub(super) reference: TreeRef,
-    mix: TreeMix,
+    pub(super) mix: TreeMix,
 }
 
 impl TreeClient {

@@ -44,6 +44,35 @@ pub struct TreeModel {
     next_version: u64,
 }
 
+/// A tree as it was at one instant.
+#[derive(Clone, Debug)]
+pub struct TreeCopy {
+    state: TreeState,
+    inodes: BTreeMap<NodeId, InodeNumber>,
+}
+
+impl TreeCopy {
+    /// Compares a tree that was read back with it.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check(&self, found: &TreeState) -> Result<(), String> {
+        compare_whole(&self.state, &self.inodes, found)
+    }
+}
+
+/// All pages must be as they are in `state`.
+fn compare_whole(
+    state: &TreeState,
+    inodes: &BTreeMap<NodeId, InodeNumber>,
+    found: &TreeState,
+) -> Result<(), String> {
+    let far = compare::FarHistory::default();
+    // One shard: content past the first chunk is compared exactly, too.
+    let matching = Matching { found, inodes, shard_count: 1, far: &far };
+    matching.compare(state, None).map_err(|difference| difference.to_string())
+}
+
 /// What a check after a crash came to.
 #[derive(Clone, Debug)]
 pub struct Recovered {
@@ -67,6 +96,42 @@ impl TreeModel {
             next_node: ROOT + 1,
             next_version: 1,
         }
+    }
+
+    /// A clone, of which what it is made from is durable; what is written to it differs from what is written there.
+    #[must_use]
+    pub fn of(copy: &TreeCopy, home: ShardId, shard_count: u16, number: u64) -> Self {
+        let next_node = copy.state.ids().max().unwrap_or(ROOT) + 1;
+        Self {
+            home,
+            shard_count,
+            now: copy.state.clone(),
+            base: copy.state.clone(),
+            log: Vec::new(),
+            inodes: copy.inodes.clone(),
+            next_node,
+            next_version: number << 32 | 1,
+        }
+    }
+
+    /// The tree as it is now.
+    #[must_use]
+    pub fn copy(&self) -> TreeCopy {
+        TreeCopy { state: self.now.clone(), inodes: self.inodes.clone() }
+    }
+
+    /// The tree is to become what it was.
+    pub fn start_rollback(&mut self, promises: &mut Promises, copy: &TreeCopy) -> u64 {
+        // Nodes have names of their own in all that there ever was of a tree.
+        self.inodes.extend(copy.inodes.iter().map(|(node, inode)| (*node, *inode)));
+        self.start(promises, &TreeOp::Become(Box::new(copy.state.clone()))).0
+    }
+
+    /// It has become that, durably.
+    pub fn rolled_back(&mut self, promises: &mut Promises) {
+        self.done(promises, None);
+        self.base = self.now.clone();
+        self.log.clear();
     }
 
     /// The tree as clients must see it now.
@@ -312,10 +377,7 @@ impl TreeModel {
     /// # Errors
     /// The first difference.
     pub fn check_now(&self, found: &TreeState) -> Result<(), String> {
-        let far = compare::FarHistory::default();
-        // One shard: content past the first chunk is compared exactly, too.
-        let matching = Matching { found, inodes: &self.inodes, shard_count: 1, far: &far };
-        matching.compare(&self.now, None).map_err(|difference| difference.to_string())
+        compare_whole(&self.now, &self.inodes, found)
     }
 }
 

@@ -112,8 +112,8 @@ pub struct CreateAttributes {
 /// A file tree to work in: what names of files are resolved against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TreeRef {
-    /// Version of its keys.
-    pub snapshot: SnapshotId,
+    /// The subvolume: which version it has is looked up when the request is carried out.
+    pub subvolume: SubvolumeId,
     /// Its root directory; also tells the home shard.
     pub root: InodeNumber,
 }
@@ -208,7 +208,17 @@ pub enum Whose {
     /// Of a subvolume, as it is when the request is carried out.
     Subvolume(SubvolumeId),
     /// Of this very version: between shards.
-    Version(SnapshotId),
+    Version(KnownVersion),
+}
+
+/// A version, and how much the asker knew of versions when it said so. A shard that knows less waits until it has been
+/// told: else it would take a version that was just made, or merged, for one that sees only its own keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownVersion {
+    /// The version.
+    pub id: SnapshotId,
+    /// See [`VersionTable::epoch`](crate::api::VersionTable::epoch).
+    pub epoch: u64,
 }
 
 /// A snapshot to be made.

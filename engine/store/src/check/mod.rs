@@ -2,9 +2,10 @@
 //!
 //! Changes of the shard's namespace wait while its metadata is checked. What concerns other shards is
 //! asked of them in batches, and asked again before it is called a problem, so it may run beside
-//! other work. Keeps about 100 bytes in memory for each inode of the shard. Structure of trees, extents
+//! other work. Keeps about 200 bytes in memory for each inode of the shard. Structure of trees, extents
 //! and space are the engine's own check.
 
+mod census;
 mod data;
 mod names;
 mod paths;
@@ -19,12 +20,12 @@ use engine_base::{InodeNumber, ShardId, SnapshotId};
 use crate::api::{FsckReport, Owner, Reply, Request, Verify, VersionState};
 use crate::context::Context;
 use crate::error::Result;
-use crate::key::Tree;
 use crate::limits::FSCK_BATCH;
 use crate::logged::{self, Intent};
-use crate::namespace::{Inode, Namespace, inode_position};
+use crate::namespace::{Inode, Namespace};
 use crate::subvolume::Tables;
 
+pub(crate) use census::{Census, Key};
 pub(crate) use data::suspects;
 pub(crate) use paths::paths;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -110,23 +111,22 @@ pub(crate) async fn owners(
     inodes: &[(InodeNumber, SnapshotId)],
 ) -> Result<Vec<Owner>> {
     let (mut removing, mut cutting) = (BTreeSet::new(), BTreeSet::new());
+    let target = |version| context.engine.versions.target(version);
     for (_, intent) in logged::pending(&context.engine).await? {
         match intent {
-            Intent::Remove { inode, snapshot } => removing.insert((inode, snapshot)),
-            Intent::Truncate { inode, snapshot, .. } => cutting.insert((inode, snapshot)),
+            Intent::Remove { inode, snapshot } => removing.insert((inode, target(snapshot))),
+            Intent::Truncate { inode, snapshot, .. } => cutting.insert((inode, target(snapshot))),
             Intent::Create(_) | Intent::Resize { .. } => false,
         };
     }
     let mut transaction = context.engine.read();
     let mut owners = Vec::with_capacity(inodes.len());
     for (inode, snapshot) in inodes {
-        let value = transaction.seen(Tree::Inodes, inode_position(*inode, *snapshot)).await?;
-        owners.push(match value {
-            Some(value) if !cutting.contains(&(*inode, *snapshot)) => {
-                Owner::Alive { data_limit: Inode::decode(&value)?.data_limit }
-            }
+        let now = (*inode, target(*snapshot));
+        owners.push(match Inode::seen(&mut transaction, *inode, *snapshot).await? {
+            Some(seen) if !cutting.contains(&now) => Owner::Alive { data_limit: seen.data_limit },
             Some(_) => Owner::Changing,
-            None if removing.contains(&(*inode, *snapshot)) => Owner::Changing,
+            None if removing.contains(&now) => Owner::Changing,
             None => Owner::Gone,
         });
     }
@@ -142,10 +142,11 @@ pub(crate) async fn ask_owners(
     for inode in inodes {
         by_home.entry(inode.0.home(context.engine.shard_count())).or_default().push(*inode);
     }
+    let epoch = context.engine.versions.epoch();
     let mut known = BTreeMap::new();
     for (home, inodes) in by_home {
         for batch in inodes.chunks(FSCK_BATCH) {
-            let request = Request::FsckOwners { inodes: batch.to_vec() };
+            let request = Request::FsckOwners { inodes: batch.to_vec(), epoch };
             match context.call(home, request).await? {
                 Reply::Owners(owners) => known.extend(batch.iter().copied().zip(owners)),
                 other => return Err(other.mismatch("Owners")),

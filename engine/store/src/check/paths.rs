@@ -3,15 +3,15 @@
 //! Inodes of files do not know their names, so the entries of the whole shard are walked once; from
 //! there on up, directories know their parents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine_base::{InodeNumber, SnapshotId};
 
 use crate::context::Context;
 use crate::error::{Result, StoreError};
-use crate::key::{Position, Tree};
+use crate::key::{Position, Tree, Value};
 use crate::limits::DIRECTORY_DEPTH_MAX;
-use crate::namespace::{Entry, Hashed, Inode, Slot, inode_position};
+use crate::namespace::{Entry, Hashed, Inode, Slot};
 
 /// Longest path that is told, in bytes.
 const PATH_BYTES_MAX: usize = 16 << 10;
@@ -22,15 +22,17 @@ type Names = BTreeMap<Key, (InodeNumber, Vec<u8>)>;
 
 /// A path of each inode whose home this shard is; `None`: no name leads to it.
 pub(crate) async fn paths(context: &Context, inodes: &[Key]) -> Result<Vec<Option<Vec<u8>>>> {
-    let wanted: BTreeMap<Key, ()> = inodes.iter().map(|key| (*key, ())).collect();
+    let wanted: BTreeSet<Key> = inodes.iter().copied().collect();
     let mut names = Names::new();
     let mut from = Position::MIN;
     while let Some((at, value)) = next(context, from, Position::MAX).await? {
         from = at.successor();
         let Ok(Slot::Entry(entry)) = Entry::decode(&value) else { continue };
-        let key = (entry.inode, SnapshotId(at.snapshot));
-        if wanted.contains_key(&key) {
-            names.entry(key).or_insert((InodeNumber(at.inode), entry.name));
+        let of = (entry.inode, SnapshotId(0))..=(entry.inode, SnapshotId(u32::MAX));
+        for key in wanted.range(of) {
+            if !names.contains_key(key) && is_seen(context, at, key.1, &value).await? {
+                names.insert(*key, (InodeNumber(at.inode), entry.name.clone()));
+            }
         }
         if names.len() == wanted.len() {
             break;
@@ -43,11 +45,31 @@ pub(crate) async fn paths(context: &Context, inodes: &[Key]) -> Result<Vec<Optio
     Ok(paths)
 }
 
+/// Whether what is at a place in one version is what another sees there.
+async fn is_seen(
+    context: &Context,
+    at: Position,
+    version: SnapshotId,
+    value: &Value,
+) -> Result<bool> {
+    if at.snapshot == version.0 {
+        return Ok(true);
+    }
+    if !context.engine.versions.sees(version, SnapshotId(at.snapshot)) {
+        return Ok(false);
+    }
+    let position = Position { snapshot: version.0, ..at };
+    match context.engine.read().seen(Tree::Dirents, position).await {
+        Err(StoreError::Corrupt { .. }) => Ok(false),
+        seen => Ok(seen?.as_ref() == Some(value)),
+    }
+}
+
 async fn next(
     context: &Context,
     mut from: Position,
     to: Position,
-) -> Result<Option<(Position, crate::key::Value)>> {
+) -> Result<Option<(Position, Value)>> {
     loop {
         match context.engine.read().next(Tree::Dirents, from, to).await {
             // Names that are lost lead nowhere; those of other directories may be there.
@@ -65,13 +87,11 @@ async fn climb(context: &Context, names: &mut Names, of: Key) -> Result<Option<V
     let mut parts: Vec<Vec<u8>> = Vec::new();
     let mut at = of.0;
     for _ in 0..DIRECTORY_DEPTH_MAX {
-        let position = inode_position(at, snapshot);
-        let value = match context.engine.read().get(Tree::Inodes, position).await {
-            Ok(Some(value)) => value,
+        let inode = match Inode::seen(&mut context.engine.read(), at, snapshot).await {
+            Ok(Some(inode)) => inode,
             Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let Ok(inode) = Inode::decode(&value) else { return Ok(None) };
         if inode.parent == at {
             let mut path = Vec::new();
             for part in parts.iter().rev() {
@@ -105,7 +125,8 @@ async fn find_name(
     while let Some((at, value)) = next(context, from, to).await? {
         from = at.successor();
         if let Ok(Slot::Entry(entry)) = Entry::decode(&value)
-            && (entry.inode, SnapshotId(at.snapshot)) == of
+            && entry.inode == of.0
+            && is_seen(context, at, of.1, &value).await?
         {
             names.insert(of, (parent, entry.name));
             return Ok(());

@@ -31,8 +31,8 @@ use crate::error::{Result, StoreError};
 
 pub(crate) use batch::Until;
 pub(crate) use layers::absorb_blocks;
-pub(crate) use map::{BlockRange, clear_range, lookup};
-pub(crate) use write::Prepared;
+pub(crate) use map::{BlockRange, lookup};
+pub(crate) use write::{Prepared, forget_in, punch_in};
 
 /// Bytes of zeroes kept for holes.
 const ZEROES_BYTES: usize = 256 << 10;

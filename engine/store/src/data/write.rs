@@ -5,20 +5,21 @@
 use std::rc::Rc;
 
 use engine_base::checksum::{crc32c, crc32c_append};
-use engine_base::{BLOCK_SIZE, SnapshotId};
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 use smallvec::SmallVec;
 
 use super::DataPath;
 use super::layers::{absorb_blocks, hide_range};
 use super::map::{BlockRange, clear_range};
 use super::place::Placed;
-use crate::api::Data;
+use crate::api::{Data, SIZE_BYTES_MAX};
 use crate::engine::WritePoint;
 use crate::error::Result;
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
 use crate::flight::Flight;
 use crate::key::Value;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
+use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 use crate::version::View;
 
@@ -107,6 +108,24 @@ impl DataPath {
         self.clear(range, None).await
     }
 
+    /// Drops all that a version itself holds of an inode that is gone in it, and what one holds that is being merged
+    /// into it.
+    pub(crate) async fn forget(&self, inode: InodeNumber, version: SnapshotId) -> Result<()> {
+        let whole = |snapshot| BlockRange { inode, snapshot, from: 0, to: u64::MAX };
+        let Some(view) = self.engine.versions.view(version) else {
+            return self.drop_own(whole(version)).await;
+        };
+        if let Some(child) = view.absorbing() {
+            self.drop_own(whole(SnapshotId(child))).await?;
+        }
+        if planted::is(Bug::SnapshotDataForgotten)
+            && let Some(older) = view.above().first()
+        {
+            self.drop_own(whole(SnapshotId(*older))).await?;
+        }
+        self.drop_own(whole(SnapshotId(view.target()))).await
+    }
+
     async fn clear(&self, mut range: BlockRange, hides_in: Option<&View>) -> Result<()> {
         while range.from < range.to {
             let rest = self
@@ -125,7 +144,7 @@ impl DataPath {
     }
 
     /// The range in the version in which it is to be written, with nothing of one that is being merged in front of it.
-    pub(super) async fn written_as(&self, range: BlockRange) -> Result<BlockRange> {
+    pub(crate) async fn written_as(&self, range: BlockRange) -> Result<BlockRange> {
         let Some(view) = self.engine.versions.view(range.snapshot) else { return Ok(range) };
         let range = BlockRange { snapshot: SnapshotId(view.target()), ..range };
         if let Some(child) = view.absorbing() {
@@ -134,6 +153,34 @@ impl DataPath {
         }
         Ok(range)
     }
+}
+
+/// Makes holes of a range, which is that of [`DataPath::written_as`], within `transaction`; tells where to go on, as
+/// `clear_range` does.
+pub(crate) async fn punch_in(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+) -> Result<Option<u64>> {
+    match transaction.engine().versions.view(range.snapshot) {
+        Some(view) => hide_range(transaction, range, &view).await,
+        None => clear_range(transaction, range).await,
+    }
+}
+
+/// As [`DataPath::forget`], within `transaction`; whether that was enough for all of it.
+pub(crate) async fn forget_in(
+    transaction: &mut Transaction<'_>,
+    inode: InodeNumber,
+    version: SnapshotId,
+) -> Result<bool> {
+    let ids = transaction.written_versions(version);
+    // Of two versions it may be more than a transaction takes.
+    if ids.len() > 1 {
+        return Ok(false);
+    }
+    let to = SIZE_BYTES_MAX / BLOCK_SIZE;
+    let range = BlockRange { inode, snapshot: SnapshotId(ids[0]), from: 0, to };
+    Ok(clear_range(transaction, &range).await?.is_none())
 }
 
 impl Replacement {

@@ -126,7 +126,10 @@ pub(super) fn value(tree: Tree, level: u8, at: Position, bytes: &[u8]) -> Item {
     }
     let item = match tree {
         Tree::Extents => Extent::decode(bytes).map(|found| extent(at, &found)),
-        Tree::Inodes => Inode::decode(bytes).map(|found| inode(&found)),
+        Tree::Inodes => Inode::decode_slot(bytes).map(|slot| match slot {
+            Slot::Entry(found) => inode(&found),
+            Slot::Whiteout => Item::Map(vec![("whiteout", true.into())]),
+        }),
         Tree::Dirents => Entry::decode(bytes).map(entry),
         Tree::Xattrs => Xattr::decode(bytes).map(xattr),
         Tree::Subvolumes => subvolume(at, bytes),

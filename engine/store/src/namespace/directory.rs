@@ -3,7 +3,7 @@
 use engine_base::InodeNumber;
 
 use super::format::Entry;
-use super::{InodeRef, Namespace};
+use super::{InodeRef, Namespace, TreeAt};
 use crate::api::{DirectoryEntry, TreeRef};
 use crate::error::{Result, StoreError};
 use crate::key::Tree;
@@ -15,13 +15,22 @@ impl Namespace {
         &self,
         tree: TreeRef,
         directory: InodeNumber,
-        mut cookie: u64,
+        cookie: u64,
         limit: u32,
     ) -> Result<Vec<DirectoryEntry>> {
-        self.check(tree)?;
         if !(1..=LIST_ENTRIES_MAX).contains(&limit) {
             return Err(StoreError::invalid(format!("limit {limit}: 1 to {LIST_ENTRIES_MAX}")));
         }
+        self.reading(tree, async |tree| self.list(tree, directory, cookie, limit).await).await
+    }
+
+    async fn list(
+        &self,
+        tree: TreeAt,
+        directory: InodeNumber,
+        mut cookie: u64,
+        limit: u32,
+    ) -> Result<Vec<DirectoryEntry>> {
         let directory = InodeRef::of(tree, directory);
         let engine = &self.context.engine;
         let parent = directory.load_directory(&mut engine.read()).await?;

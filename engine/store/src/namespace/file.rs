@@ -10,7 +10,7 @@ use engine_base::units::{align_down, align_up, is_aligned};
 use engine_base::{BLOCK_SIZE, InodeNumber, MIB};
 use engine_memory::Buffer;
 
-use super::{Inode, InodeRef, Namespace};
+use super::{Inode, InodeRef, Namespace, TreeAt};
 use crate::api::{Attributes, DATA_BYTES_MAX, Data, Request, SIZE_BYTES_MAX, TreeRef, data_len};
 use crate::background::Held;
 use crate::client::cut;
@@ -31,12 +31,21 @@ impl Namespace {
         offset: u64,
         len: u64,
     ) -> Result<Data> {
-        self.check(tree)?;
         if len > DATA_BYTES_MAX {
             return Err(StoreError::invalid(format!(
                 "read of {len} bytes: {DATA_BYTES_MAX} at most"
             )));
         }
+        self.reading(tree, async |tree| self.read_at(tree, number, offset, len).await).await
+    }
+
+    async fn read_at(
+        &self,
+        tree: TreeAt,
+        number: InodeNumber,
+        offset: u64,
+        len: u64,
+    ) -> Result<Data> {
         let lock = self.locks.lock(number.0, Access::Shared);
         let lock = self.context.engine.waits.on(Timed::BlockedInodeLock, lock);
         let _lock = self.context.background.unless_stalled(&[Held::Inode(number.0)], lock).await?;
@@ -72,7 +81,7 @@ impl Namespace {
         let Some(end) = end else {
             return Err(StoreError::invalid(format!("a file has {SIZE_BYTES_MAX} bytes at most")));
         };
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let target = InodeRef::of(tree, number);
         let inode = target.load_file(&mut self.context.engine.read()).await?;
         if len == 0 {
@@ -110,7 +119,7 @@ impl Namespace {
         let written = self.write_parts(target, align_down(offset, BLOCK_SIZE), &blocks, end).await;
         if written.is_err() && end > inode.size {
             // Parts of it may lie past the end now.
-            self.settled.borrow_mut().remove(target.number.0);
+            self.settled.borrow_mut().remove(target.key());
         }
         written
     }
@@ -135,7 +144,7 @@ impl Namespace {
             .transact(async |transaction| {
                 let mut inode = target.load_file(transaction).await?;
                 inode.data_limit = inode.data_limit.max(limit);
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await?;
@@ -212,7 +221,7 @@ impl Namespace {
                 continue;
             }
             let shard = number.data_shard(from, context.engine.shard_count());
-            self.mark_dirty(number, shard).await?;
+            self.mark_dirty(target.key(), shard).await?;
             let data = cut(blocks, (from - start) as usize, (to - from) as usize);
             remote.push(context.write_blocks(number, snapshot, from, data));
         }
@@ -241,7 +250,7 @@ impl Namespace {
                     prepared.insert_last(transaction).await?;
                     inode.data_limit = inode.data_limit.max(*to);
                 }
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(inode.attributes(number))
             })
             .await
@@ -263,7 +272,7 @@ impl Namespace {
             .transact(async |transaction| {
                 let mut inode = target.load_file(transaction).await?;
                 inode.data_limit = inode.data_limit.max(to);
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await?;
@@ -277,9 +286,9 @@ impl Namespace {
         offset: u64,
         len: u64,
     ) -> Result<()> {
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let _locks = self.lock([(number, Access::Exclusive)]).await?;
-        let (target, snapshot) = (InodeRef::of(tree, number), tree.snapshot);
+        let target = InodeRef::of(tree, number);
         let inode = target.load_file(&mut self.context.engine.read()).await?;
         let end = offset.saturating_add(len).min(inode.size);
         if offset >= end {
@@ -298,9 +307,10 @@ impl Namespace {
         if from < to {
             let shards = self.shards_of(number, from, to.min(inode.data_limit));
             for shard in &shards {
-                self.mark_dirty(number, *shard).await?;
+                self.mark_dirty(target.key(), *shard).await?;
             }
-            let request = Request::DataPunch { inode: number, snapshot, from, to };
+            let version = self.context.known(tree.snapshot);
+            let request = Request::DataPunch { inode: number, version, from, to };
             self.context.ask_each(shards, &request).await?;
         }
         let now = self.context.now();
@@ -309,7 +319,7 @@ impl Namespace {
             .transact(async |transaction| {
                 let mut inode = target.load_file(transaction).await?;
                 inode.touch(now);
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await

@@ -14,7 +14,9 @@ const VERSION: u8 = 1;
 
 /// The inode is a block volume: no names, size fixed by the subvolume.
 const FLAG_VOLUME: u16 = 1;
-const FLAGS_KNOWN: u16 = FLAG_VOLUME;
+/// An older version has the inode, too.
+const FLAG_COPIED: u16 = 2;
+const FLAGS_KNOWN: u16 = FLAG_VOLUME | FLAG_COPIED;
 
 /// Fixed part of an inode; the target of a symbolic link follows.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -54,6 +56,18 @@ struct InodeHeader {
     btime: I64,
 }
 
+/// In place of an inode that an older version has, and this one not.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct InodeWhiteout {
+    /// Version of this layout: 1.
+    version: u8,
+    /// 0.
+    kind: u8,
+    /// Reserved, zero.
+    reserved: U16,
+}
+
 /// A directory entry or a whiteout; the name follows.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -83,6 +97,7 @@ struct XattrHeader {
 }
 
 const _: () = assert!(size_of::<InodeHeader>() == 88);
+const _: () = assert!(size_of::<InodeWhiteout>() == 4);
 const _: () = assert!(size_of::<EntryHeader>() == 16);
 const _: () = assert!(size_of::<XattrHeader>() == 4);
 const _: () = assert!(88 + SYMLINK_BYTES_MAX <= VALUE_BYTES_MAX);
@@ -93,6 +108,8 @@ const _: () = assert!(4 + NAME_BYTES_MAX + XATTR_VALUE_BYTES_MAX <= VALUE_BYTES_
 pub(crate) struct Inode {
     pub(crate) kind: FileKind,
     pub(crate) is_volume: bool,
+    /// An older version has it, too.
+    pub(crate) copied: bool,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -109,13 +126,23 @@ pub(crate) struct Inode {
     pub(crate) target: Vec<u8>,
 }
 
-/// What a place in a hashed table holds.
+/// What a place in a hashed table holds, or that of an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Slot<T> {
-    /// Something was here, and what follows may have been displaced by it.
+    /// Something was here, and what follows may have been displaced by it; or an older version has something here.
     Whiteout,
     /// An entry.
     Entry(T),
+}
+
+impl<T> Slot<T> {
+    /// The entry.
+    pub(crate) fn entry(self) -> Option<T> {
+        match self {
+            Self::Whiteout => None,
+            Self::Entry(entry) => Some(entry),
+        }
+    }
 }
 
 /// A directory entry.
@@ -158,10 +185,12 @@ fn kind_from_disk(number: u8) -> Option<FileKind> {
 impl Inode {
     pub(crate) fn encode(&self) -> Value {
         assert!(self.target.len() <= SYMLINK_BYTES_MAX);
+        let flag = |is: bool, flag: u16| if is { flag } else { 0 };
+        let flags = flag(self.is_volume, FLAG_VOLUME) | flag(self.copied, FLAG_COPIED);
         let header = InodeHeader {
             version: VERSION,
             kind: kind_to_disk(self.kind),
-            flags: U16::new(if self.is_volume { FLAG_VOLUME } else { 0 }),
+            flags: U16::new(flags),
             mode: U32::new(self.mode),
             uid: U32::new(self.uid),
             gid: U32::new(self.gid),
@@ -181,7 +210,23 @@ impl Inode {
         value
     }
 
+    /// The bytes of a whiteout.
+    pub(crate) fn whiteout() -> Value {
+        let header = InodeWhiteout { version: VERSION, kind: 0, reserved: U16::ZERO };
+        Value::from_slice(header.as_bytes())
+    }
+
     /// Parses a value of the inodes tree.
+    pub(crate) fn decode_slot(bytes: &[u8]) -> Result<Slot<Self>> {
+        match InodeWhiteout::read_from_bytes(bytes) {
+            Ok(InodeWhiteout { version: VERSION, kind: 0, reserved }) if reserved == 0 => {
+                Ok(Slot::Whiteout)
+            }
+            _ => Self::decode(bytes).map(Slot::Entry),
+        }
+    }
+
+    /// Parses an inode.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let bad = |why: &str| StoreError::corrupt("inode", why);
         let (header, target) =
@@ -201,6 +246,7 @@ impl Inode {
         Ok(Self {
             kind,
             is_volume: header.flags.get() & FLAG_VOLUME != 0,
+            copied: header.flags.get() & FLAG_COPIED != 0,
             mode: header.mode.get(),
             uid: header.uid.get(),
             gid: header.gid.get(),
@@ -368,6 +414,7 @@ mod tests {
         let inode = Inode {
             kind: FileKind::Symlink,
             is_volume: false,
+            copied: true,
             mode: 0o777,
             uid: 1,
             gid: 2,
@@ -384,8 +431,11 @@ mod tests {
             target: b"target".to_vec(),
         };
         let bytes = inode.encode();
-        assert_eq!(Inode::decode(&bytes), Ok(inode));
-        survives_damage(&bytes, Inode::decode);
+        assert_eq!(Inode::decode_slot(&bytes), Ok(Slot::Entry(inode)));
+        survives_damage(&bytes, Inode::decode_slot);
+        assert_eq!(Inode::decode_slot(&Inode::whiteout()), Ok(Slot::Whiteout));
+        assert!(Inode::decode(&Inode::whiteout()).is_err());
+        survives_damage(&Inode::whiteout(), Inode::decode_slot);
     }
 
     #[test]

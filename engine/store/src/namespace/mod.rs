@@ -12,6 +12,8 @@
 //! - Once a file is *settled* (in memory), nothing but zeroes lies past its end. A file is settled
 //!   before its first growth after the shard was opened: a crash may have lost the growth of its
 //!   size and kept the data on another shard.
+//! - A request is about the version that its subvolume has when it is carried out. Changes hold a pass of that version
+//!   from before they look at anything until all is committed, so a snapshot has all of a change or nothing.
 //!
 //! After a crash without fsync, blocks that other shards had not flushed read as they were before, or
 //! as holes, even if the size survived. Times of access are only changed on request.
@@ -20,6 +22,7 @@ mod directory;
 mod dirty;
 mod file;
 mod format;
+mod layers;
 mod names;
 mod operation;
 mod recent;
@@ -31,10 +34,10 @@ mod xattr;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use engine_base::InodeNumber;
+use engine_base::{InodeNumber, SnapshotId, SubvolumeId};
 use smallvec::SmallVec;
 
-use crate::api::{Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeRef};
+use crate::api::{Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeRef, Whose};
 use crate::background::Held;
 use crate::context::Context;
 use crate::error::{Result, StoreError};
@@ -45,6 +48,7 @@ use crate::times::Timed;
 use crate::transaction::Transaction;
 
 pub(crate) use format::{Entry, Hashed, Inode, Slot, Xattr, inode_position};
+pub(crate) use layers::absorb_key;
 #[cfg(test)]
 pub(crate) use table::PLACES;
 pub(crate) use table::{NameTable, home_place};
@@ -63,15 +67,27 @@ pub(crate) struct Namespace {
     syncs: Rc<LockTable<u64>>,
     /// Other shards that hold unflushed data of a file.
     dirty: RefCell<Recent<SmallVec<[u16; 4]>>>,
-    settled: RefCell<Recent<()>>,
+    /// Files that are settled, and the version that their subvolume had then.
+    settled: RefCell<Recent<SnapshotId>>,
+}
+
+/// A tree in the version that it has while one request is carried out.
+#[derive(Clone, Copy)]
+struct TreeAt {
+    subvolume: SubvolumeId,
+    snapshot: SnapshotId,
+    root: InodeNumber,
 }
 
 /// An inode in a tree.
 #[derive(Clone, Copy)]
 struct InodeRef {
-    tree: TreeRef,
+    tree: TreeAt,
     number: InodeNumber,
 }
+
+/// A file of a subvolume: what is known of it outlives changes of the subvolume's version.
+type FileKey = (SubvolumeId, InodeNumber);
 
 impl Namespace {
     pub(crate) fn new(context: &Rc<Context>) -> Rc<Self> {
@@ -147,19 +163,45 @@ impl Namespace {
         }
     }
 
-    /// Whether this shard is the home of the tree, and the tree is not deleted.
-    fn check(&self, tree: TreeRef) -> Result<()> {
+    fn check_home(&self, tree: TreeRef) -> Result<()> {
         let home = tree.root.home(self.context.engine.shard_count());
         if tree.root.0 == 0 || home != self.context.shard() {
             return Err(StoreError::invalid(format!("tree {} is not on this shard", tree.root)));
         }
-        self.context.gate.check(tree.snapshot)
+        Ok(())
+    }
+
+    /// The tree as it is now, to be read.
+    async fn to_read(&self, tree: TreeRef) -> Result<TreeAt> {
+        self.check_home(tree)?;
+        let TreeRef { subvolume, root } = tree;
+        let snapshot = self.context.to_read(Whose::Subvolume(subvolume)).await?;
+        Ok(TreeAt { subvolume, snapshot, root })
+    }
+
+    /// Reads of the tree as it is now. When it is taken back to a snapshot meanwhile, what it was may be gone from
+    /// other shards: then again.
+    async fn reading<T>(
+        &self,
+        tree: TreeRef,
+        read: impl AsyncFn(TreeAt) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            let at = self.to_read(tree).await?;
+            match read(at).await {
+                Err(StoreError::NotFound { .. })
+                    if self.context.current(tree.subvolume)?.version != at.snapshot => {}
+                result => return result,
+            }
+        }
     }
 
     /// Leave to change the tree.
-    fn enter(&self, tree: TreeRef) -> Result<Pass<'_>> {
-        self.check(tree)?;
-        self.context.gate.enter(tree.snapshot)
+    async fn enter(&self, tree: TreeRef) -> Result<(Pass<'_>, TreeAt)> {
+        self.check_home(tree)?;
+        let TreeRef { subvolume, root } = tree;
+        let (pass, snapshot, _) = self.context.to_write(Whose::Subvolume(subvolume)).await?;
+        Ok((pass, TreeAt { subvolume, snapshot, root }))
     }
 
     /// Locks inodes, and the shard's namespace shared. The locks are in ascending order.
@@ -187,28 +229,30 @@ impl Namespace {
     }
 
     async fn get_attributes(&self, tree: TreeRef, number: InodeNumber) -> Result<Attributes> {
-        self.check(tree)?;
-        let mut transaction = self.context.engine.read();
-        let inode = InodeRef { tree, number }.load(&mut transaction).await?;
-        Ok(inode.attributes(number))
+        self.reading(tree, async |tree| {
+            let mut transaction = self.context.engine.read();
+            let inode = InodeRef::of(tree, number).load(&mut transaction).await?;
+            Ok(inode.attributes(number))
+        })
+        .await
     }
 }
 
 impl InodeRef {
-    fn of(tree: TreeRef, number: InodeNumber) -> Self {
+    fn of(tree: TreeAt, number: InodeNumber) -> Self {
         Self { tree, number }
     }
 
+    fn key(self) -> FileKey {
+        (self.tree.subvolume, self.number)
+    }
+
     async fn load(self, transaction: &mut Transaction<'_>) -> Result<Inode> {
-        let position = inode_position(self.number, self.tree.snapshot);
-        match transaction.get(Tree::Inodes, position).await? {
-            Some(value) => {
-                let inode = Inode::decode(&value)?;
-                if inode.is_volume {
-                    return Err(StoreError::invalid(format!("inode {} is a volume", self.number)));
-                }
-                Ok(inode)
+        match Inode::seen(transaction, self.number, self.tree.snapshot).await? {
+            Some(inode) if inode.is_volume => {
+                Err(StoreError::invalid(format!("inode {} is a volume", self.number)))
             }
+            Some(inode) => Ok(inode),
             None => Err(StoreError::not_found(format!("inode {}", self.number))),
         }
     }
@@ -234,9 +278,9 @@ impl InodeRef {
         }
     }
 
-    fn store(self, transaction: &mut Transaction<'_>, inode: &Inode) {
-        let position = inode_position(self.number, self.tree.snapshot);
-        transaction.put(Tree::Inodes, position, inode.encode());
+    /// Puts an inode that was there before.
+    async fn store(self, transaction: &mut Transaction<'_>, inode: &Inode) -> Result<()> {
+        inode.store(transaction, self.number, self.tree.snapshot).await
     }
 
     fn table(self, tree: Tree, inode: &Inode) -> NameTable {

@@ -3,16 +3,13 @@
 use std::rc::Rc;
 
 use engine_base::InodeNumber;
-use smallvec::SmallVec;
 
 use super::format::Entry;
 use super::{Inode, InodeRef, Namespace, check_name, inode_position, shown};
-use crate::api::{
-    Attributes, CreateAttributes, FileKind, SIZE_BYTES_MAX, SYMLINK_BYTES_MAX, TreeRef,
-};
-use crate::data::{BlockRange, clear_range};
+use crate::api::{Attributes, CreateAttributes, FileKind, SYMLINK_BYTES_MAX, TreeRef};
+use crate::data::forget_in;
 use crate::error::{Result, StoreError};
-use crate::key::{Counter, Position, Tree};
+use crate::key::{Counter, Tree};
 use crate::limits::{LINKS_MAX, NAME_RETRIES_MAX};
 use crate::lock::Access;
 use crate::logged::{self, Intent, OperationId};
@@ -32,12 +29,10 @@ impl Namespace {
         directory: InodeNumber,
         name: &[u8],
     ) -> Result<Attributes> {
-        self.check(tree)?;
-        let directory = InodeRef::of(tree, directory);
-        // One transaction: a name that is replaced meanwhile is never seen missing.
-        self.context
-            .engine
-            .transact(async |transaction| {
+        self.reading(tree, async |tree| {
+            let directory = InodeRef::of(tree, directory);
+            // One transaction: a name that is replaced meanwhile is never seen missing.
+            let look = async |transaction: &mut Transaction<'_>| {
                 let parent = directory.load_directory(transaction).await?;
                 let table = directory.table(Tree::Dirents, &parent);
                 let found = table.find::<Entry>(transaction, name).await?;
@@ -46,8 +41,10 @@ impl Namespace {
                 };
                 let inode = InodeRef::of(tree, entry.inode).load(transaction).await?;
                 Ok(inode.attributes(entry.inode))
-            })
-            .await
+            };
+            self.context.engine.transact(look).await
+        })
+        .await
     }
 
     pub(super) async fn create(
@@ -91,7 +88,7 @@ impl Namespace {
         new: NewInode,
     ) -> Result<Attributes> {
         check_name(&name)?;
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let engine = &self.context.engine;
         let _reservation = engine.reserve(0).await?;
         let _locks = self.lock([(directory, Access::Exclusive)]).await?;
@@ -110,26 +107,29 @@ impl Namespace {
                 let number =
                     InodeNumber(sequence << shard_bits | u64::from(self.context.shard().0));
                 let inode = new.inode(directory.number, now, random);
-                InodeRef::of(tree, number).store(transaction, &inode);
+                let position = inode_position(number, tree.snapshot);
+                transaction.put_layered(Tree::Inodes, position, inode.encode());
                 let entry = Entry { inode: number, kind: new.kind, name: name.clone() };
                 table.put(transaction, found.place, &entry);
                 transaction.add(Counter::INODES, 1);
                 parent.size += 1;
                 parent.touch(now);
-                directory.store(transaction, &parent);
+                directory.store(transaction, &parent).await?;
                 Ok(inode.attributes(number))
             })
             .await
     }
 
     pub(super) async fn read_link(&self, tree: TreeRef, number: InodeNumber) -> Result<Vec<u8>> {
-        self.check(tree)?;
-        let mut transaction = self.context.engine.read();
-        let inode = InodeRef::of(tree, number).load(&mut transaction).await?;
-        if inode.kind != FileKind::Symlink {
-            return Err(StoreError::invalid(format!("inode {number} is not a symbolic link")));
-        }
-        Ok(inode.target)
+        self.reading(tree, async |tree| {
+            let mut transaction = self.context.engine.read();
+            let inode = InodeRef::of(tree, number).load(&mut transaction).await?;
+            if inode.kind != FileKind::Symlink {
+                return Err(StoreError::invalid(format!("inode {number} is not a symbolic link")));
+            }
+            Ok(inode.target)
+        })
+        .await
     }
 
     pub(super) async fn link(
@@ -140,7 +140,7 @@ impl Namespace {
         name: Vec<u8>,
     ) -> Result<Attributes> {
         check_name(&name)?;
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let engine = &self.context.engine;
         let _reservation = engine.reserve(0).await?;
         let wanted = [(directory, Access::Exclusive), (number, Access::Exclusive)];
@@ -166,10 +166,10 @@ impl Namespace {
                 table.put(transaction, found.place, &entry);
                 inode.links += 1;
                 inode.ctime = now;
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 parent.size += 1;
                 parent.touch(now);
-                directory.store(transaction, &parent);
+                directory.store(transaction, &parent).await?;
                 Ok(inode.attributes(number))
             })
             .await
@@ -192,7 +192,7 @@ impl Namespace {
     ) -> Result<()> {
         check_name(name)?;
         self.wait_for_removals().await?;
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let directory = InodeRef::of(tree, directory);
         for _ in 0..NAME_RETRIES_MAX {
             let Some(entry) = self.peek(directory, name).await? else {
@@ -220,7 +220,7 @@ impl Namespace {
     pub(super) fn after_drop(self: &Rc<Self>, dropped: &[(InodeRef, Dropped)]) {
         for (inode, dropped) in dropped {
             if *dropped != Dropped::Kept {
-                self.forget(inode.number);
+                self.forget(inode.key());
             }
             if let Dropped::Logged(operation) = dropped {
                 self.start_removal(*operation, inode.number, inode.tree.snapshot);
@@ -276,7 +276,7 @@ async fn remove_entry(
     table.remove::<Entry>(transaction, found.place).await?;
     parent.size = parent.size.saturating_sub(1);
     parent.touch(now);
-    directory.store(transaction, &parent);
+    directory.store(transaction, &parent).await?;
     drop_name(transaction, victim, inode, now).await.map(Some)
 }
 
@@ -290,13 +290,11 @@ pub(super) async fn drop_name(
     inode.links = inode.links.saturating_sub(1);
     if inode.links > 0 {
         inode.ctime = now;
-        victim.store(transaction, &inode);
+        victim.store(transaction, &inode).await?;
         return Ok(Dropped::Kept);
     }
     let snapshot = victim.tree.snapshot;
-    transaction.delete(Tree::Inodes, inode_position(victim.number, snapshot));
-    transaction.add(Counter::INODES, -1);
-    drop_xattrs(transaction, victim).await?;
+    Inode::remove(transaction, victim.number, snapshot).await?;
     if inode.data_limit == 0 {
         return Ok(Dropped::Gone);
     }
@@ -305,9 +303,7 @@ pub(super) async fn drop_name(
     let last_shard = victim.number.data_shard(inode.data_limit - 1, shard_count);
     let one_chunk = inode.data_limit <= 1 << engine_base::ids::CHUNK_SIZE_LOG2;
     if shard_count == 1 || (one_chunk && last_shard == engine.shard()) {
-        let blocks = SIZE_BYTES_MAX / engine_base::BLOCK_SIZE;
-        let range = BlockRange { inode: victim.number, snapshot, from: 0, to: blocks };
-        if clear_range(transaction, &range).await?.is_none() {
+        if forget_in(transaction, victim.number, snapshot).await? {
             return Ok(Dropped::Gone);
         }
     }
@@ -315,27 +311,12 @@ pub(super) async fn drop_name(
     Ok(Dropped::Logged(logged::put(transaction, &intent)))
 }
 
-async fn drop_xattrs(transaction: &mut Transaction<'_>, victim: InodeRef) -> Result<()> {
-    let mut from = Position::new(victim.number.0, 0, 0);
-    let to = Position::new(victim.number.0, u64::MAX, u32::MAX);
-    let mut found: SmallVec<[Position; 8]> = SmallVec::new();
-    while let Some((position, _)) = transaction.next(Tree::Xattrs, from, to).await? {
-        if position.snapshot == victim.tree.snapshot.0 {
-            found.push(position);
-        }
-        from = position.successor();
-    }
-    for position in found {
-        transaction.delete(Tree::Xattrs, position);
-    }
-    Ok(())
-}
-
 impl NewInode {
     fn inode(&self, parent: InodeNumber, now: i64, random: u64) -> Inode {
         Inode {
             kind: self.kind,
             is_volume: false,
+            copied: false,
             mode: self.attributes.mode & 0o7777,
             uid: self.attributes.uid,
             gid: self.attributes.gid,

@@ -7,11 +7,10 @@ use engine_base::units::{align_down, align_up};
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
 use engine_memory::Buffer;
 
-use super::{Inode, Namespace, inode_position};
+use super::{Inode, Namespace};
 use crate::api::{Data, Request};
 use crate::background::Held;
 use crate::error::{Result, StoreError};
-use crate::key::Tree;
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent, OperationId};
 use crate::reached::{Branch, mark};
@@ -72,7 +71,7 @@ impl Namespace {
         let context = &self.context;
         // Nothing is dropped elsewhere before it is durable here that the file is gone.
         context.engine.flush().await?;
-        let request = Request::DataTruncate { inode, snapshot, from: 0 };
+        let request = Request::DataForget { inodes: vec![inode], version: context.known(snapshot) };
         context.step_each(context.shards(), &request).await?;
         context.step_each(context.shards(), &Request::Flush).await?;
         context
@@ -107,26 +106,21 @@ impl Namespace {
         if pass.is_ok() {
             // Nothing is dropped elsewhere before the new size is durable here.
             context.engine.flush().await?;
-            let request = Request::DataTruncate { inode, snapshot, from };
-            context.step_each(context.shards(), &request).await?;
-            match self.zero_tail(inode, snapshot, size).await {
-                // Its shard deletes the version already.
-                Err(StoreError::NotFound { .. }) => {}
-                other => other.map(drop)?,
-            }
+            let version = context.known(snapshot);
+            let request = Request::DataPunch { inode, version, from, to: u64::MAX };
+            unless_deleted(context.step_each(context.shards(), &request).await)?;
+            unless_deleted(self.zero_tail(inode, snapshot, size).await.map(drop))?;
             context.step_each(context.shards(), &Request::Flush).await?;
         }
         context
             .engine
             .transact(async |transaction| {
                 logged::remove(transaction, operation);
-                let position = inode_position(inode, snapshot);
-                if let Some(value) = transaction.get(Tree::Inodes, position).await? {
-                    let mut inode = Inode::decode(&value)?;
-                    inode.data_limit = inode.data_limit.min(from);
-                    transaction.put(Tree::Inodes, position, inode.encode());
-                }
-                Ok(())
+                let Some(mut found) = Inode::seen(transaction, inode, snapshot).await? else {
+                    return Ok(());
+                };
+                found.data_limit = found.data_limit.min(from);
+                found.store(transaction, inode, snapshot).await
             })
             .await
     }
@@ -179,5 +173,13 @@ impl Namespace {
             return self.context.shards().collect();
         }
         (first..=last).map(|chunk| inode.data_shard(chunk << CHUNK_SIZE_LOG2, count)).collect()
+    }
+}
+
+/// A step on shards of which one may delete the version already: nothing is left to do there then.
+fn unless_deleted(done: Result<()>) -> Result<()> {
+    match done {
+        Err(StoreError::NotFound { .. }) => Ok(()),
+        other => other,
     }
 }

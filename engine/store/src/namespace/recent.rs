@@ -1,11 +1,13 @@
-//! A bounded memory of inodes, oldest first.
+//! A bounded memory of files, oldest first.
 
 use std::collections::BTreeMap;
 
-/// Inodes with something known about each, in the order in which they came.
+use super::FileKey;
+
+/// Files with something known about each, in the order in which they came.
 pub(super) struct Recent<V> {
-    items: BTreeMap<u64, (u64, V)>,
-    order: BTreeMap<u64, u64>,
+    items: BTreeMap<FileKey, (u64, V)>,
+    order: BTreeMap<u64, FileKey>,
     next: u64,
     max: usize,
 }
@@ -15,31 +17,35 @@ impl<V> Recent<V> {
         Self { items: BTreeMap::new(), order: BTreeMap::new(), next: 0, max: max.max(1) }
     }
 
-    pub(super) fn get_mut(&mut self, inode: u64) -> Option<&mut V> {
-        self.items.get_mut(&inode).map(|(_, value)| value)
+    pub(super) fn get_mut(&mut self, file: FileKey) -> Option<&mut V> {
+        self.items.get_mut(&file).map(|(_, value)| value)
     }
 
-    pub(super) fn contains(&self, inode: u64) -> bool {
-        self.items.contains_key(&inode)
+    pub(super) fn get(&self, file: FileKey) -> Option<&V> {
+        self.items.get(&file).map(|(_, value)| value)
     }
 
-    /// The oldest inode, if one more would be too many.
-    pub(super) fn overflow(&self) -> Option<u64> {
+    pub(super) fn contains(&self, file: FileKey) -> bool {
+        self.items.contains_key(&file)
+    }
+
+    /// The oldest file, if one more would be too many.
+    pub(super) fn overflow(&self) -> Option<FileKey> {
         if self.items.len() < self.max {
             return None;
         }
-        self.order.first_key_value().map(|(_, inode)| *inode)
+        self.order.first_key_value().map(|(_, file)| *file)
     }
 
-    pub(super) fn insert(&mut self, inode: u64, value: V) {
-        self.remove(inode);
-        self.items.insert(inode, (self.next, value));
-        self.order.insert(self.next, inode);
+    pub(super) fn insert(&mut self, file: FileKey, value: V) {
+        self.remove(file);
+        self.items.insert(file, (self.next, value));
+        self.order.insert(self.next, file);
         self.next += 1;
     }
 
-    pub(super) fn remove(&mut self, inode: u64) -> Option<V> {
-        let (number, value) = self.items.remove(&inode)?;
+    pub(super) fn remove(&mut self, file: FileKey) -> Option<V> {
+        let (number, value) = self.items.remove(&file)?;
         self.order.remove(&number);
         Some(value)
     }

@@ -44,7 +44,7 @@ impl Namespace {
         check_name(&from.1)?;
         check_name(&to.1)?;
         self.wait_for_removals().await?;
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let _reservation = self.context.engine.reserve(0).await?;
         let (from_directory, to_directory) = (InodeRef::of(tree, from.0), InodeRef::of(tree, to.0));
         for _ in 0..NAME_RETRIES_MAX {
@@ -61,7 +61,7 @@ impl Namespace {
             let _locks = self.lock(wanted).await?;
             if mode == RenameMode::Replace && destination.is_some() {
                 // Write, rename over the old file, crash: whoever finds the new file finds its data.
-                self.sync_data(source.inode).await?;
+                self.sync_data((tree.subvolume, source.inode)).await?;
             }
             let rename = Rename {
                 from: from_directory,
@@ -217,8 +217,7 @@ impl Rename {
         if inode.kind == FileKind::Directory {
             inode.parent = directory.number;
         }
-        moved.store(transaction, &inode);
-        Ok(())
+        moved.store(transaction, &inode).await
     }
 
     async fn resize_directory(
@@ -230,8 +229,7 @@ impl Rename {
         let mut inode = directory.load_directory(transaction).await?;
         inode.size = inode.size.saturating_add_signed(entries);
         inode.touch(self.now);
-        directory.store(transaction, &inode);
-        Ok(())
+        directory.store(transaction, &inode).await
     }
 }
 

@@ -9,7 +9,7 @@ use super::operation::Cut;
 use super::{Inode, InodeRef, Namespace};
 use crate::api::{Attributes, FileKind, Request, SIZE_BYTES_MAX, SetAttributes, TreeRef};
 use crate::context::block_range;
-use crate::data::{BlockRange, Prepared, clear_range};
+use crate::data::{BlockRange, Prepared, punch_in};
 use crate::error::{Result, StoreError};
 use crate::lock::{Access, LockGuard};
 use crate::logged::{self, Intent};
@@ -28,7 +28,7 @@ impl Namespace {
         if set.size.is_some_and(|size| size > SIZE_BYTES_MAX) {
             return Err(StoreError::invalid(format!("size: {SIZE_BYTES_MAX} at most")));
         }
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         // No reservation: it adds no keys, and a full pool must let files be shortened.
         let locks = self.lock([(number, Access::Exclusive)]).await?;
         let target = InodeRef::of(tree, number);
@@ -51,7 +51,7 @@ impl Namespace {
             .transact(async |transaction| {
                 let mut inode = target.load(transaction).await?;
                 apply(&mut inode, &set, now);
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(inode.attributes(number))
             })
             .await
@@ -79,12 +79,10 @@ impl Namespace {
             false => None,
         };
         let now = context.now();
-        let rest = BlockRange {
-            inode: number,
-            snapshot,
-            from: from / BLOCK_SIZE,
-            to: SIZE_BYTES_MAX / BLOCK_SIZE,
-        };
+        let (first, last) = (from / BLOCK_SIZE, SIZE_BYTES_MAX / BLOCK_SIZE);
+        let rest = BlockRange { inode: number, snapshot, from: first, to: last };
+        // What is being merged goes first: it takes many transactions, and changes nothing that is seen.
+        let rest = if only_here { context.data.written_as(rest).await? } else { rest };
         let (attributes, operation) = context
             .engine
             .transact(async |transaction| {
@@ -95,14 +93,14 @@ impl Namespace {
                     if let Some(prepared) = &prepared {
                         prepared.insert_last(transaction).await?;
                     }
-                    done = clear_range(transaction, &rest).await?.is_none();
+                    done = punch_in(transaction, &rest).await?.is_none();
                 }
                 if done {
                     inode.data_limit = inode.data_limit.min(from);
                 }
                 let intent = Intent::Truncate { inode: number, snapshot, size };
                 let operation = (!done).then(|| logged::put(transaction, &intent));
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok((inode.attributes(number), operation))
             })
             .await?;
@@ -128,7 +126,7 @@ impl Namespace {
                 let mut inode = target.load_file(transaction).await?;
                 inode.size = size;
                 inode.data_limit = inode.data_limit.min(align_up(size, BLOCK_SIZE));
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await?;
@@ -154,7 +152,12 @@ impl Namespace {
     /// time since the shard was opened. The file's lock is held.
     pub(super) async fn settle(&self, target: InodeRef, inode: &Inode) -> Result<()> {
         let (number, snapshot) = (target.number, target.tree.snapshot);
-        if self.settled.borrow().contains(number.0) {
+        let versions = &self.context.engine.versions;
+        let known = self.settled.borrow().get(target.key()).copied();
+        // Taken back to a snapshot of before, it is another file.
+        if known.is_some_and(|then| versions.sees(snapshot, then))
+            || planted::is(Bug::UnsettledGrowth)
+        {
             return Ok(());
         }
         let from = align_up(inode.size, BLOCK_SIZE);
@@ -162,7 +165,8 @@ impl Namespace {
         if inode.data_limit > from {
             touched = self.shards_of(number, from, inode.data_limit);
             let to = inode.data_limit;
-            let request = Request::DataPunch { inode: number, snapshot, from, to };
+            let version = self.context.known(snapshot);
+            let request = Request::DataPunch { inode: number, version, from, to };
             self.context.ask_each(touched.iter().copied(), &request).await?;
         }
         touched.extend(self.zero_tail(number, snapshot, inode.size).await?);
@@ -173,7 +177,7 @@ impl Namespace {
         if let Some(oldest) = settled.overflow() {
             settled.remove(oldest);
         }
-        settled.insert(number.0, ());
+        settled.insert(target.key(), snapshot);
         Ok(())
     }
 }

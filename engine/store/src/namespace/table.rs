@@ -3,6 +3,9 @@
 //! A name's place is a keyed 63-bit hash; a place that is taken leads to the next one. So all names of
 //! one hash follow each other without a gap: an entry that is removed from within such a chain
 //! leaves a whiteout. An entry never moves, so its place is also the cookie of a listing.
+//!
+//! A place holds what the nearest version has there ([`crate::version`]): what is removed while an older version has
+//! something at its place leaves a whiteout, too. So a whiteout may also be the end of a chain.
 
 use std::hash::Hasher;
 
@@ -11,7 +14,8 @@ use siphasher::sip::SipHasher13;
 
 use super::format::{Hashed, Slot};
 use crate::error::{Result, StoreError};
-use crate::key::{Position, Tree};
+use crate::key::{Position, Tree, Value};
+use crate::planted::{self, Bug};
 use crate::transaction::Transaction;
 
 /// Places below are not used: cookie 0 is the start of a listing.
@@ -64,8 +68,14 @@ impl NameTable {
         transaction: &mut Transaction<'_>,
         place: u64,
     ) -> Result<Option<Slot<T>>> {
-        let value = transaction.get(self.tree, self.position(place)).await?;
+        let value = transaction.seen(self.tree, self.position(place)).await?;
         value.map(|value| T::decode(&value)).transpose()
+    }
+
+    /// Whether an older version has something at the place.
+    async fn is_taken_above(&self, transaction: &mut Transaction<'_>, place: u64) -> Result<bool> {
+        let above = transaction.seen_above(self.tree, self.position(place)).await?;
+        Ok(above.is_some() && !planted::is(Bug::WhiteoutForgotten))
     }
 
     /// Searches for `name`.
@@ -96,24 +106,29 @@ impl NameTable {
 
     /// Puts `entry` where [`NameTable::find`] said.
     pub(crate) fn put<T: Hashed>(&self, transaction: &mut Transaction<'_>, place: u64, entry: &T) {
-        transaction.put(self.tree, self.position(place), entry.encode());
+        transaction.put_layered(self.tree, self.position(place), entry.encode());
     }
 
-    /// Removes what is at `place`: leaves a whiteout if the chain goes on, else also takes away the
-    /// whiteouts before it.
+    /// Removes what is at `place`: leaves a whiteout if the chain goes on or an older version has something there, else
+    /// also takes away the whiteouts before it that are of no use then.
     pub(crate) async fn remove<T: Hashed>(
         &self,
         transaction: &mut Transaction<'_>,
         place: u64,
     ) -> Result<()> {
-        if self.slot::<T>(transaction, place + 1).await?.is_some() {
-            transaction.put(self.tree, self.position(place), T::whiteout());
+        if self.slot::<T>(transaction, place + 1).await?.is_some()
+            || self.is_taken_above(transaction, place).await?
+        {
+            transaction.put_layered(self.tree, self.position(place), T::whiteout());
             return Ok(());
         }
-        transaction.delete(self.tree, self.position(place));
+        transaction.delete_layered(self.tree, self.position(place));
         let mut before = place - 1;
         while let Some(Slot::Whiteout) = self.slot::<T>(transaction, before).await? {
-            transaction.delete(self.tree, self.position(before));
+            if self.is_taken_above(transaction, before).await? {
+                break;
+            }
+            transaction.delete_layered(self.tree, self.position(before));
             before -= 1;
         }
         Ok(())
@@ -125,15 +140,24 @@ impl NameTable {
         transaction: &mut Transaction<'_>,
         place: u64,
     ) -> Result<Option<(u64, T)>> {
+        let view = transaction.engine().versions.view(self.snapshot);
+        let is_seen = |position: Position| match &view {
+            Some(view) => view.rank(position.snapshot).is_some(),
+            None => position.snapshot == self.snapshot.0,
+        };
+        let keep = |position: Position, value: &Value| is_seen(position).then(|| value.clone());
         let mut from = Position::new(self.inode.0, place.saturating_add(1), 0);
         let to = Position::new(self.inode.0, u64::MAX, u32::MAX);
-        while let Some((position, value)) = transaction.next(self.tree, from, to).await? {
-            if position.snapshot == self.snapshot.0
-                && let Slot::Entry(entry) = T::decode(&value)?
-            {
+        while let Some((position, value)) = transaction.next_as(self.tree, from, to, keep).await? {
+            let Some(value) = value else {
+                from = position.successor();
+                continue;
+            };
+            // The nearest at its place: those after it there are hidden.
+            if let Slot::Entry(entry) = T::decode(&value)? {
                 return Ok(Some((position.offset, entry)));
             }
-            from = position.successor();
+            from = Position { snapshot: u32::MAX, ..position }.successor();
         }
         Ok(None)
     }

@@ -19,15 +19,17 @@ impl Namespace {
         number: InodeNumber,
         name: &[u8],
     ) -> Result<Vec<u8>> {
-        self.check(tree)?;
-        let target = InodeRef::of(tree, number);
-        let mut transaction = self.context.engine.read();
-        let inode = target.load(&mut transaction).await?;
-        let table = target.table(Tree::Xattrs, &inode);
-        match table.find::<Xattr>(&mut transaction, name).await?.entry {
-            Some(xattr) => Ok(xattr.value),
-            None => Err(missing(name)),
-        }
+        self.reading(tree, async |tree| {
+            let target = InodeRef::of(tree, number);
+            let mut transaction = self.context.engine.read();
+            let inode = target.load(&mut transaction).await?;
+            let table = target.table(Tree::Xattrs, &inode);
+            match table.find::<Xattr>(&mut transaction, name).await?.entry {
+                Some(xattr) => Ok(xattr.value),
+                None => Err(missing(name)),
+            }
+        })
+        .await
     }
 
     pub(super) async fn xattr_set(
@@ -49,7 +51,7 @@ impl Namespace {
                 "xattr value of {len} bytes: {XATTR_VALUE_BYTES_MAX} at most"
             )));
         }
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let _reservation = self.context.engine.reserve(0).await?;
         let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let (now, target) = (self.context.now(), InodeRef::of(tree, number));
@@ -75,7 +77,7 @@ impl Namespace {
                 }
                 table.put(transaction, found.place, &xattr);
                 inode.ctime = now;
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await
@@ -86,11 +88,13 @@ impl Namespace {
         tree: TreeRef,
         number: InodeNumber,
     ) -> Result<Vec<Vec<u8>>> {
-        self.check(tree)?;
-        let target = InodeRef::of(tree, number);
-        let mut transaction = self.context.engine.read();
-        let inode = target.load(&mut transaction).await?;
-        all(&mut transaction, &target.table(Tree::Xattrs, &inode)).await
+        self.reading(tree, async |tree| {
+            let target = InodeRef::of(tree, number);
+            let mut transaction = self.context.engine.read();
+            let inode = target.load(&mut transaction).await?;
+            all(&mut transaction, &target.table(Tree::Xattrs, &inode)).await
+        })
+        .await
     }
 
     pub(super) async fn xattr_remove(
@@ -99,7 +103,7 @@ impl Namespace {
         number: InodeNumber,
         name: &[u8],
     ) -> Result<()> {
-        let _pass = self.enter(tree)?;
+        let (_pass, tree) = self.enter(tree).await?;
         let _locks = self.lock([(number, Access::Exclusive)]).await?;
         let (now, target) = (self.context.now(), InodeRef::of(tree, number));
         self.context
@@ -113,7 +117,7 @@ impl Namespace {
                 }
                 table.remove::<Xattr>(transaction, found.place).await?;
                 inode.ctime = now;
-                target.store(transaction, &inode);
+                target.store(transaction, &inode).await?;
                 Ok(())
             })
             .await

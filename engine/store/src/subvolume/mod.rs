@@ -11,6 +11,7 @@ mod names;
 mod records;
 mod snapshots;
 mod step;
+mod sweep;
 mod tables;
 mod versions;
 

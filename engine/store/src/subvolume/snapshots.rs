@@ -14,8 +14,7 @@ use super::names;
 use super::tables::{Tables, key_of, uuid_v4};
 use super::versions::current_of;
 use crate::api::{
-    NewSnapshot, Request, SNAPSHOT_GROUP_MAX, SubvolumeInfo, SubvolumeKind, VersionChange,
-    VersionNode,
+    NewSnapshot, Request, SNAPSHOT_GROUP_MAX, SubvolumeInfo, VersionChange, VersionNode,
 };
 use crate::background::Held;
 use crate::error::{Result, StoreError};
@@ -64,7 +63,7 @@ impl Tables {
         let _names = self.lock_names(all).await?;
         let mut sources = Vec::with_capacity(snapshots.len());
         for one in &snapshots {
-            sources.push(self.volume_for_snapshot(&one.source)?);
+            sources.push(self.get(&one.source)?);
             if self.subvolumes.borrow().contains_key(&one.name) {
                 let what = format!("subvolume {:?}", one.name);
                 return Err(StoreError::AlreadyExists { what });
@@ -103,17 +102,6 @@ impl Tables {
         Ok(())
     }
 
-    /// A volume, or a snapshot of one, as it is now.
-    fn volume_for_snapshot(&self, name: &str) -> Result<SubvolumeInfo> {
-        let info = self.get(name)?;
-        match info.kind {
-            SubvolumeKind::Volume => Ok(info),
-            SubvolumeKind::FileTree => Err(StoreError::Unsupported {
-                what: format!("snapshots of file trees: {name:?} is one; volumes have them"),
-            }),
-        }
-    }
-
     /// The versions are locked: what versions the sources have now, they keep until then.
     fn plan_snapshots(
         &self,
@@ -123,7 +111,7 @@ impl Tables {
         let runtime = self.context.engine.runtime();
         let mut plan = Plan::default();
         for one in snapshots {
-            let source = self.volume_for_snapshot(&one.source)?;
+            let source = self.get(&one.source)?;
             // A second snapshot of the same source shares the version of the first.
             let moved = plan.changed.iter().any(|info| info.id == source.id);
             if !source.read_only && !moved {
@@ -157,8 +145,8 @@ impl Tables {
         snapshot: &str,
     ) -> Result<SubvolumeInfo> {
         let _names = self.lock_names([name, snapshot]).await?;
-        let volume = self.volume_for_snapshot(name)?;
-        let from = self.volume_for_snapshot(snapshot)?;
+        let volume = self.get(name)?;
+        let from = self.get(snapshot)?;
         if volume.read_only {
             return Err(StoreError::invalid(format!("{name:?} is itself a snapshot")));
         }
@@ -168,8 +156,8 @@ impl Tables {
         let plan = self
             .at_one_instant(vec![volume.id], async |transaction| {
                 // As they are now that the versions are locked.
-                let volume = self.volume_for_snapshot(name)?;
-                let from = self.volume_for_snapshot(snapshot)?;
+                let volume = self.get(name)?;
+                let from = self.get(snapshot)?;
                 let version = next_version(transaction)?;
                 let size_bytes = from.size_bytes;
                 let changed = SubvolumeInfo { snapshot: version, size_bytes, ..volume };

@@ -144,12 +144,13 @@ fn concurrent_clients_leave_a_consistent_tree() {
             pool.quiet().await;
             let report = client.fsck(Verify::All).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
+            let version = pool.version_of(tree.subvolume);
             let (deleted, _) = futures::future::join(client.subvolume_delete("t"), late).await;
             deleted.unwrap();
             pool.quiet().await;
             let report = client.fsck(Verify::All).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
-            assert_eq!(pool.data_blocks_of(tree.snapshot), 0);
+            assert_eq!(pool.data_blocks_of(version), 0);
         });
     });
 }

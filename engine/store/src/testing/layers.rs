@@ -7,7 +7,7 @@ use engine_base::random::Random;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
 
 use super::{Pool, bytes_of, data_of, with_seeds};
-use crate::api::{FsckReport, Link, Reply, Request, Whose};
+use crate::api::{FsckReport, KnownVersion, Link, Reply, Request, Whose};
 use crate::data::absorb_blocks;
 use crate::key::Tree;
 use crate::version::Node;
@@ -26,6 +26,10 @@ struct Run {
     /// Of those that can be read.
     content: BTreeMap<u32, Content>,
     next: u32,
+}
+
+fn known(version: u32) -> KnownVersion {
+    KnownVersion { id: SnapshotId(version), epoch: 0 }
 }
 
 impl Run {
@@ -93,7 +97,7 @@ impl Run {
             let bytes = vec![stamp; (len * BLOCK_SIZE) as usize];
             let request = Request::DataWrite {
                 inode: INODE,
-                of: Whose::Version(SnapshotId(version)),
+                of: Whose::Version(known(version)),
                 offset: (FIRST + at) * BLOCK_SIZE,
                 data: data_of(&bytes, &mut self.random),
                 fua: false,
@@ -109,7 +113,7 @@ impl Run {
         let Some(version) = self.leaf() else { return };
         let (at, len) = self.range();
         let (from, to) = ((FIRST + at) * BLOCK_SIZE, (FIRST + at + len) * BLOCK_SIZE);
-        let request = Request::DataPunch { inode: INODE, snapshot: SnapshotId(version), from, to };
+        let request = Request::DataPunch { inode: INODE, version: known(version), from, to };
         pool.client().link().call(ShardId(0), request).await.unwrap();
         self.content.get_mut(&version).unwrap()[at as usize..(at + len) as usize].fill(0);
     }
@@ -128,7 +132,7 @@ impl Run {
             }
             let request = Request::DataRead {
                 inode: INODE,
-                of: Whose::Version(SnapshotId(version)),
+                of: Whose::Version(known(version)),
                 offset: (FIRST + from) * BLOCK_SIZE,
                 len: ((to - from) * BLOCK_SIZE) as u32,
             };

@@ -46,7 +46,7 @@ fn a_removed_files_data_is_dropped_after_a_crash() {
         // The file is gone and nothing of its data is dropped yet.
         home.engine()
             .transact(async |transaction| {
-                let intent = Intent::Remove { inode, snapshot: tree.snapshot };
+                let intent = Intent::Remove { inode, snapshot: pool.version_of(tree.subvolume) };
                 logged::put(transaction, &intent);
                 Ok(())
             })
@@ -58,7 +58,7 @@ fn a_removed_files_data_is_dropped_after_a_crash() {
     pool.crash_and_open();
     pool.run(async move |pool| {
         pool.quiet().await;
-        assert_eq!(pool.data_blocks_of(tree.snapshot), 0);
+        assert_eq!(pool.data_blocks_of(pool.version_of(tree.subvolume)), 0);
         no_intent_is_left(&pool, 4).await;
     });
 }
@@ -71,12 +71,12 @@ fn a_cut_off_file_stays_cut_off_after_a_crash() {
         let home = pool.shard(inode.home(4).0);
         home.engine()
             .transact(async |transaction| {
-                let position = inode_position(inode, tree.snapshot);
+                let position = inode_position(inode, pool.version_of(tree.subvolume));
                 let value = transaction.get(Tree::Inodes, position).await?.unwrap();
                 let mut cut = Inode::decode(&value)?;
                 cut.size = 5 * MIB + 5000;
                 transaction.put(Tree::Inodes, position, cut.encode());
-                let (snapshot, size) = (tree.snapshot, cut.size);
+                let (snapshot, size) = (pool.version_of(tree.subvolume), cut.size);
                 logged::put(transaction, &Intent::Truncate { inode, snapshot, size });
                 Ok(())
             })
@@ -238,7 +238,8 @@ fn fsck_sees_what_is_wrong() {
         let home = pool.shard(inode.home(2).0);
         home.engine()
             .transact(async |transaction| {
-                transaction.delete(Tree::Inodes, inode_position(inode, tree.snapshot));
+                let version = pool.version_of(tree.subvolume);
+                transaction.delete(Tree::Inodes, inode_position(inode, version));
                 Ok(())
             })
             .await

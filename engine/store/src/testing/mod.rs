@@ -29,6 +29,7 @@ mod space;
 mod tail;
 mod tree_model;
 mod tree_random;
+mod tree_snapshots;
 mod volumes;
 
 pub(crate) use executor::TestRuntime;

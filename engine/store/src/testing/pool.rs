@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use engine_base::runtime::{LocalBoxFuture, Runtime};
-use engine_base::{ShardId, SnapshotId};
+use engine_base::{ShardId, SnapshotId, SubvolumeId};
 use engine_device::{
     BlockDevice, Completion, DeviceError, DeviceInfo, DeviceQueue, Faults, FaultyDevice,
     MemoryDevice, Operation,
@@ -316,6 +316,11 @@ impl Pool {
     pub(crate) fn data_blocks_of(&self, version: SnapshotId) -> u64 {
         let counter = Counter::data_blocks(version.0);
         (0..self.shard_count()).map(|shard| self.shard(shard).engine().counter(counter)).sum()
+    }
+
+    /// The version that a subvolume has now.
+    pub(crate) fn version_of(&self, subvolume: SubvolumeId) -> SnapshotId {
+        self.shard(0).engine().versions.current(subvolume).expect("it is there").version
     }
 
     /// What the device was asked to do by the shards.

@@ -176,7 +176,7 @@ async fn entry_of(pool: &Pool, tree: TreeRef, name: &[u8]) -> Position {
         let (at, value) = key(pool, Tree::Dirents, from).await;
         if let Ok(Slot::Entry(entry)) = Entry::decode(&value)
             && entry.name == name
-            && at.snapshot == tree.snapshot.0
+            && at.snapshot == pool.version_of(tree.subvolume).0
         {
             return at;
         }
@@ -209,7 +209,10 @@ fn accounting_is_set_to_what_the_index_says() {
         let shard = pool.shard(0);
         let engine = shard.engine();
         let seq = engine.journal.seq();
-        engine.apply_counter(CounterUpdate::Add(Counter::data_blocks(tree.snapshot.0), 9), seq);
+        engine.apply_counter(
+            CounterUpdate::Add(Counter::data_blocks(pool.version_of(tree.subvolume).0), 9),
+            seq,
+        );
         engine.apply_counter(CounterUpdate::Add(Counter::data_blocks(4000), 5), seq);
         engine.apply_counter(CounterUpdate::Add(Counter::INODES, -2), seq);
         {
@@ -259,7 +262,8 @@ fn names_links_and_sizes_are_put_right() {
     let (pool, tree) = filled(63);
     write(&pool, tree, b"f8", 8, 3);
     let orphan = pool.run(async move |pool| {
-        let at = |inode| inode_position(inode, tree.snapshot);
+        let version = pool.version_of(tree.subvolume);
+        let at = |inode| inode_position(inode, version);
         let orphan = lookup(&pool, tree, b"f6").await;
         let (gone, many) = (lookup(&pool, tree, b"f5").await, lookup(&pool, tree, b"f7").await);
         let folder = pool.client().lookup(tree, tree.root, b"d").await.unwrap().inode;

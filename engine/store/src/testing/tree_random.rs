@@ -15,11 +15,12 @@ use crate::testing::pool::TestLink;
 const INTERESTING: [u64; 9] =
     [0, 1, 4095, 4096, 4097, 131_072, 4_194_303, 4_194_304, 8_388_608 + 100];
 
-struct Run {
-    client: Client<TestLink>,
-    tree: TreeRef,
-    model: Model,
-    random: Random,
+/// A tree that is worked on.
+pub(super) struct Run {
+    pub(super) client: Client<TestLink>,
+    pub(super) tree: TreeRef,
+    pub(super) model: Model,
+    pub(super) random: Random,
     /// Every inode there ever was, so that gone ones are asked for too.
     seen: Vec<u64>,
 }
@@ -67,7 +68,8 @@ impl Run {
         }
     }
 
-    async fn step(&mut self) {
+    /// One operation, compared with the model.
+    pub(super) async fn step(&mut self) {
         match self.random.below(20) {
             0..=3 => self.create().await,
             4 => self.link().await,
@@ -214,8 +216,22 @@ impl Run {
         assert_eq!(inodes, self.model.nodes.len() as u64);
     }
 
-    /// Everything below a directory: names, attributes, contents, xattrs.
     async fn compare(&self, directory: u64) {
+        let (client, tree, model) = (&self.client, self.tree, &self.model);
+        Compare { client, tree, model }.below(directory).await;
+    }
+}
+
+/// A tree and what it must be.
+pub(super) struct Compare<'a> {
+    pub(super) client: &'a Client<TestLink>,
+    pub(super) tree: TreeRef,
+    pub(super) model: &'a Model,
+}
+
+impl Compare<'_> {
+    /// Everything below a directory: names, attributes, contents, xattrs.
+    pub(super) async fn below(&self, directory: u64) {
         let model = &self.model.nodes[&directory];
         let mut listed = Vec::new();
         let mut cookie = 0;
@@ -235,7 +251,7 @@ impl Run {
         for entry in listed {
             self.compare_inode(entry.attributes.inode).await;
             if entry.attributes.kind == FileKind::Directory {
-                Box::pin(self.compare(entry.attributes.inode.0)).await;
+                Box::pin(self.below(entry.attributes.inode.0)).await;
             }
         }
     }
@@ -280,7 +296,8 @@ impl Run {
     }
 }
 
-async fn start(pool: Pool, seed: u64) -> Run {
+/// A new tree.
+pub(super) async fn start(pool: Pool, seed: u64) -> Run {
     let client = pool.client();
     let info = client.tree_create("t").await.unwrap();
     let (tree, root) = (TreeRef::from(&info), info.root.0);
@@ -299,6 +316,7 @@ async fn work(pool: Pool, mut run: Run) -> Run {
 }
 
 async fn end(pool: Pool, run: Run) {
+    let version = pool.version_of(run.tree.subvolume);
     run.client.subvolume_delete("t").await.unwrap();
     pool.quiet().await;
     let root = InodeNumber(run.model.root);
@@ -306,7 +324,7 @@ async fn end(pool: Pool, run: Run) {
     let report = run.client.fsck(Verify::All).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
     assert!(run.client.status().await.unwrap().iter().all(|shard| shard.inodes == 0));
-    assert_eq!(pool.data_blocks_of(run.tree.snapshot), 0);
+    assert_eq!(pool.data_blocks_of(version), 0);
 }
 
 /// Works, flushes, crashes: everything is still there, and work goes on.

@@ -99,6 +99,8 @@ pub(crate) struct Versions {
     /// Subvolumes whose writes wait.
     held: RefCell<FastMap<SubvolumeId, ()>>,
     pub(crate) released: Notify,
+    /// The epoch has risen.
+    pub(crate) applied: Notify,
     loaded: Cell<bool>,
     epoch: Cell<u64>,
 }
@@ -123,6 +125,7 @@ impl Versions {
         self.subvolumes.borrow_mut().extend(table.subvolumes.iter().copied());
         self.epoch.set(table.epoch);
         self.loaded.set(true);
+        self.applied.notify_all();
         true
     }
 
@@ -146,6 +149,20 @@ impl Versions {
             }
         }
         self.release(&change.released);
+        self.applied.notify_all();
+    }
+
+    /// How much is known: see [`VersionTable::epoch`].
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    /// Whether `version` sees what `older` held at some time: it is that one, or was made from it, or they were merged.
+    pub(crate) fn sees(&self, version: SnapshotId, older: SnapshotId) -> bool {
+        version == older || {
+            let (version, older) = (self.target(version), self.target(older));
+            version == older || self.view(version).is_some_and(|view| view.rank(older.0).is_some())
+        }
     }
 
     /// Where the keys of a subvolume are; `None`: there is no such subvolume (any more).
@@ -319,7 +336,6 @@ mod tests {
         let view = versions.view(SnapshotId(80)).unwrap();
         assert_eq!(view.above(), [90, 100]);
         assert_eq!((view.rank(90), view.rank(85)), (Some(1), None));
-        assert_eq!((view.from(81), view.from(90), view.from(101)), (Some(90), Some(90), None));
     }
 
     #[test]

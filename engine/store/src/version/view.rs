@@ -50,11 +50,6 @@ impl View {
     pub(crate) fn rank(&self, id: u32) -> Option<u32> {
         rank(&self.ids, id)
     }
-
-    /// The first that is seen from `id` on.
-    pub(crate) fn from(&self, id: u32) -> Option<u32> {
-        self.ids.get(self.ids.partition_point(|other| *other < id)).copied()
-    }
 }
 
 /// Where `id` stands in `ids`, which rise.

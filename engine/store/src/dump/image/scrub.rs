@@ -129,7 +129,10 @@ impl Scrub {
     fn leaf(&self, tree: Tree, at: Position, bytes: &[u8]) -> Result<Value> {
         match tree {
             Tree::Extents => Extent::decode(bytes).map(|extent| extent.encode()),
-            Tree::Inodes => Inode::decode(bytes).map(|inode| self.inode(inode)),
+            Tree::Inodes => Inode::decode_slot(bytes).map(|slot| match slot {
+                Slot::Entry(inode) => self.inode(inode),
+                Slot::Whiteout => Inode::whiteout(),
+            }),
             Tree::Dirents => Entry::decode(bytes).map(|slot| match slot {
                 Slot::Whiteout => Entry::whiteout(),
                 Slot::Entry(entry) => Entry { name: self.bytes(&entry.name), ..entry }.encode(),

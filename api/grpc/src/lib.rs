@@ -20,6 +20,7 @@ pub mod limits;
 mod listen;
 mod log_filter;
 pub mod observe;
+mod outgoing;
 mod path;
 mod pool;
 pub mod server;

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use engine_base::SubvolumeId;
+use engine_store::StoreError;
 use engine_store::api::{Link, NewSnapshot, SNAPSHOT_GROUP_MAX, SubvolumeInfo, SubvolumeKind};
 use proto::v1;
 use proto::v1::snapshot_service_server::SnapshotService;
 use tonic::{Request, Response, Status};
 
-use crate::convert;
 use crate::core::{Shared, check_name, kind};
 use crate::export::ExportControl;
 use crate::limits::PAGE_SIZE_MAX;
+use crate::outgoing::{self, Outgoing, Sender};
 use crate::status::{OnResource, Resource, bad_field, precondition};
+use crate::{convert, token};
 
 const SCOPE: &[u8] = b"snapshots";
 
@@ -92,6 +94,50 @@ where
         Ok(v1::CreateSnapshotsResponse { snapshots: shown.collect() })
     }
 
+    /// Produces the messages of a diff.
+    async fn diff(
+        &self,
+        request: v1::DiffSnapshotsRequest,
+        sender: Sender<v1::DiffSnapshotsResponse>,
+    ) -> Result<(), Status> {
+        let snapshot = self.snapshot("snapshot", &request.snapshot).await?;
+        let base = match request.base.as_str() {
+            "" => None,
+            name => Some(self.snapshot("base", name).await?),
+        };
+        let name = &request.snapshot;
+        if snapshot.kind == SubvolumeKind::FileTree {
+            let what = "differences between snapshots of file trees; volumes have them".to_owned();
+            return Err(StoreError::Unsupported { what }).on(kind::SNAPSHOT, name);
+        }
+        let base_id = base.as_ref().map_or(0, |base| base.id.0);
+        let ids = [base_id.to_le_bytes(), snapshot.id.0.to_le_bytes()].concat();
+        let scope = [b"diff:".as_slice(), &ids].concat();
+        let damaged = |_| bad_field("page_token", "is not a token of this diff");
+        let mut from = match token::decode(&scope, &request.page_token)? {
+            None => 0,
+            Some(position) => u64::from_le_bytes(position.try_into().map_err(damaged)?),
+        };
+        loop {
+            let batch = self.client.snapshot_diff(base.as_ref(), &snapshot, from).await;
+            let (ranges, next) = batch.on(kind::SNAPSHOT, name)?;
+            let next_page_token =
+                next.map_or_else(String::new, |next| token::encode(&scope, &next.to_le_bytes()));
+            let ranges = ranges.into_iter().map(|range| v1::ChangedRange {
+                offset_bytes: range.offset,
+                length_bytes: range.len,
+                has_data: range.has_data,
+            });
+            let ranges = ranges.collect();
+            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token }).await?;
+            match next {
+                // Each step ends past where it began.
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn roll_back(&self, name: &str, snapshot: &str) -> Result<v1::Subvolume, Status> {
         let _exporting = self.exporting.lock().await;
         check_name("name", name)?;
@@ -116,6 +162,8 @@ where
     L::Call: Send,
     E: ExportControl,
 {
+    type DiffSnapshotsStream = Outgoing<v1::DiffSnapshotsResponse>;
+
     async fn create_snapshots(
         &self,
         request: Request<v1::CreateSnapshotsRequest>,
@@ -168,6 +216,16 @@ where
             Ok(v1::ListSnapshotsResponse { snapshots, next_page_token })
         };
         call.run(work).await.map(Response::new)
+    }
+
+    async fn diff_snapshots(
+        &self,
+        request: Request<v1::DiffSnapshotsRequest>,
+    ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
+        let call = self.admit("DiffSnapshots", &request)?;
+        let (shared, message) = (self.clone(), request.into_inner());
+        let produce = |sender| async move { shared.diff(message, sender).await };
+        Ok(Response::new(outgoing::start(call, self.idle_timeout, produce)))
     }
 
     async fn delete_snapshot(

@@ -113,6 +113,22 @@ pub enum Request {
         /// Bytes.
         len: u64,
     },
+    /// Ranges on this shard in which two subvolumes of one origin do not hold the same blocks, in order. What is told
+    /// as changed may hold the same bytes, written anew. -> `Changed`
+    DataDiff {
+        /// Inode.
+        inode: InodeNumber,
+        /// What is compared with; `None`: with nothing, so that all data is told.
+        base: Option<SubvolumeId>,
+        /// What is looked at.
+        subvolume: SubvolumeId,
+        /// First byte; a multiple of 4096.
+        from: u64,
+        /// First byte that is not looked at any more; a multiple of 4096.
+        to: u64,
+        /// Ranges at most, 1 to 1000.
+        limit: u32,
+    },
     /// Data bytes of a subvolume on this shard. -> `Usage`
     Usage {
         /// Subvolume.
@@ -563,6 +579,8 @@ pub enum Reply {
     Paths(Vec<Option<Vec<u8>>>),
     /// Data of a subvolume.
     Usage(Usage),
+    /// Changed ranges, and where to go on; `None`: that was all.
+    Changed(Vec<ChangedRange>, Option<u64>),
     /// All versions.
     VersionTable(Box<VersionTable>),
     /// Inodes, in the order of the question.
@@ -613,6 +631,7 @@ impl Request {
                 | Self::Status
                 | Self::Fsck { .. }
                 | Self::DataRead { .. }
+                | Self::DataDiff { .. }
                 | Self::Usage { .. }
                 | Self::SubvolumeGet { .. }
                 | Self::SubvolumeList { .. }

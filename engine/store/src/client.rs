@@ -4,15 +4,17 @@
 //! control threads (futures that are).
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
-use engine_base::{InodeNumber, ShardId, SubvolumeId};
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SubvolumeId};
 use engine_memory::Slice;
 
 use crate::api::{
-    Attributes, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind, FsckReport, Link,
-    NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest, ResizeStatus, SetAttributes,
-    ShardStatus, SubvolumeInfo, SubvolumeKind, TreeRef, Usage, Verify, Whose, data_len,
+    Attributes, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind,
+    FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
+    ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeRef, Usage, Verify,
+    Whose, data_len,
 };
-use crate::error::Result;
+use crate::error::{Result, StoreError};
+use crate::limits::LIST_ENTRIES_MAX;
 
 /// A volume to read and write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,6 +238,53 @@ impl<L: Link> Client<L> {
         let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
         let request = Request::SubvolumeRollback { name, snapshot };
         expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+    }
+
+    /// The ranges in which a snapshot of a volume does not hold the same blocks as another of the same volume does, or
+    /// as nothing does, from byte `from` on, in order, some of them; and where to go on. What is told as changed may
+    /// hold the same bytes, written anew.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when one is no snapshot of a volume, or they are not of the same.
+    pub async fn snapshot_diff(
+        &self,
+        base: Option<&SubvolumeInfo>,
+        snapshot: &SubvolumeInfo,
+        from: u64,
+    ) -> Result<(Vec<ChangedRange>, Option<u64>)> {
+        for one in base.into_iter().chain([snapshot]) {
+            if one.kind != SubvolumeKind::Volume || !one.read_only {
+                let name = &one.name;
+                return Err(StoreError::invalid(format!("{name:?} is no snapshot of a volume")));
+            }
+        }
+        if let Some(base) = base.filter(|base| base.root != snapshot.root) {
+            let (base, name) = (&base.name, &snapshot.name);
+            let why = format!("{base:?} and {name:?} are not snapshots of the same volume");
+            return Err(StoreError::invalid(why));
+        }
+        let size = base.map_or(0, |base| base.size_bytes).max(snapshot.size_bytes);
+        let to = size.next_multiple_of(BLOCK_SIZE);
+        let calls = self.shards().map(|shard| {
+            let (inode, subvolume, base) = (snapshot.root, snapshot.id, base.map(|base| base.id));
+            let limit = LIST_ENTRIES_MAX;
+            let request = Request::DataDiff { inode, base, subvolume, from, to, limit };
+            self.link.call(shard, request)
+        });
+        let (mut all, mut next) = (Vec::new(), None::<u64>);
+        for reply in futures::future::join_all(calls).await {
+            match reply? {
+                Reply::Changed(ranges, rest) => {
+                    all.extend(ranges);
+                    next = [next, rest].into_iter().flatten().min();
+                }
+                other => return Err(other.mismatch("Changed")),
+            }
+        }
+        // What lies past the place where one shard stopped is told again.
+        all.retain(|range| next.is_none_or(|next| range.offset < next));
+        all.sort_unstable_by_key(|range| range.offset);
+        Ok((joined(all), next))
     }
 
     /// Deletes a subvolume and all in it.
@@ -553,6 +602,22 @@ impl<L: Link> Client<L> {
         let name = name.to_vec();
         self.unit(self.home(tree), Request::XattrRemove { tree, inode, name }).await
     }
+}
+
+/// Ranges in order, those that follow each other as one.
+fn joined(ranges: Vec<ChangedRange>) -> Vec<ChangedRange> {
+    let mut whole: Vec<ChangedRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match whole.last_mut() {
+            Some(last)
+                if last.offset + last.len == range.offset && last.has_data == range.has_data =>
+            {
+                last.len += range.len;
+            }
+            _ => whole.push(range),
+        }
+    }
+    whole
 }
 
 /// The part `start .. start + len` of `data`, without a copy.

@@ -16,7 +16,7 @@ use std::rc::{Rc, Weak};
 
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::runtime::LocalBoxFuture;
-use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId};
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::alloc_site;
 use engine_memory::profile::Scoped;
 
@@ -25,11 +25,11 @@ use crate::api::{
     DATA_BYTES_MAX, Data, KnownVersion, Region, Reply, Request, ShardStatus, Whose, data_len,
 };
 use crate::context::{Context, block_range};
-use crate::data::{BlockRange, Until};
+use crate::data::{BlockRange, Compared, Until};
 use crate::engine::{Engine, EngineConfig, Opening};
 use crate::error::{Result, StoreError};
 use crate::key::Counter;
-use crate::limits::Limits;
+use crate::limits::{LIST_ENTRIES_MAX, Limits};
 use crate::namespace::Namespace;
 use crate::resize::Resizer;
 use crate::subvolume::Tables;
@@ -238,6 +238,9 @@ impl Shard {
             }
             Request::DataForget { inodes, version } => {
                 self.data_forget(&inodes, version).await.map(|()| Reply::Unit)
+            }
+            Request::DataDiff { inode, base, subvolume, from, to, limit } => {
+                self.data_diff(inode, (base, subvolume), (from, to), limit).await
             }
             Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
@@ -465,6 +468,30 @@ impl Shard {
         }
         let (from, to) = (from / BLOCK_SIZE, to / BLOCK_SIZE);
         self.context.data.punch(BlockRange { inode, snapshot: version.id, from, to }).await
+    }
+
+    async fn data_diff(
+        &self,
+        inode: InodeNumber,
+        (base, subvolume): (Option<SubvolumeId>, SubvolumeId),
+        (from, to): (u64, u64),
+        limit: u32,
+    ) -> Result<Reply> {
+        if !from.is_multiple_of(BLOCK_SIZE) || !to.is_multiple_of(BLOCK_SIZE) {
+            return Err(StoreError::invalid(format!("{from} to {to}: not at block boundaries")));
+        }
+        if !(1..=LIST_ENTRIES_MAX).contains(&limit) {
+            return Err(StoreError::invalid(format!("limit {limit}: 1 to {LIST_ENTRIES_MAX}")));
+        }
+        let version = self.context.to_read(Whose::Subvolume(subvolume)).await?;
+        let base = match base {
+            Some(base) => Some(self.context.to_read(Whose::Subvolume(base)).await?),
+            None => None,
+        };
+        let compared = Compared { inode, base, version };
+        let (from, to) = (from / BLOCK_SIZE, to / BLOCK_SIZE);
+        let (ranges, next) = self.context.data.changed(compared, from, to, limit as usize).await?;
+        Ok(Reply::Changed(ranges, next.map(|block| block * BLOCK_SIZE)))
     }
 
     /// Not stopped by the gate: it only drops.

@@ -321,6 +321,13 @@ pub(crate) enum SnapshotCommand {
         #[arg(long)]
         usage: bool,
     },
+    /// Tells which ranges of a volume changed from one snapshot to another: offset, length, data or zeroes
+    Diff {
+        /// Name of the snapshot to compare with; - for nothing, so that all data is told
+        base: String,
+        /// Name of the snapshot to look at
+        snapshot: String,
+    },
     /// Deletes a snapshot
     Delete {
         /// Its name

@@ -68,6 +68,11 @@ impl Output {
         Ok(())
     }
 
+    /// One of many values that come one after the other: a line of JSON, or a line of text.
+    pub(crate) fn item(&self, value: &Value, text: &str) -> Result<()> {
+        if self.json { self.line(&value.to_string()) } else { self.line(text) }
+    }
+
     /// That something was done: the object as JSON, or a sentence unless quiet.
     pub(crate) fn done(&self, value: &Value, sentence: &str) -> Result<()> {
         if self.json {

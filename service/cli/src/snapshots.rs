@@ -32,6 +32,7 @@ pub(crate) async fn run(
     match command {
         SnapshotCommand::Create { snapshots } => create(session, snapshots, output).await,
         SnapshotCommand::List { source, usage } => list(session, source, usage, output).await,
+        SnapshotCommand::Diff { base, snapshot } => diff(session, base, snapshot, output).await,
         SnapshotCommand::Delete { name, yes } => {
             agree(yes, &format!("Delete snapshot {name}?"))?;
             let request = v1::DeleteSnapshotRequest { name: name.clone() };
@@ -96,6 +97,26 @@ async fn list(
     });
     let values = snapshots.iter().map(snapshot_json).collect();
     output.table(&["NAME", "SOURCE", "KIND", "SIZE", "OWN", "CREATED"], rows, values)
+}
+
+/// A line for each range, as they come.
+async fn diff(session: &Session, base: String, snapshot: String, output: &Output) -> Result<()> {
+    let base = if base == "-" { String::new() } else { base };
+    let request = v1::DiffSnapshotsRequest { base, snapshot, page_token: String::new() };
+    let mut stream = session.snapshots().diff_snapshots(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        for range in message.ranges {
+            let what = if range.has_data { "data" } else { "zeroes" };
+            let value = json!({
+                "offset_bytes": range.offset_bytes,
+                "length_bytes": range.length_bytes,
+                "has_data": range.has_data,
+            });
+            let line = format!("{} {} {what}", range.offset_bytes, range.length_bytes);
+            output.item(&value, &line)?;
+        }
+    }
+    Ok(())
 }
 
 /// `clone`.

@@ -9,11 +9,11 @@ use proto::v1::file_service_server::FileService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::change::{check_xattr_name, xattr_of};
-use super::outgoing::{self, Outgoing};
 use super::{list, read, remove, write};
 use crate::convert;
 use crate::core::{Core, Shared, kind};
 use crate::export::ExportControl;
+use crate::outgoing::{self, Outgoing};
 use crate::path::{Follow, Path, describe};
 use crate::status::OnResource;
 

@@ -7,9 +7,9 @@ use engine_store::api::{FileKind, Link};
 use proto::v1;
 use tonic::Status;
 
-use super::outgoing::Sender;
 use crate::core::{Core, kind};
 use crate::limits::PAGE_SIZE_MAX;
+use crate::outgoing::Sender;
 use crate::path::{Follow, Path};
 use crate::status::{OnResource, bad_field};
 use crate::{convert, token};

@@ -6,7 +6,6 @@
 mod calls;
 mod change;
 mod list;
-mod outgoing;
 mod read;
 mod remove;
 mod write;

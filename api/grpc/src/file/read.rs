@@ -18,10 +18,10 @@ use futures::stream::FuturesOrdered;
 use proto::{CHUNK_BYTES_MAX, v1};
 use tonic::Status;
 
-use super::outgoing::Sender;
 use crate::convert;
 use crate::core::{Core, kind};
 use crate::limits::READ_REQUESTS_MAX;
+use crate::outgoing::Sender;
 use crate::path::{Follow, Path};
 use crate::status::{OnResource, bad_field};
 

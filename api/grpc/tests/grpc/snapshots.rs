@@ -126,48 +126,66 @@ async fn a_clone_is_a_volume_and_rollback_needs_one_that_is_not_exported() {
 }
 
 #[tokio::test]
-async fn a_tree_has_snapshots_that_are_read_by_name() {
+async fn a_diff_is_for_snapshots_of_one_volume() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    let make = of(&[("disk", "d1")]);
+    stand.snapshots().create_snapshots(make).await.unwrap();
+    stand.snapshots().create_snapshots(of(&[("disk", "d2")])).await.unwrap();
+    let diff = async |base: &str, snapshot: &str| {
+        let request = v1::DiffSnapshotsRequest {
+            base: base.to_owned(),
+            snapshot: snapshot.to_owned(),
+            page_token: String::new(),
+        };
+        let mut stream = stand.snapshots().diff_snapshots(request).await?.into_inner();
+        let mut ranges = Vec::new();
+        while let Some(message) = stream.message().await? {
+            ranges.extend(message.ranges);
+        }
+        Ok::<_, Status>(ranges)
+    };
+    let told = diff("", "d1").await.unwrap();
+    let expected = v1::ChangedRange { offset_bytes: 4096, length_bytes: 8192, has_data: true };
+    assert_eq!(told, [expected]);
+    for (base, snapshot) in [("disk", "d1"), ("d1", "disk")] {
+        assert_eq!(reason(&diff(base, snapshot).await.unwrap_err()), "WRONG_KIND");
+    }
+    assert_eq!(diff("d1", "none").await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn trees_have_snapshots_and_clones() {
     let stand = Stand::new().await;
     volume(&stand, "disk").await;
     let create = v1::CreateSubvolumeRequest { name: "home".to_owned() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
-    let at = |tree: &str, path: &str| {
-        Some(v1::FilePath { subvolume: tree.to_owned(), path: path.as_bytes().to_vec() })
-    };
-    let make = |tree: &str, path: &str| v1::CreateDirectoryRequest {
-        directory: at(tree, path),
+    let made = stand.snapshots().create_snapshots(of(&[("home", "h1"), ("disk", "d1")])).await;
+    let kinds: Vec<_> = made.unwrap().into_inner().snapshots.iter().map(|one| one.kind()).collect();
+    assert_eq!(kinds, [v1::SubvolumeKind::FileTree, v1::SubvolumeKind::Volume]);
+    let clone = v1::CreateCloneRequest { source: "h1".to_owned(), name: "copy".to_owned() };
+    let copy = stand.snapshots().create_clone(clone).await.unwrap().into_inner().subvolume.unwrap();
+    assert_eq!((copy.kind(), copy.read_only), (v1::SubvolumeKind::FileTree, false));
+    let rollback = v1::RollbackRequest { name: "home".to_owned(), snapshot: "h1".to_owned() };
+    stand.snapshots().rollback(rollback.clone()).await.unwrap();
+    let of_snapshot = v1::RollbackRequest { name: "h1".to_owned(), ..rollback };
+    let status = stand.snapshots().rollback(of_snapshot).await.unwrap_err();
+    assert_eq!(reason(&status), "WRONG_KIND");
+    let list = v1::ListSubvolumesRequest {
+        kind: v1::SubvolumeKind::FileTree.into(),
         ..Default::default()
     };
-    stand.files().create_directory(make("home", "/before")).await.unwrap();
-    let made = stand.snapshots().create_snapshots(of(&[("home", "h1"), ("disk", "d1")])).await;
-    let made = made.unwrap().into_inner().snapshots;
-    assert_eq!(made[0].kind(), v1::SubvolumeKind::FileTree);
-    assert_eq!(made[1].kind(), v1::SubvolumeKind::Volume);
-    stand.files().create_directory(make("home", "/after")).await.unwrap();
-    let status = stand.files().create_directory(make("h1", "/new")).await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "READ_ONLY"));
-    let names = async |tree: &str| {
-        let request = v1::ListDirectoryRequest { directory: at(tree, "/"), ..Default::default() };
-        let mut stream = stand.files().list_directory(request).await.unwrap().into_inner();
-        let mut names = Vec::new();
-        while let Some(message) = stream.message().await.unwrap() {
-            names.extend(message.entries.into_iter().map(|entry| entry.name));
-        }
-        names
-    };
-    assert_eq!(names("h1").await, [b"before".to_vec()]);
-    let clone = v1::CreateCloneRequest { source: "h1".to_owned(), name: "copy".to_owned() };
-    stand.snapshots().create_clone(clone).await.unwrap();
-    stand.files().create_directory(make("copy", "/mine")).await.unwrap();
-    assert_eq!(names("copy").await.len(), 2);
-    let rollback = v1::RollbackRequest { name: "home".to_owned(), snapshot: "h1".to_owned() };
-    stand.snapshots().rollback(rollback).await.unwrap();
-    assert_eq!(names("home").await, [b"before".to_vec()]);
+    let trees = stand.subvolumes().list_subvolumes(list).await.unwrap().into_inner().subvolumes;
+    let shown: Vec<_> = trees.iter().map(|tree| (tree.name.as_str(), tree.read_only)).collect();
+    assert_eq!(shown, [("copy", false), ("h1", true), ("home", false)]);
+    // What changed in a tree is not told yet.
+    let diff = v1::DiffSnapshotsRequest { snapshot: "h1".to_owned(), ..Default::default() };
+    let mut told = stand.snapshots().diff_snapshots(diff).await.unwrap().into_inner();
+    assert_eq!(told.message().await.unwrap_err().code(), Code::Unimplemented);
     // A snapshot is deleted as one.
     let delete = v1::DeleteSubvolumeRequest { name: "h1".to_owned() };
     let status = stand.subvolumes().delete_subvolume(delete).await.unwrap_err();
     assert_eq!(reason(&status), "WRONG_KIND");
     let delete = v1::DeleteSnapshotRequest { name: "h1".to_owned() };
     stand.snapshots().delete_snapshot(delete).await.unwrap();
-    assert_eq!(names("home").await, [b"before".to_vec()]);
 }

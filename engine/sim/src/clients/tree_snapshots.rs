@@ -81,7 +81,7 @@ impl TreeClient {
         let copy = self.model(context).copy();
         let slot = TreeSnapshotSlot::in_doubt(&self.name, Some(copy), false);
         context.world.borrow_mut().tree_snapshots.insert(name.clone(), slot);
-        let (started, result) = snapshots::make(context, &group).await;
+        let (started, result) = snapshots::make(context, &group, true).await;
         let world = &mut *context.world.borrow_mut();
         if let Some((snapshot, volume)) = &with {
             world.mark("snapshot_group");
@@ -184,7 +184,7 @@ impl TreeClient {
         };
         let source = snapshot.to_owned();
         let new = NewSnapshot { source, name: name.clone(), writable: true };
-        let reference = match snapshots::make(context, &[new]).await.1 {
+        let reference = match snapshots::make(context, &[new], false).await.1 {
             Ok(infos) => infos.first().map(TreeRef::from),
             Err(error) => {
                 if context.world.borrow().judge(&error) == Refusal::NoRoom {

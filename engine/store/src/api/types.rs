@@ -235,6 +235,17 @@ pub struct NewSnapshot {
 /// Most snapshots that are made at one instant.
 pub const SNAPSHOT_GROUP_MAX: usize = 64;
 
+/// A range of a volume that two snapshots do not share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangedRange {
+    /// Byte offset, a multiple of 4096.
+    pub offset: u64,
+    /// Bytes, a multiple of 4096, not 0.
+    pub len: u64,
+    /// Whether the later one has data there; else it reads as zeroes.
+    pub has_data: bool,
+}
+
 /// Data of a subvolume, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

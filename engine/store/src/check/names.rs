@@ -122,14 +122,15 @@ impl Look<'_> {
                 return Ok(());
             }
         };
+        let layered = self.context.engine.read().is_layered(position);
         let above = self.context.engine.read().seen_above(tree, position).await?;
         if T::IS_ENTRY {
             self.count_entry(position, value, above.as_deref());
         }
         let owner = self.census.seen((position.inode, position.snapshot));
         let Some(hash_key) = owner.map(|owner| owner.hash_key) else {
-            // What an older version has there it may still hide.
-            let hides = above.is_some() && matches!(slot, Slot::Whiteout);
+            // What an older version has, or had, it may still hide.
+            let hides = layered && matches!(slot, Slot::Whiteout);
             if !hides && !self.is_leaving(position.snapshot) {
                 self.problems.add(format!("{what}: its inode does not exist"));
             }
@@ -138,8 +139,9 @@ impl Look<'_> {
         match slot {
             Slot::Entry(entry) => self.check_chain(tree, position, hash_key, &entry).await,
             Slot::Whiteout => {
+                // Where older versions are merged, what it hid may have gone.
                 let next = Position { offset: position.offset + 1, ..position };
-                if above.is_none() && self.seen(tree, next).await?.is_none() {
+                if !layered && self.seen(tree, next).await?.is_none() {
                     self.problems.add(format!("{what}: a whiteout of no use"));
                 }
                 Ok(())

@@ -13,6 +13,7 @@
 mod ahead;
 mod batch;
 mod cache;
+mod changed;
 mod layers;
 mod map;
 mod place;
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 
 pub(crate) use batch::Until;
+pub(crate) use changed::Compared;
 pub(crate) use layers::absorb_blocks;
 pub(crate) use map::{BlockRange, lookup};
 pub(crate) use write::{Prepared, forget_in, punch_in};

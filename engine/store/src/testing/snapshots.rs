@@ -1,5 +1,7 @@
 //! Snapshots, clones and rollback of volumes, through the front door.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use engine_base::random::Random;
 use engine_base::{BLOCK_SIZE, MIB};
 
@@ -239,5 +241,89 @@ fn wrong_snapshots_are_refused_with_what_to_do() {
         }
         pool.quiet().await;
         fsck(&client).await;
+    });
+}
+
+/// Blocks that a diff tells, and whether they have data.
+async fn changed(
+    client: &Client<TestLink>,
+    base: Option<&SubvolumeInfo>,
+    to: &SubvolumeInfo,
+) -> BTreeMap<u64, bool> {
+    let (mut blocks, mut from, mut last) = (BTreeMap::new(), Some(0), 0);
+    while let Some(at) = from {
+        let (ranges, next) = client.snapshot_diff(base, to, at).await.unwrap();
+        for range in ranges {
+            assert!(range.offset >= last && range.len > 0, "out of order");
+            last = range.offset + range.len;
+            for block in range.offset / BLOCK_SIZE..last / BLOCK_SIZE {
+                blocks.insert(block, range.has_data);
+            }
+        }
+        assert!(next.is_none_or(|next| next > at), "it does not go on");
+        from = next;
+    }
+    blocks
+}
+
+#[test]
+fn a_diff_tells_what_was_written_between_two_snapshots_and_little_else() {
+    with_seeds(|seed| {
+        let pool = Pool::new(seed, 4);
+        pool.run(async move |pool| {
+            let (client, mut random) = (pool.client(), Random::new(seed));
+            let volume = client.volume_create("v", 40 * MIB, 4096).await.unwrap();
+            // (snapshot, content), and the blocks that were touched since the one before.
+            let mut kept: Vec<(SubvolumeInfo, Vec<u8>, BTreeSet<u64>)> = Vec::new();
+            let (blocks, mut stamp) = (40 * MIB / BLOCK_SIZE, 0_u8);
+            for round in 0..6 {
+                let mut touched = BTreeSet::new();
+                for _ in 0..random.below(40) {
+                    let (from, len) = (random.below(blocks - 64), random.range(1, 64));
+                    stamp = stamp % 250 + 1;
+                    if random.chance(1, 4) {
+                        let (at, len) = (from * BLOCK_SIZE, len * BLOCK_SIZE);
+                        let of = VolumeRef::from(&volume);
+                        client.volume_discard(&of, at, len).await.unwrap();
+                    } else {
+                        write(&client, &volume, from, len, stamp).await;
+                    }
+                    touched.extend(from..from + len);
+                }
+                let made = snapshot(&client, "v", &format!("s{round}")).await;
+                let content = read(&client, &made).await;
+                kept.push((made, content, touched));
+            }
+            // What is deleted in between is merged, also while it is looked at.
+            let gone = random.range(1, 4) as usize;
+            client.subvolume_delete(&format!("s{gone}")).await.unwrap();
+            if random.chance(1, 2) {
+                pool.quiet().await;
+            }
+            for _ in 0..12 {
+                let (a, b) = (random.below(6) as usize, random.below(6) as usize);
+                if a == gone || b == gone {
+                    continue;
+                }
+                let told = changed(&client, Some(&kept[a].0), &kept[b].0).await;
+                let between = kept[a.min(b) + 1..=a.max(b)].iter();
+                let touched: BTreeSet<u64> =
+                    between.flat_map(|(_, _, touched)| touched.iter().copied()).collect();
+                for block in 0..blocks {
+                    let at = block as usize;
+                    let (before, after) = (kept[a].1[at], kept[b].1[at]);
+                    let is_told = told.get(&block).copied();
+                    assert!(before == after || is_told.is_some(), "{block} is not told");
+                    assert!(is_told.is_none() || touched.contains(&block), "{block} is told");
+                    assert!(is_told.is_none_or(|data| data == (after != 0)), "{block}");
+                }
+            }
+            let all = changed(&client, None, &kept[5].0).await;
+            for block in 0..blocks {
+                assert_eq!(all.contains_key(&block), kept[5].1[block as usize] != 0);
+            }
+            let refused = client.snapshot_diff(None, &volume, 0).await;
+            assert!(matches!(refused, Err(StoreError::InvalidArgument { .. })), "{refused:?}");
+        });
     });
 }

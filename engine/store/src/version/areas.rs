@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use engine_base::hash::FastMap;
 use engine_base::ids::CHUNK_SIZE_LOG2;
-use engine_base::{BLOCK_SIZE, SnapshotId};
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -39,18 +39,21 @@ pub(crate) struct Area {
 impl Area {
     /// Where the key of a tree lies; `None` when its keys have no version.
     pub(crate) fn of(tree: Tree, position: Position, shard_count: u16) -> Option<Self> {
-        let bits = shard_count.trailing_zeros();
-        let shard = position.inode & (u64::from(shard_count) - 1);
-        let group = position.inode >> (bits + GROUP_INODES_LOG2) << bits | shard;
+        // The key of an extent is its end.
+        let chunk = position.offset.saturating_sub(1) / CHUNK_BLOCKS;
+        let data = Self::of_data(InodeNumber(position.inode), chunk, shard_count);
         match tree {
-            // The key of an extent is its end.
-            Tree::Extents => {
-                let chunk = position.offset.saturating_sub(1) / CHUNK_BLOCKS;
-                Some(Self { group, chunk: Some(chunk) })
-            }
-            _ if tree.is_versioned() => Some(Self { group, chunk: None }),
+            Tree::Extents => Some(data),
+            _ if tree.is_versioned() => Some(Self { chunk: None, ..data }),
             _ => None,
         }
+    }
+
+    /// Where data of an inode is.
+    fn of_data(inode: InodeNumber, chunk: u64, shard_count: u16) -> Self {
+        let bits = shard_count.trailing_zeros();
+        let shard = inode.0 & (u64::from(shard_count) - 1);
+        Self { group: inode.0 >> (bits + GROUP_INODES_LOG2) << bits | shard, chunk: Some(chunk) }
     }
 
     /// Its key among the areas of a version.
@@ -273,6 +276,32 @@ impl Engine {
             })
             .await?;
         }
+    }
+
+    /// The first chunk in `from .. to` in which a version has data of the group of `inode`.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(crate) async fn next_chunk(
+        &self,
+        version: SnapshotId,
+        inode: InodeNumber,
+        from: u64,
+        to: u64,
+    ) -> Result<Option<u64>> {
+        let mut from = from;
+        while from < to {
+            // Areas of one group are side by side as long as the high bits of their chunks are the same.
+            let last = (from | u64::from(u32::MAX)).min(to - 1);
+            let key = |chunk| Area::of_data(inode, chunk, self.shard_count()).position(version);
+            let found =
+                self.index_next(Tree::Areas, key(from), key(last), &mut None, |_, _| ()).await?;
+            if let Some((position, ())) = found {
+                return Ok(Area::at(position).1.chunk);
+            }
+            from = last + 1;
+        }
+        Ok(None)
     }
 
     /// The first area of a version after one.

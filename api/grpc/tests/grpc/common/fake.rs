@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Buffer;
 use engine_store::api::{
-    Attributes, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link, PutMode,
-    RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, SetAttributes,
-    ShardStatus, SubvolumeInfo, SubvolumeKind, Usage, Verify,
+    Attributes, ChangedRange, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link,
+    PutMode, RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus,
+    SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, Usage, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -458,6 +458,11 @@ impl Fake {
             }
             Request::Resize(request) => resize(&mut state, &request),
             Request::Usage { .. } => Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0 })),
+            Request::DataDiff { .. } => {
+                let range = ChangedRange { offset: 4096, len: 8192, has_data: true };
+                let ranges = if shard == ShardId(0) { vec![range] } else { vec![] };
+                Ok(Reply::Changed(ranges, None))
+            }
             Request::Repair { owners } => {
                 let count = u64::from(!owners);
                 let notes = vec!["a link count".to_owned(); usize::from(!owners)];

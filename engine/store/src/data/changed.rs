@@ -1,0 +1,156 @@
+//! Which blocks of an inode two versions do not share: the base of incremental backup and changed-block tracking.
+//!
+//! What both see of older versions they share. So only areas of versions that one of the two sees and the other does not
+//! are looked at: the cost is that of what was written between them, not of what they hold.
+
+use std::collections::BTreeSet;
+
+use engine_base::ids::CHUNK_SIZE_LOG2;
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
+
+use super::DataPath;
+use super::map::{BlockRange, Span, lookup};
+use crate::api::ChangedRange;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::extent::Pointer;
+
+const CHUNK_BLOCKS: u64 = (1 << CHUNK_SIZE_LOG2) / BLOCK_SIZE;
+/// Chunks whose areas are gathered at a time.
+const GATHERED_CHUNKS: u64 = 4096;
+
+/// What is compared.
+#[derive(Clone, Copy)]
+pub(crate) struct Compared {
+    pub(crate) inode: InodeNumber,
+    /// `None`: a version that holds nothing.
+    pub(crate) base: Option<SnapshotId>,
+    pub(crate) version: SnapshotId,
+}
+
+/// Changed ranges being put together.
+struct Changes {
+    ranges: Vec<ChangedRange>,
+    limit: usize,
+}
+
+impl Changes {
+    /// Adds a block; false: no room is left.
+    fn add(&mut self, block: u64, has_data: bool) -> bool {
+        let offset = block * BLOCK_SIZE;
+        if let Some(last) = self.ranges.last_mut()
+            && last.offset + last.len == offset
+            && last.has_data == has_data
+        {
+            last.len += BLOCK_SIZE;
+            return true;
+        }
+        if self.ranges.len() >= self.limit {
+            return false;
+        }
+        self.ranges.push(ChangedRange { offset, len: BLOCK_SIZE, has_data });
+        true
+    }
+}
+
+impl DataPath {
+    /// The changed ranges in `from .. to` (blocks), `limit` at most, and the block at which to go on.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(crate) async fn changed(
+        &self,
+        compared: Compared,
+        from: u64,
+        to: u64,
+        limit: usize,
+    ) -> Result<(Vec<ChangedRange>, Option<u64>)> {
+        let mut changes = Changes { ranges: Vec::new(), limit };
+        let ids = unshared(&self.engine, compared);
+        let mut chunk = from / CHUNK_BLOCKS;
+        let last = to.div_ceil(CHUNK_BLOCKS);
+        while chunk < last && !ids.is_empty() {
+            let (chunks, next) = gather(&self.engine, &ids, compared.inode, chunk, last).await?;
+            for chunk in chunks {
+                let start = from.max(chunk * CHUNK_BLOCKS);
+                let end = to.min((chunk + 1) * CHUNK_BLOCKS);
+                if let Some(block) = self.compare(compared, start, end, &mut changes).await? {
+                    return Ok((changes.ranges, Some(block)));
+                }
+            }
+            chunk = next;
+        }
+        Ok((changes.ranges, None))
+    }
+
+    /// Compares the blocks of a chunk; gives the one for which no room was left.
+    async fn compare(
+        &self,
+        compared: Compared,
+        from: u64,
+        to: u64,
+        changes: &mut Changes,
+    ) -> Result<Option<u64>> {
+        let of = async |version: Option<SnapshotId>| -> Result<Vec<Option<Pointer>>> {
+            let mut blocks = vec![None; (to - from) as usize];
+            let Some(snapshot) = version else { return Ok(blocks) };
+            let range = BlockRange { inode: compared.inode, snapshot, from, to };
+            for span in lookup(&self.engine, &range).await? {
+                put(&mut blocks, from, &span);
+            }
+            Ok(blocks)
+        };
+        let (base, now) = (of(compared.base).await?, of(Some(compared.version)).await?);
+        for ((block, base), now) in (from..).zip(base).zip(now) {
+            if base != now && !changes.add(block, now.is_some()) {
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn put(blocks: &mut [Option<Pointer>], from: u64, span: &Span) {
+    for block in span.block..span.end() {
+        blocks[(block - from) as usize] = Some(span.at(block));
+    }
+}
+
+/// The versions that one of the two sees and the other does not, the youngest first.
+fn unshared(engine: &Engine, compared: Compared) -> Vec<u32> {
+    let seen = |version: SnapshotId| match engine.versions.view(version) {
+        Some(view) => view.ids().to_vec(),
+        None => vec![version.0],
+    };
+    let base = compared.base.map(seen).unwrap_or_default();
+    let now = seen(compared.version);
+    let (base, now): (BTreeSet<u32>, BTreeSet<u32>) =
+        (base.into_iter().collect(), now.into_iter().collect());
+    base.symmetric_difference(&now).copied().collect()
+}
+
+/// Chunks from `from` on in which one of `ids` has something, some of them, and where to go on. What is being merged
+/// moves to an older version: who looks at the younger ones first misses nothing.
+async fn gather(
+    engine: &Engine,
+    ids: &[u32],
+    inode: InodeNumber,
+    from: u64,
+    to: u64,
+) -> Result<(BTreeSet<u64>, u64)> {
+    let mut chunks = BTreeSet::new();
+    let mut end = to;
+    for (index, id) in ids.iter().enumerate() {
+        let mut at = from;
+        while let Some(chunk) = engine.next_chunk(SnapshotId(*id), inode, at, end).await? {
+            end = end.min(chunk.saturating_add(GATHERED_CHUNKS));
+            chunks.insert(chunk);
+            at = chunk + 1;
+        }
+        if index % 64 == 63 {
+            engine.runtime().yield_now().await;
+        }
+    }
+    chunks.retain(|chunk| *chunk < end);
+    Ok((chunks, end))
+}

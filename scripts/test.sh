@@ -18,11 +18,11 @@ unit 1800
 loom 900
 sim 1200
 costs 600
-crash 480
+crash 900
 refusals 300
-fuzz 600
-guest 720
-readme 540
+fuzz 900
+guest 1200
+readme 900
 dependencies 60
 "
 

@@ -278,9 +278,7 @@ impl Options {
             // What is answered when it is durable has no history to compare with.
             volume_mix.resize = 0;
         }
-        if !quiet && damage.is_none() {
-            (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed);
-        }
+        (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed, !quiet && damage.is_none());
         Self {
             seed,
             operations,
@@ -470,8 +468,11 @@ fn weight(random: &mut Random, usual: u64) -> u64 {
 }
 
 /// How often clients of volumes and of trees work with snapshots.
-fn snapshots(seed: u64) -> (u64, u64) {
+fn snapshots(seed: u64, any: bool) -> (u64, u64) {
     let mut random = Random::new(seed ^ 0x736e_6170);
+    if !any {
+        return (0, 0);
+    }
     (*random.pick(&[0, 0, 1, 4]), *random.pick(&[0, 0, 1, 4]))
 }
 

@@ -230,18 +230,10 @@ impl Shard {
 
     async fn handle_other(self: &Rc<Self>, request: Request) -> Result<Reply> {
         match request {
-            Request::DataDiscard { inode, of, offset, len } => {
-                self.data_discard(inode, of, offset, len).await.map(|()| Reply::Unit)
-            }
-            Request::DataPunch { inode, version, from, to } => {
-                self.data_punch(inode, version, from, to).await.map(|()| Reply::Unit)
-            }
-            Request::DataForget { inodes, version } => {
-                self.data_forget(&inodes, version).await.map(|()| Reply::Unit)
-            }
-            Request::DataDiff { inode, base, subvolume, from, to, limit } => {
-                self.data_diff(inode, (base, subvolume), (from, to), limit).await
-            }
+            request @ (Request::DataDiscard { .. }
+            | Request::DataPunch { .. }
+            | Request::DataForget { .. }
+            | Request::DataDiff { .. }) => self.handle_data(request).await,
             Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
             | Request::SubvolumeGet { .. }
@@ -289,6 +281,25 @@ impl Shard {
             | Request::DamageClear { .. }
             | Request::InodePaths { .. }) => self.handle_check(request).await,
             other => Scoped::new(alloc_site!("namespace"), self.namespace.handle(other)).await,
+        }
+    }
+
+    /// What concerns blocks and is neither a read nor a write.
+    async fn handle_data(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::DataDiscard { inode, of, offset, len } => {
+                self.data_discard(inode, of, offset, len).await.map(|()| Reply::Unit)
+            }
+            Request::DataPunch { inode, version, from, to } => {
+                self.data_punch(inode, version, from, to).await.map(|()| Reply::Unit)
+            }
+            Request::DataForget { inodes, version } => {
+                self.data_forget(&inodes, version).await.map(|()| Reply::Unit)
+            }
+            Request::DataDiff { inode, base, subvolume, from, to, limit } => {
+                self.data_diff(inode, (base, subvolume), (from, to), limit).await
+            }
+            other => Err(StoreError::invalid(format!("not about blocks: {other:.40?}"))),
         }
     }
 

@@ -1,5 +1,5 @@
-//! What a tree's client does with snapshots: make one, alone or together with one of a volume, read one, delete one, take
-//! the tree back to one, work in a clone of one.
+//! What a tree's client does with snapshots: make one, alone or together with one of a volume, read one, delete one,
+//! take the tree back to one, work in a clone of one.
 
 use engine_base::InodeNumber;
 use engine_store::api::{NewSnapshot, TreeRef};

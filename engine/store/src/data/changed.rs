@@ -1,7 +1,7 @@
 //! Which blocks of an inode two versions do not share: the base of incremental backup and changed-block tracking.
 //!
-//! What both see of older versions they share. So only areas of versions that one of the two sees and the other does not
-//! are looked at: the cost is that of what was written between them, not of what they hold.
+//! What both see of older versions they share. So only areas of versions that one of the two sees and the other does
+//! not are looked at: the cost is that of what was written between them, not of what they hold.
 
 use std::collections::BTreeSet;
 

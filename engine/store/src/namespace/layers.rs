@@ -135,8 +135,7 @@ pub(crate) async fn absorb_key(
     }
 }
 
-/// An older version than `into` has the inode if what `into` has itself says so, or else if it is not the merged version
-/// alone that has it.
+/// An older version than `into` has the inode if what `into` has itself says so, or else if the merged version says so.
 async fn absorb_inode(
     transaction: &mut Transaction<'_>,
     position: Position,

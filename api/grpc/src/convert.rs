@@ -61,11 +61,7 @@ pub(crate) fn volume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Volum
 }
 
 /// `source`: the name of what it was made of, if that is there.
-pub(crate) fn snapshot(
-    from: &SubvolumeInfo,
-    source: Option<&str>,
-    own_bytes: Option<u64>,
-) -> v1::Snapshot {
+pub(crate) fn snapshot(from: &SubvolumeInfo, source: Option<&str>) -> v1::Snapshot {
     v1::Snapshot {
         id: from.id.0,
         name: from.name.clone(),
@@ -75,7 +71,8 @@ pub(crate) fn snapshot(
         block_size_bytes: from.block_size,
         created_ns: from.created_ns,
         uuid: uuid(&from.uuid),
-        own_bytes,
+        own_bytes: None,
+        freed_bytes: None,
         kind: kind(from.kind).into(),
     }
 }

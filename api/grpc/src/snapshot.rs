@@ -61,15 +61,15 @@ where
         names: &Names,
         include_usage: bool,
     ) -> Result<v1::Snapshot, Status> {
-        let own = match include_usage {
-            false => None,
-            true => {
-                let usage = self.client.subvolume_usage(info.id).await;
-                Some(usage.on(kind::SNAPSHOT, &info.name)?.own_bytes)
-            }
-        };
         let source = info.origin.and_then(|origin| names.get(&origin));
-        Ok(convert::snapshot(info, source.map(String::as_str), own))
+        let mut shown = convert::snapshot(info, source.map(String::as_str));
+        if include_usage {
+            let usage = self.client.subvolume_usage(info.id).await;
+            shown.own_bytes = Some(usage.on(kind::SNAPSHOT, &info.name)?.own_bytes);
+            let freed = self.client.freed_by_delete(info.id).await;
+            shown.freed_bytes = Some(freed.on(kind::SNAPSHOT, &info.name)?);
+        }
+        Ok(shown)
     }
 
     async fn create_snapshots_now(
@@ -90,7 +90,7 @@ where
         let all: Vec<&str> = new.iter().map(|one| one.name.as_str()).collect();
         let made = self.client.snapshot_create(&new).await.on(kind::SNAPSHOT, &all.join(", "))?;
         let sources = made.iter().zip(&new);
-        let shown = sources.map(|(info, one)| convert::snapshot(info, Some(&one.source), None));
+        let shown = sources.map(|(info, one)| convert::snapshot(info, Some(&one.source)));
         Ok(v1::CreateSnapshotsResponse { snapshots: shown.collect() })
     }
 

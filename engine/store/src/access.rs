@@ -34,6 +34,9 @@ impl Context {
     pub(crate) async fn handle_versions(&self, request: Request) -> Result<Reply> {
         match request {
             Request::Usage { subvolume } => self.usage(subvolume).map(Reply::Usage),
+            Request::FreedByDelete { subvolume } => {
+                self.freed_by_delete(subvolume).await.map(Reply::Count)
+            }
             Request::VersionHold { subvolumes } => {
                 self.hold(&subvolumes).await;
                 Ok(Reply::Unit)
@@ -125,6 +128,19 @@ impl Context {
         self.hold(&drained).await;
         change.released.extend(drained);
         self.engine.versions.apply(&change);
+    }
+
+    /// Bytes that deleting a subvolume would give back on this shard.
+    async fn freed_by_delete(&self, subvolume: SubvolumeId) -> Result<u64> {
+        self.current(subvolume)?;
+        let freed = self.engine.versions.freed_with(subvolume);
+        let whole =
+            freed.whole.map_or(0, |version| self.engine.counter(Counter::data_blocks(version.0)));
+        let hidden = match freed.merged {
+            Some((into, child)) => self.data.hidden_by(into, child).await?,
+            None => 0,
+        };
+        Ok((whole + hidden) * BLOCK_SIZE)
     }
 
     /// Data of a subvolume on this shard.

@@ -135,6 +135,13 @@ pub enum Request {
         subvolume: SubvolumeId,
     },
 
+    /// Bytes on this shard that deleting a subvolume would give back, in time. Costs in proportion to what was written
+    /// after it. -> `Count`
+    FreedByDelete {
+        /// Subvolume.
+        subvolume: SubvolumeId,
+    },
+
     // ---- pool-wide tables, asked of shard 0 ----
     /// Creates a subvolume; durable when answered. -> `Subvolume`
     SubvolumeCreate {
@@ -632,6 +639,7 @@ impl Request {
                 | Self::Fsck { .. }
                 | Self::DataRead { .. }
                 | Self::DataDiff { .. }
+                | Self::FreedByDelete { .. }
                 | Self::Usage { .. }
                 | Self::SubvolumeGet { .. }
                 | Self::SubvolumeList { .. }

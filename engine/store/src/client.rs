@@ -227,6 +227,18 @@ impl<L: Link> Client<L> {
         Ok(total)
     }
 
+    /// Bytes that deleting a subvolume would give back, in time.
+    pub async fn freed_by_delete(&self, subvolume: SubvolumeId) -> Result<u64> {
+        let mut total: u64 = 0;
+        for reply in self.all_shards(&Request::FreedByDelete { subvolume }).await? {
+            match reply {
+                Reply::Count(bytes) => total = total.saturating_add(bytes),
+                other => return Err(other.mismatch("Count")),
+            }
+        }
+        Ok(total)
+    }
+
     /// Makes snapshots, all of one instant.
     pub async fn snapshot_create(&self, snapshots: &[NewSnapshot]) -> Result<Vec<SubvolumeInfo>> {
         let request = Request::SnapshotCreate { snapshots: snapshots.to_vec() };

@@ -256,6 +256,7 @@ impl Shard {
                 crate::subvolume::handle_step(&self.context, &self.namespace, request).await
             }
             request @ (Request::Usage { .. }
+            | Request::FreedByDelete { .. }
             | Request::VersionHold { .. }
             | Request::VersionSet { .. }) => self.context.handle_versions(request).await,
             Request::RegionAcquire { shard, short } => {

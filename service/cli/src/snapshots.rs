@@ -18,6 +18,7 @@ fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
         "size_bytes": snapshot.size_bytes,
         "block_size_bytes": snapshot.block_size_bytes,
         "own_bytes": snapshot.own_bytes,
+        "freed_bytes": snapshot.freed_bytes,
         "created_ns": snapshot.created_ns,
         "uuid": snapshot.uuid,
     })
@@ -92,11 +93,12 @@ async fn list(
                 _ => show(one.size_bytes),
             },
             one.own_bytes.map_or_else(|| "-".to_owned(), show),
+            one.freed_bytes.map_or_else(|| "-".to_owned(), show),
             time(one.created_ns.cast_signed()),
         ]
     });
     let values = snapshots.iter().map(snapshot_json).collect();
-    output.table(&["NAME", "SOURCE", "KIND", "SIZE", "OWN", "CREATED"], rows, values)
+    output.table(&["NAME", "SOURCE", "KIND", "SIZE", "OWN", "FREES", "CREATED"], rows, values)
 }
 
 /// A line for each range, as they come.

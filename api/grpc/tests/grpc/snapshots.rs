@@ -36,7 +36,8 @@ async fn list(stand: &Stand, source: &str) -> Vec<(String, String)> {
     };
     let page = stand.snapshots().list_snapshots(request).await.unwrap().into_inner();
     assert_eq!(page.next_page_token, "");
-    assert!(page.snapshots.iter().all(|one| one.own_bytes == Some(2 * 4096)));
+    let bytes = |one: &v1::Snapshot| (one.own_bytes, one.freed_bytes);
+    assert!(page.snapshots.iter().all(|one| bytes(one) == (Some(2 * 4096), Some(2 * 4096))));
     page.snapshots.into_iter().map(|one| (one.name, one.source)).collect()
 }
 

@@ -9,11 +9,13 @@ use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
 use super::DataPath;
-use super::map::{BlockRange, Span, lookup};
+use super::map::{BlockRange, Span, lookup, next_extent};
 use crate::api::ChangedRange;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::extent::Pointer;
+use crate::extent::{ExtentView, Pointer};
+use crate::key::{Position, Tree};
+use crate::transaction::Transaction;
 
 const CHUNK_BLOCKS: u64 = (1 << CHUNK_SIZE_LOG2) / BLOCK_SIZE;
 /// Chunks whose areas are gathered at a time.
@@ -108,6 +110,48 @@ impl DataPath {
         }
         Ok(None)
     }
+}
+
+impl DataPath {
+    /// Blocks of a version that a younger one, which alone sees it, hides.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(crate) async fn hidden_by(&self, version: SnapshotId, child: SnapshotId) -> Result<u64> {
+        let (engine, mut after, mut hidden) = (&self.engine, None, 0);
+        while let Some(area) = engine.next_area(child, after).await? {
+            after = Some(area);
+            let mut at = area.is_data().then_some(Position::MIN);
+            while let Some(from) = at {
+                let mut transaction = engine.read();
+                let found = transaction.next_in_area(Tree::Extents, area, child, from).await?;
+                let Some((position, value)) = found else { break };
+                at = Some(position.successor());
+                let blocks = u64::from(ExtentView::parse(&value)?.blocks());
+                let start = position.offset.saturating_sub(blocks);
+                let inode = InodeNumber(position.inode);
+                let range =
+                    BlockRange { inode, snapshot: version, from: start, to: position.offset };
+                hidden += own_blocks(&mut transaction, &range).await?;
+            }
+            engine.runtime().yield_now().await;
+        }
+        Ok(hidden)
+    }
+}
+
+/// Blocks of a range that its version has itself.
+async fn own_blocks(transaction: &mut Transaction<'_>, range: &BlockRange) -> Result<u64> {
+    let (mut from, mut blocks) = (range.first_key(range.from), 0);
+    let within = |extent: ExtentView<'_>, start: u64, end: u64| {
+        let held = end.min(range.to) - start.max(range.from);
+        if extent.is_hole() { 0 } else { held }
+    };
+    while let Some((position, held)) = next_extent(transaction, range, from, within).await? {
+        blocks += held;
+        from = position.successor();
+    }
+    Ok(blocks)
 }
 
 fn put(blocks: &mut [Option<Pointer>], from: u64, span: &Span) {

@@ -327,3 +327,46 @@ fn a_diff_tells_what_was_written_between_two_snapshots_and_little_else() {
         });
     });
 }
+
+#[test]
+fn what_a_deletion_would_free_is_what_it_frees() {
+    with_seeds(|seed| {
+        let pool = Pool::new(seed, 4);
+        pool.run(async move |pool| {
+            let (client, mut random) = (pool.client(), Random::new(seed));
+            let volume = client.volume_create("v", SIZE, 4096).await.unwrap();
+            let mut names = vec!["v".to_owned()];
+            for round in 0..7_u8 {
+                for _ in 0..20 {
+                    let (from, len) = (random.below(2900), random.range(1, 60));
+                    if random.chance(1, 5) {
+                        let of = VolumeRef::from(&volume);
+                        let (at, len) = (from * BLOCK_SIZE, len * BLOCK_SIZE);
+                        client.volume_discard(&of, at, len).await.unwrap();
+                    } else {
+                        write(&client, &volume, from, len, round + 1).await;
+                    }
+                }
+                let source = random.pick(&names).clone();
+                let name = format!("s{round}");
+                let made = new(&source, &name, random.chance(1, 3));
+                client.snapshot_create(&[made]).await.unwrap();
+                names.push(name);
+            }
+            let held = async || {
+                let status = client.status().await.unwrap();
+                status.iter().map(|shard| shard.data_bytes).sum::<u64>()
+            };
+            while !names.is_empty() {
+                pool.quiet().await;
+                let name = names.remove(random.below(names.len() as u64) as usize);
+                let info = client.subvolume_get(&name).await.unwrap();
+                let (before, told) = (held().await, client.freed_by_delete(info.id).await.unwrap());
+                client.subvolume_delete(&name).await.unwrap();
+                pool.quiet().await;
+                assert_eq!(before - held().await, told, "{name}");
+            }
+            assert_eq!(held().await, 0);
+        });
+    });
+}

@@ -57,6 +57,15 @@ pub struct CurrentVersion {
     pub end_block: u64,
 }
 
+/// What deleting a subvolume gives back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Freed {
+    /// A version that nobody would see.
+    pub(crate) whole: Option<SnapshotId>,
+    /// A version that would be merged with a younger one, which hides parts of it.
+    pub(crate) merged: Option<(SnapshotId, SnapshotId)>,
+}
+
 /// All that shard 0 knows of versions, at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionTable {
@@ -256,6 +265,38 @@ impl Versions {
         self.layered.set(layered || !self.merged.borrow().is_empty());
     }
 
+    /// Which versions would change if a subvolume were deleted, and how.
+    pub(crate) fn freed_with(&self, subvolume: SubvolumeId) -> Freed {
+        let subvolumes = self.subvolumes.borrow();
+        let Some(version) = subvolumes.get(&subvolume).map(|current| current.version) else {
+            return Freed::default();
+        };
+        let owners = |version| subvolumes.values().filter(|it| it.version == version).count();
+        if owners(version) > 1 {
+            return Freed::default();
+        }
+        let nodes = self.nodes.borrow();
+        let children = |of: SnapshotId| {
+            let made = nodes.iter().filter(move |(_, node)| node.parent == Some(of));
+            made.map(|(id, _)| SnapshotId(*id)).collect::<Vec<_>>()
+        };
+        match children(version)[..] {
+            [] => {
+                // Its parent may be left with another that alone sees it.
+                let parent = nodes.get(&version.0).and_then(|node| node.parent);
+                let parent = parent.filter(|parent| owners(*parent) == 0);
+                let others = parent.map(|parent| (parent, children(parent)));
+                let merged = others.and_then(|(parent, children)| match children[..] {
+                    [a, b] => Some((parent, if a == version { b } else { a })),
+                    _ => None,
+                });
+                Freed { whole: Some(version), merged }
+            }
+            [child] => Freed { whole: None, merged: Some((version, child)) },
+            _ => Freed::default(),
+        }
+    }
+
     /// Where keys of a version are put: in the version itself, or in that which absorbs it, or did.
     pub(crate) fn target(&self, version: SnapshotId) -> SnapshotId {
         if !self.layered.get() {
@@ -336,6 +377,32 @@ mod tests {
         let view = versions.view(SnapshotId(80)).unwrap();
         assert_eq!(view.above(), [90, 100]);
         assert_eq!((view.rank(90), view.rank(85)), (Some(1), None));
+    }
+
+    #[test]
+    fn what_a_deletion_frees_is_what_nobody_else_sees() {
+        let versions = Versions::default();
+        for (version, parent) in [(100, 0), (90, 100), (80, 90), (85, 90)] {
+            put(&versions, version, parent, 0);
+        }
+        let own = |subvolume: u64, version: u32| {
+            let version = SnapshotId(version);
+            let current = CurrentVersion { version, read_only: false, end_block: u64::MAX };
+            versions.subvolumes.borrow_mut().insert(SubvolumeId(subvolume), current);
+        };
+        let freed = |subvolume| versions.freed_with(SubvolumeId(subvolume));
+        own(1, 100);
+        own(2, 80);
+        own(3, 85);
+        let pair = |a, b| Some((SnapshotId(a), SnapshotId(b)));
+        assert_eq!(freed(1), Freed { whole: None, merged: pair(100, 90) });
+        assert_eq!(freed(2), Freed { whole: Some(SnapshotId(80)), merged: pair(90, 85) });
+        own(4, 90);
+        assert_eq!(freed(4), Freed::default(), "two others see it");
+        assert_eq!(freed(2), Freed { whole: Some(SnapshotId(80)), merged: None });
+        own(5, 80);
+        assert_eq!(freed(2), Freed::default(), "another shares the version");
+        assert_eq!(freed(9), Freed::default());
     }
 
     #[test]

@@ -458,6 +458,7 @@ impl Fake {
             }
             Request::Resize(request) => resize(&mut state, &request),
             Request::Usage { .. } => Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0 })),
+            Request::FreedByDelete { .. } => Ok(Reply::Count(4096)),
             Request::DataDiff { .. } => {
                 let range = ChangedRange { offset: 4096, len: 8192, has_data: true };
                 let ranges = if shard == ShardId(0) { vec![range] } else { vec![] };

@@ -156,7 +156,9 @@ async fn gather_tree_snapshots(
     findings: &mut Findings,
 ) -> Result<(), StoreError> {
     let slots: Vec<(String, bool)> = {
-        let world = context.world.borrow();
+        let world = &mut *context.world.borrow_mut();
+        let names: Vec<String> = world.tree_snapshots.keys().cloned().collect();
+        names.iter().for_each(|name| world.tree_snapshot_ends(name));
         let slots = world.tree_snapshots.iter();
         slots.map(|(name, slot)| (name.clone(), slot.copy.is_some())).collect()
     };
@@ -179,7 +181,7 @@ fn judge_tree_snapshots(
 ) -> Result<(), String> {
     for (name, (reference, found)) in &findings.tree_snapshots {
         let Some(slot) = world.tree_snapshots.get_mut(name) else { continue };
-        if let (Some(copy), Some(found)) = (&slot.copy, found) {
+        if let (Some(copy), Some(found)) = (&mut slot.copy, found) {
             copy.check(found).map_err(|wrong| format!("{name}: {wrong}"))?;
         }
         (slot.busy, slot.reference) = (false, Some(*reference));

@@ -96,6 +96,8 @@ pub struct TreeSnapshotSlot {
     pub busy: bool,
     /// It is a clone.
     pub writable: bool,
+    /// It is being made while the tree's client works: of which instant it is, is not known yet.
+    pub growing: bool,
 }
 
 impl TreeSnapshotSlot {
@@ -103,13 +105,48 @@ impl TreeSnapshotSlot {
     #[must_use]
     pub fn in_doubt(tree: &str, copy: Option<TreeCopy>, writable: bool) -> Self {
         let (tree, state) = (tree.to_owned(), NameState::InDoubt);
-        Self { tree, state, copy, reference: None, busy: true, writable }
+        Self { tree, state, copy, reference: None, busy: true, writable, growing: false }
     }
 
     /// Whether something can be done with it.
     #[must_use]
     pub fn is_free(&self) -> bool {
         !self.busy && self.state == NameState::Present && self.copy.is_some()
+    }
+}
+
+impl World {
+    /// A tree has changed: snapshots of it that are being made may be of now.
+    pub fn tree_changed(&mut self, tree: &str) {
+        let Some(model) = self.trees.get(tree).map(|slot| &slot.model) else { return };
+        for slot in self.tree_snapshots.values_mut() {
+            if slot.tree == tree
+                && slot.growing
+                && let Some(copy) = &mut slot.copy
+            {
+                copy.or_now(model);
+            }
+        }
+    }
+
+    /// What a tree's snapshots hold that are being made is not known any more.
+    pub fn tree_torn(&mut self, tree: &str) {
+        for slot in self.tree_snapshots.values_mut() {
+            if slot.tree == tree && slot.growing {
+                slot.copy = None;
+            }
+        }
+    }
+
+    /// A snapshot of a tree that was growing is made, or its making was cut off.
+    pub fn tree_snapshot_ends(&mut self, name: &str) {
+        let Some(slot) = self.tree_snapshots.get_mut(name) else { return };
+        let Some(model) = self.trees.get(&slot.tree).map(|slot| &slot.model) else { return };
+        if std::mem::take(&mut slot.growing)
+            && let Some(copy) = &mut slot.copy
+        {
+            copy.or_soon(model);
+        }
     }
 }
 

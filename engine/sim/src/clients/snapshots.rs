@@ -6,6 +6,7 @@ use engine_store::api::{NewSnapshot, SubvolumeInfo};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
+use super::tree_snapshots;
 use super::volume::found_at;
 use crate::model::snapshot::SnapshotModel;
 use crate::stamp::Found;
@@ -51,9 +52,23 @@ pub async fn work(
 
 async fn create(context: &mut ClientContext, volume: &str) -> bool {
     let Some(name) = begin(context, volume) else { return true };
-    let new = new_snapshot(volume, &name);
-    let (started, result) = make(context, &[new], true).await;
+    let mut group = vec![new_snapshot(volume, &name)];
+    // Now and then of a tree, too, whose client goes on meanwhile.
+    let tree = match context.random.chance(1, 3) {
+        true => tree_snapshots::some_tree(context),
+        false => None,
+    };
+    let with = tree.and_then(|tree| Some((tree_snapshots::begin(context, &tree, true)?, tree)));
+    if let Some((name, tree)) = &with {
+        group.push(new_snapshot(tree, name));
+    }
+    let (started, result) = make(context, &group, true).await;
     let world = &mut *context.world.borrow_mut();
+    if let Some((snapshot, tree)) = &with {
+        world.mark("snapshot_of_busy_tree");
+        let of_tree = result.as_ref().map(|infos| infos.get(1).cloned());
+        tree_snapshots::made(world, tree, snapshot, of_tree.map_err(Clone::clone));
+    }
     made(world, volume, &name, started, result.map(|infos| infos.into_iter().next()))
 }
 

@@ -271,6 +271,7 @@ impl TreeClient {
                 {
                     world.fail(format!("{} {op:?}: {wrong}", self.name));
                 }
+                world.tree_changed(&self.name);
                 world.mark(kind_of(op));
                 true
             }
@@ -319,6 +320,7 @@ impl TreeClient {
                 }
             }
         };
+        world.tree_torn(&self.name);
         world.mark("no_space");
         let numbers = [inode.0, range.0, range.1 - range.0];
         world.event(context.executor.now_ns(), context.number, "no space", numbers);

@@ -2,13 +2,14 @@
 //! take the tree back to one, work in a clone of one.
 
 use engine_base::InodeNumber;
-use engine_store::api::{NewSnapshot, TreeRef};
+use engine_store::api::{NewSnapshot, SubvolumeInfo, TreeRef};
+use engine_store::error::StoreError;
 
 use super::snapshots;
 use super::tree::TreeClient;
 use super::tree_reads::read_back;
 use crate::model::tree::TreeModel;
-use crate::world::{ClientContext, NameState, Refusal, TreeSlot, TreeSnapshotSlot};
+use crate::world::{ClientContext, NameState, Refusal, TreeSlot, TreeSnapshotSlot, World};
 
 /// Snapshots of one tree at a time.
 const SNAPSHOTS_MAX: usize = 5;
@@ -37,7 +38,13 @@ impl TreeClient {
         }
         let name = context.random.pick(&names).clone();
         set_busy(context, &name, true);
+        let is_known = {
+            let world = context.world.borrow();
+            let slot = world.tree_snapshots.get(&name).and_then(|slot| slot.copy.as_ref());
+            slot.is_some_and(|copy| copy.known().is_some())
+        };
         let goes_on = match chance {
+            4 | 5 if !is_known => self.look_at_snapshot(context, &name).await,
             0..=3 => self.look_at_snapshot(context, &name).await,
             4 => self.roll_back(context, &name).await,
             5 => self.work_in_clone(context, &name).await,
@@ -59,10 +66,7 @@ impl TreeClient {
     }
 
     async fn make_snapshot(&self, context: &mut ClientContext) -> bool {
-        let name = format!("snap-{}-{}", self.name, context.random.below(SNAPSHOTS_MAX as u64));
-        if context.world.borrow().tree_snapshots.contains_key(&name) {
-            return true;
-        }
+        let Some(name) = begin(context, &self.name, false) else { return true };
         let new = |source: &str, name: &str| NewSnapshot {
             source: source.to_owned(),
             name: name.to_owned(),
@@ -78,9 +82,6 @@ impl TreeClient {
         if let Some((name, volume)) = &with {
             group.push(new(volume, name));
         }
-        let copy = self.model(context).copy();
-        let slot = TreeSnapshotSlot::in_doubt(&self.name, Some(copy), false);
-        context.world.borrow_mut().tree_snapshots.insert(name.clone(), slot);
         let (started, result) = snapshots::make(context, &group, true).await;
         let world = &mut *context.world.borrow_mut();
         if let Some((snapshot, volume)) = &with {
@@ -89,27 +90,7 @@ impl TreeClient {
             let of_volume = of_volume.map_err(Clone::clone);
             snapshots::made(world, volume, snapshot, started, of_volume);
         }
-        match result {
-            Ok(infos) => {
-                if let Some(slot) = world.tree_snapshots.get_mut(&name) {
-                    (slot.state, slot.busy) = (NameState::Present, false);
-                    slot.reference = infos.first().map(TreeRef::from);
-                }
-                true
-            }
-            Err(error) => match world.judge(&error) {
-                Refusal::NoRoom => {
-                    world.mark("no_space");
-                    world.tree_snapshots.remove(&name);
-                    true
-                }
-                Refusal::Device => false,
-                Refusal::Wrong => {
-                    world.fail(format!("snapshot {name} of {}: {error}", self.name));
-                    false
-                }
-            },
-        }
+        made(world, &self.name, &name, result.map(|infos| infos.into_iter().next()))
     }
 
     async fn look_at_snapshot(&self, context: &mut ClientContext, name: &str) -> bool {
@@ -125,7 +106,7 @@ impl TreeClient {
         context.event("tree snapshot read", [found.ids().count() as u64, 0, 0]);
         let world = &mut *context.world.borrow_mut();
         world.mark("tree_snapshot_read");
-        let copy = world.tree_snapshots.get(name).and_then(|slot| slot.copy.as_ref());
+        let copy = world.tree_snapshots.get_mut(name).and_then(|slot| slot.copy.as_mut());
         if let Some(Err(wrong)) = copy.map(|copy| copy.check(&found)) {
             world.fail(format!("{name}: {wrong}"));
             return false;
@@ -150,6 +131,7 @@ impl TreeClient {
         match (result, refusal) {
             (Ok(_), _) => {
                 tree.model.rolled_back(&mut world.promises);
+                world.tree_changed(&self.name);
                 world.mark("tree_rollback");
                 true
             }
@@ -228,6 +210,62 @@ impl TreeClient {
             world.tree_snapshots.insert(name.clone(), slot);
         }
         delete(context, &name).await
+    }
+}
+
+/// Puts a snapshot of a tree that is to be made in the world; `None`: the name is taken. `growing`: the tree's own
+/// client works meanwhile.
+pub(super) fn begin(context: &mut ClientContext, tree: &str, growing: bool) -> Option<String> {
+    let name = format!("snap-{tree}-{}", context.random.below(SNAPSHOTS_MAX as u64));
+    let world = &mut *context.world.borrow_mut();
+    if world.tree_snapshots.contains_key(&name) {
+        return None;
+    }
+    let copy = world.trees.get(tree)?.model.copy();
+    let slot = TreeSnapshotSlot::in_doubt(tree, Some(copy), false);
+    world.tree_snapshots.insert(name.clone(), TreeSnapshotSlot { growing, ..slot });
+    Some(name)
+}
+
+/// A tree of which another client may make a snapshot.
+pub(super) fn some_tree(context: &mut ClientContext) -> Option<String> {
+    let names: Vec<String> = {
+        let world = context.world.borrow();
+        let whole =
+            world.trees.iter().filter(|(name, slot)| !slot.lost && !name.starts_with(CLONE));
+        whole.map(|(name, _)| name.clone()).collect()
+    };
+    if names.is_empty() { None } else { Some(context.random.pick(&names).clone()) }
+}
+
+/// What came of making a snapshot of a tree; `false`: the client must stop.
+pub(super) fn made(
+    world: &mut World,
+    tree: &str,
+    name: &str,
+    result: Result<Option<SubvolumeInfo>, StoreError>,
+) -> bool {
+    world.tree_snapshot_ends(name);
+    match result {
+        Ok(info) => {
+            if let Some(slot) = world.tree_snapshots.get_mut(name) {
+                (slot.state, slot.busy) = (NameState::Present, false);
+                slot.reference = info.as_ref().map(TreeRef::from);
+            }
+            true
+        }
+        Err(error) => match world.judge(&error) {
+            Refusal::NoRoom => {
+                world.mark("no_space");
+                world.tree_snapshots.remove(name);
+                true
+            }
+            Refusal::Device => false,
+            Refusal::Wrong => {
+                world.fail(format!("snapshot {name} of {tree}: {error}"));
+                false
+            }
+        },
     }
 }
 

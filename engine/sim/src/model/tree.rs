@@ -44,20 +44,55 @@ pub struct TreeModel {
     next_version: u64,
 }
 
-/// A tree as it was at one instant.
+/// A tree as it was at one instant: one of several, until it is looked at.
 #[derive(Clone, Debug)]
 pub struct TreeCopy {
-    state: TreeState,
+    states: Vec<TreeState>,
     inodes: BTreeMap<NodeId, InodeNumber>,
 }
 
 impl TreeCopy {
-    /// Compares a tree that was read back with it.
+    /// The instant may also be that of the tree as it is now.
+    pub fn or_now(&mut self, model: &TreeModel) {
+        self.states.push(model.now.clone());
+        self.inodes.extend(model.inodes.iter().map(|(node, inode)| (*node, *inode)));
+    }
+
+    /// The instant may also be after an operation that is under way.
+    pub fn or_soon(&mut self, model: &TreeModel) {
+        let under_way = model.log.last().filter(|logged| logged.ended.is_none());
+        let mut state = model.now.clone();
+        if under_way.is_some_and(|logged| state.apply(&logged.op).is_ok()) {
+            self.states.push(state);
+        }
+    }
+
+    /// The tree, when it is known which it is.
+    #[must_use]
+    pub fn known(&self) -> Option<&TreeState> {
+        match &self.states[..] {
+            [state] => Some(state),
+            _ => None,
+        }
+    }
+
+    /// Compares a tree that was read back with it; from then on it must be that.
     ///
     /// # Errors
-    /// The first difference.
-    pub fn check(&self, found: &TreeState) -> Result<(), String> {
-        compare_whole(&self.state, &self.inodes, found)
+    /// The first difference to the last of them when none matches.
+    pub fn check(&mut self, found: &TreeState) -> Result<(), String> {
+        let mut difference = String::new();
+        for at in (0..self.states.len()).rev() {
+            match compare_whole(&self.states[at], &self.inodes, found) {
+                Ok(()) => {
+                    self.states = vec![self.states.swap_remove(at)];
+                    return Ok(());
+                }
+                Err(wrong) if difference.is_empty() => difference = wrong,
+                Err(_) => {}
+            }
+        }
+        Err(format!("{difference} (of {} states)", self.states.len()))
     }
 }
 
@@ -98,15 +133,17 @@ impl TreeModel {
         }
     }
 
-    /// A clone, of which what it is made from is durable; what is written to it differs from what is written there.
+    /// A clone, of which what it is made from is known and durable; what is written to it differs from what is written
+    /// there.
     #[must_use]
     pub fn of(copy: &TreeCopy, home: ShardId, shard_count: u16, number: u64) -> Self {
-        let next_node = copy.state.ids().max().unwrap_or(ROOT) + 1;
+        let state = copy.known().cloned().unwrap_or_default();
+        let next_node = state.ids().max().unwrap_or(ROOT) + 1;
         Self {
             home,
             shard_count,
-            now: copy.state.clone(),
-            base: copy.state.clone(),
+            now: state.clone(),
+            base: state,
             log: Vec::new(),
             inodes: copy.inodes.clone(),
             next_node,
@@ -117,14 +154,15 @@ impl TreeModel {
     /// The tree as it is now.
     #[must_use]
     pub fn copy(&self) -> TreeCopy {
-        TreeCopy { state: self.now.clone(), inodes: self.inodes.clone() }
+        TreeCopy { states: vec![self.now.clone()], inodes: self.inodes.clone() }
     }
 
-    /// The tree is to become what it was.
+    /// The tree is to become what it was, which is known.
     pub fn start_rollback(&mut self, promises: &mut Promises, copy: &TreeCopy) -> u64 {
+        let state = copy.known().cloned().unwrap_or_default();
         // Nodes have names of their own in all that there ever was of a tree.
         self.inodes.extend(copy.inodes.iter().map(|(node, inode)| (*node, *inode)));
-        self.start(promises, &TreeOp::Become(Box::new(copy.state.clone()))).0
+        self.start(promises, &TreeOp::Become(Box::new(state))).0
     }
 
     /// It has become that, durably.

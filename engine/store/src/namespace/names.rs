@@ -302,10 +302,9 @@ pub(super) async fn drop_name(
     let shard_count = engine.shard_count();
     let last_shard = victim.number.data_shard(inode.data_limit - 1, shard_count);
     let one_chunk = inode.data_limit <= 1 << engine_base::ids::CHUNK_SIZE_LOG2;
-    if shard_count == 1 || (one_chunk && last_shard == engine.shard()) {
-        if forget_in(transaction, victim.number, snapshot).await? {
-            return Ok(Dropped::Gone);
-        }
+    let all_here = shard_count == 1 || (one_chunk && last_shard == engine.shard());
+    if all_here && forget_in(transaction, victim.number, snapshot).await? {
+        return Ok(Dropped::Gone);
     }
     let intent = Intent::Remove { inode: victim.number, snapshot };
     Ok(Dropped::Logged(logged::put(transaction, &intent)))

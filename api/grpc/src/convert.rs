@@ -2,21 +2,40 @@
 
 use std::fmt::Write as _;
 
-use engine_store::api::{Attributes, CreateAttributes, FileKind, SubvolumeInfo, SubvolumeKind};
+use engine_store::api::{
+    Attributes, ChangeKind, ChangedPath, CreateAttributes, FileKind, SubvolumeInfo, SubvolumeKind,
+};
 use proto::v1;
 use tonic::Status;
 
 use crate::status::bad_field;
 
-pub(crate) fn attributes(from: &Attributes) -> v1::FileAttributes {
-    let kind = match from.kind {
+fn file_kind(from: FileKind) -> v1::FileKind {
+    match from {
         FileKind::File => v1::FileKind::Regular,
         FileKind::Directory => v1::FileKind::Directory,
         FileKind::Symlink => v1::FileKind::Symlink,
+    }
+}
+
+pub(crate) fn changed_path(from: ChangedPath) -> v1::ChangedPath {
+    let kind = match from.kind {
+        ChangeKind::Added => v1::ChangeKind::Added,
+        ChangeKind::Removed => v1::ChangeKind::Removed,
+        ChangeKind::Modified => v1::ChangeKind::Modified,
     };
+    v1::ChangedPath {
+        kind: kind.into(),
+        path: from.path,
+        inode: from.inode.0,
+        file_kind: file_kind(from.file_kind).into(),
+    }
+}
+
+pub(crate) fn attributes(from: &Attributes) -> v1::FileAttributes {
     v1::FileAttributes {
         inode: from.inode.0,
-        kind: kind.into(),
+        kind: file_kind(from.kind).into(),
         mode: from.mode,
         uid: from.uid,
         gid: from.gid,

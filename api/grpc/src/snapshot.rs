@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use engine_base::SubvolumeId;
-use engine_store::StoreError;
-use engine_store::api::{Link, NewSnapshot, SNAPSHOT_GROUP_MAX, SubvolumeInfo, SubvolumeKind};
+use engine_store::api::{
+    Link, NewSnapshot, SNAPSHOT_GROUP_MAX, SubvolumeInfo, SubvolumeKind, TreeDiffCursor,
+};
 use proto::v1;
 use proto::v1::snapshot_service_server::SnapshotService;
 use tonic::{Request, Response, Status};
@@ -17,6 +18,24 @@ use crate::status::{OnResource, Resource, bad_field, precondition};
 use crate::{convert, token};
 
 const SCOPE: &[u8] = b"snapshots";
+
+/// Two snapshots, or one and nothing.
+struct Compared {
+    base: Option<SubvolumeInfo>,
+    snapshot: SubvolumeInfo,
+}
+
+impl Compared {
+    /// What a page token is for.
+    fn scope(&self) -> Vec<u8> {
+        let base = self.base.as_ref().map_or(0, |base| base.id.0);
+        [b"diff:".as_slice(), &base.to_le_bytes(), &self.snapshot.id.0.to_le_bytes()].concat()
+    }
+}
+
+fn damaged<T>(_: T) -> Status {
+    bad_field("page_token", "is not a token of this diff; start again without one")
+}
 
 /// Names of subvolumes that are there.
 type Names = BTreeMap<SubvolumeId, String>;
@@ -105,22 +124,27 @@ where
             "" => None,
             name => Some(self.snapshot("base", name).await?),
         };
-        let name = &request.snapshot;
-        if snapshot.kind == SubvolumeKind::FileTree {
-            let what = "differences between snapshots of file trees; volumes have them".to_owned();
-            return Err(StoreError::Unsupported { what }).on(kind::SNAPSHOT, name);
+        let compared = Compared { base, snapshot };
+        match compared.snapshot.kind {
+            SubvolumeKind::Volume => self.diff_volumes(compared, request, sender).await,
+            SubvolumeKind::FileTree => self.diff_trees(compared, request, sender).await,
         }
-        let base_id = base.as_ref().map_or(0, |base| base.id.0);
-        let ids = [base_id.to_le_bytes(), snapshot.id.0.to_le_bytes()].concat();
-        let scope = [b"diff:".as_slice(), &ids].concat();
-        let damaged = |_| bad_field("page_token", "is not a token of this diff");
+    }
+
+    async fn diff_volumes(
+        &self,
+        compared: Compared,
+        request: v1::DiffSnapshotsRequest,
+        sender: Sender<v1::DiffSnapshotsResponse>,
+    ) -> Result<(), Status> {
+        let (scope, Compared { base, snapshot }) = (compared.scope(), &compared);
         let mut from = match token::decode(&scope, &request.page_token)? {
             None => 0,
             Some(position) => u64::from_le_bytes(position.try_into().map_err(damaged)?),
         };
         loop {
-            let batch = self.client.snapshot_diff(base.as_ref(), &snapshot, from).await;
-            let (ranges, next) = batch.on(kind::SNAPSHOT, name)?;
+            let batch = self.client.snapshot_diff(base.as_ref(), snapshot, from).await;
+            let (ranges, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
             let next_page_token =
                 next.map_or_else(String::new, |next| token::encode(&scope, &next.to_le_bytes()));
             let ranges = ranges.into_iter().map(|range| v1::ChangedRange {
@@ -128,10 +152,44 @@ where
                 length_bytes: range.len,
                 has_data: range.has_data,
             });
-            let ranges = ranges.collect();
-            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token }).await?;
+            let (ranges, paths) = (ranges.collect(), Vec::new());
+            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token, paths }).await?;
             match next {
                 // Each step ends past where it began.
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn diff_trees(
+        &self,
+        compared: Compared,
+        request: v1::DiffSnapshotsRequest,
+        sender: Sender<v1::DiffSnapshotsResponse>,
+    ) -> Result<(), Status> {
+        let (scope, Compared { base, snapshot }) = (compared.scope(), &compared);
+        let mut from = match token::decode(&scope, &request.page_token)? {
+            None => TreeDiffCursor::default(),
+            Some(position) => {
+                let (inode, place) =
+                    position.split_first_chunk::<8>().ok_or_else(|| damaged(()))?;
+                let place = place.try_into().map_err(damaged)?;
+                let (inode, place) = (u64::from_le_bytes(*inode), u64::from_le_bytes(place));
+                TreeDiffCursor { inode, place }
+            }
+        };
+        loop {
+            let batch = self.client.tree_diff(base.as_ref(), snapshot, from).await;
+            let (paths, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
+            let next_page_token = next.map_or_else(String::new, |next| {
+                let position = [next.inode.to_le_bytes(), next.place.to_le_bytes()].concat();
+                token::encode(&scope, &position)
+            });
+            let (ranges, paths) =
+                (Vec::new(), paths.into_iter().map(convert::changed_path).collect());
+            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token, paths }).await?;
+            match next {
                 Some(next) => from = next,
                 None => return Ok(()),
             }

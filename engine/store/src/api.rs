@@ -347,6 +347,16 @@ pub enum Request {
         /// Most entries, 1 to 1000.
         limit: u32,
     },
+    /// Paths that two subvolumes of one tree do not share, in the order of inodes, with those of a directory's entries
+    /// after itself. -> `ChangedPaths`
+    TreeDiff {
+        /// What is looked at.
+        tree: TreeRef,
+        /// What is compared with; `None`: with nothing, so that all names are told as added.
+        base: Option<SubvolumeId>,
+        /// Where to begin.
+        from: TreeDiffCursor,
+    },
     /// Reads from a file; short at its end, empty past it. Any offset and length. -> `Data`
     FileRead {
         /// Tree.
@@ -588,6 +598,8 @@ pub enum Reply {
     Usage(Usage),
     /// Changed ranges, and where to go on; `None`: that was all.
     Changed(Vec<ChangedRange>, Option<u64>),
+    /// Changed paths, and where to go on; `None`: that was all.
+    ChangedPaths(Vec<ChangedPath>, Option<TreeDiffCursor>),
     /// All versions.
     VersionTable(Box<VersionTable>),
     /// Inodes, in the order of the question.
@@ -639,6 +651,7 @@ impl Request {
                 | Self::Fsck { .. }
                 | Self::DataRead { .. }
                 | Self::DataDiff { .. }
+                | Self::TreeDiff { .. }
                 | Self::FreedByDelete { .. }
                 | Self::Usage { .. }
                 | Self::SubvolumeGet { .. }

@@ -8,10 +8,10 @@ use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SubvolumeId};
 use engine_memory::Slice;
 
 use crate::api::{
-    Attributes, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry, FileKind,
-    FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
-    ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeRef, Usage, Verify,
-    Whose, data_len,
+    Attributes, ChangedPath, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry,
+    FileKind, FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
+    ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeDiffCursor,
+    TreeRef, Usage, Verify, Whose, data_len,
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
@@ -264,17 +264,7 @@ impl<L: Link> Client<L> {
         snapshot: &SubvolumeInfo,
         from: u64,
     ) -> Result<(Vec<ChangedRange>, Option<u64>)> {
-        for one in base.into_iter().chain([snapshot]) {
-            if one.kind != SubvolumeKind::Volume || !one.read_only {
-                let name = &one.name;
-                return Err(StoreError::invalid(format!("{name:?} is no snapshot of a volume")));
-            }
-        }
-        if let Some(base) = base.filter(|base| base.root != snapshot.root) {
-            let (base, name) = (&base.name, &snapshot.name);
-            let why = format!("{base:?} and {name:?} are not snapshots of the same volume");
-            return Err(StoreError::invalid(why));
-        }
+        check_compared(base, snapshot, SubvolumeKind::Volume)?;
         let size = base.map_or(0, |base| base.size_bytes).max(snapshot.size_bytes);
         let to = size.next_multiple_of(BLOCK_SIZE);
         let calls = self.shards().map(|shard| {
@@ -297,6 +287,26 @@ impl<L: Link> Client<L> {
         all.retain(|range| next.is_none_or(|next| range.offset < next));
         all.sort_unstable_by_key(|range| range.offset);
         Ok((joined(all), next))
+    }
+
+    /// The paths in which a snapshot of a file tree differs from another of the same tree, or from nothing, from `from`
+    /// on, some of them; and where to go on.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when one is no snapshot of a tree, or they are not of the same.
+    pub async fn tree_diff(
+        &self,
+        base: Option<&SubvolumeInfo>,
+        snapshot: &SubvolumeInfo,
+        from: TreeDiffCursor,
+    ) -> Result<(Vec<ChangedPath>, Option<TreeDiffCursor>)> {
+        check_compared(base, snapshot, SubvolumeKind::FileTree)?;
+        let (tree, base) = (TreeRef::from(snapshot), base.map(|base| base.id));
+        let request = Request::TreeDiff { tree, base, from };
+        match self.link.call(self.home(tree), request).await? {
+            Reply::ChangedPaths(paths, next) => Ok((paths, next)),
+            other => Err(other.mismatch("ChangedPaths")),
+        }
     }
 
     /// Deletes a subvolume and all in it.
@@ -614,6 +624,29 @@ impl<L: Link> Client<L> {
         let name = name.to_vec();
         self.unit(self.home(tree), Request::XattrRemove { tree, inode, name }).await
     }
+}
+
+/// Whether both are snapshots of one subvolume of a kind.
+fn check_compared(
+    base: Option<&SubvolumeInfo>,
+    snapshot: &SubvolumeInfo,
+    kind: SubvolumeKind,
+) -> Result<()> {
+    let what = match kind {
+        SubvolumeKind::Volume => "volume",
+        SubvolumeKind::FileTree => "file tree",
+    };
+    for one in base.into_iter().chain([snapshot]) {
+        if one.kind != kind || !one.read_only {
+            return Err(StoreError::invalid(format!("{:?} is no snapshot of a {what}", one.name)));
+        }
+    }
+    if let Some(base) = base.filter(|base| base.root != snapshot.root) {
+        let (base, name) = (&base.name, &snapshot.name);
+        let why = format!("{base:?} and {name:?} are not snapshots of the same {what}");
+        return Err(StoreError::invalid(why));
+    }
+    Ok(())
 }
 
 /// Ranges in order, those that follow each other as one.

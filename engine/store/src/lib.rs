@@ -15,6 +15,7 @@ pub mod reached;
 pub mod shard;
 pub mod times;
 pub mod transaction;
+mod tree_diff;
 mod version;
 
 mod access;

@@ -60,8 +60,6 @@ pub enum Bug {
     MergeForgotten,
     /// What is removed of a tree that has snapshots is not hidden.
     WhiteoutForgotten,
-    /// A shard takes another's word for a version that it was not told of yet.
-    EpochIgnored,
     /// A file that was removed after a snapshot loses what the snapshot has of it.
     SnapshotDataForgotten,
     /// Nobody looks whether something lies past the end of a file before it grows.
@@ -70,7 +68,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 30] = [
+    pub const ALL: [(&'static str, Self); 29] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -98,7 +96,6 @@ impl Bug {
         ("snapshot-not-held", Self::SnapshotNotHeld),
         ("merge-forgotten", Self::MergeForgotten),
         ("whiteout-forgotten", Self::WhiteoutForgotten),
-        ("epoch-ignored", Self::EpochIgnored),
         ("snapshot-data-forgotten", Self::SnapshotDataForgotten),
         ("unsettled-growth", Self::UnsettledGrowth),
     ];

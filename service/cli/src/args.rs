@@ -321,9 +321,10 @@ pub(crate) enum SnapshotCommand {
         #[arg(long)]
         usage: bool,
     },
-    /// Tells which ranges of a volume changed from one snapshot to another: offset, length, data or zeroes
+    /// Tells what changed from one snapshot to another: of a volume offset, length, data or zeroes; of a tree + added,
+    /// - removed, M modified
     Diff {
-        /// Name of the snapshot to compare with; - for nothing, so that all data is told
+        /// Name of the snapshot to compare with; - for nothing, so that all is told
         base: String,
         /// Name of the snapshot to look at
         snapshot: String,

@@ -103,8 +103,8 @@ pub(crate) async fn entries(
     Ok(session.files().list_directory(request).await?.into_inner())
 }
 
-fn kind_name(attributes: &v1::FileAttributes) -> &'static str {
-    match attributes.kind() {
+pub(crate) fn kind_name(kind: v1::FileKind) -> &'static str {
+    match kind {
         v1::FileKind::Regular => "file",
         v1::FileKind::Directory => "directory",
         v1::FileKind::Symlink => "symlink",
@@ -115,7 +115,7 @@ fn kind_name(attributes: &v1::FileAttributes) -> &'static str {
 fn attributes_json(attributes: &v1::FileAttributes) -> Value {
     json!({
         "inode": attributes.inode,
-        "kind": kind_name(attributes),
+        "kind": kind_name(attributes.kind()),
         "mode": attributes.mode,
         "uid": attributes.uid,
         "gid": attributes.gid,
@@ -131,7 +131,7 @@ fn attributes_json(attributes: &v1::FileAttributes) -> Value {
 fn stat_text(target: &Target, attributes: &v1::FileAttributes) -> String {
     [
         format!("path    {}", printable(target.to_string().as_bytes())),
-        format!("kind    {}", kind_name(attributes)),
+        format!("kind    {}", kind_name(attributes.kind())),
         format!("size    {}", attributes.size_bytes),
         format!("mode    {}", mode_text(attributes)),
         format!("owner   {}:{}", attributes.uid, attributes.gid),

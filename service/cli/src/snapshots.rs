@@ -7,7 +7,8 @@ use crate::admin::{PAGE_SIZE, all_pages, given, tree_json, volume_json};
 use crate::args::SnapshotCommand;
 use crate::connect::Session;
 use crate::failure::{Failure, Result};
-use crate::output::{Output, agree, time};
+use crate::files;
+use crate::output::{Output, agree, name_fields, printable, time};
 use crate::size::show;
 
 fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
@@ -101,7 +102,7 @@ async fn list(
     output.table(&["NAME", "SOURCE", "KIND", "SIZE", "OWN", "FREES", "CREATED"], rows, values)
 }
 
-/// A line for each range, as they come.
+/// A line for each range or path, as they come.
 async fn diff(session: &Session, base: String, snapshot: String, output: &Output) -> Result<()> {
     let base = if base == "-" { String::new() } else { base };
     let request = v1::DiffSnapshotsRequest { base, snapshot, page_token: String::new() };
@@ -116,6 +117,22 @@ async fn diff(session: &Session, base: String, snapshot: String, output: &Output
             });
             let line = format!("{} {} {what}", range.offset_bytes, range.length_bytes);
             output.item(&value, &line)?;
+        }
+        for path in message.paths {
+            let (sign, change) = match path.kind() {
+                v1::ChangeKind::Added => ("+", "added"),
+                v1::ChangeKind::Removed => ("-", "removed"),
+                v1::ChangeKind::Modified | v1::ChangeKind::Unspecified => ("M", "modified"),
+            };
+            let (name, hex) = name_fields(&path.path);
+            let value = json!({
+                "change": change,
+                "path": name,
+                "path_hex": hex,
+                "inode": path.inode,
+                "kind": files::kind_name(path.file_kind()),
+            });
+            output.item(&value, &format!("{sign} {}", printable(&path.path)))?;
         }
     }
     Ok(())

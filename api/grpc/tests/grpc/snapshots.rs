@@ -179,10 +179,24 @@ async fn trees_have_snapshots_and_clones() {
     let trees = stand.subvolumes().list_subvolumes(list).await.unwrap().into_inner().subvolumes;
     let shown: Vec<_> = trees.iter().map(|tree| (tree.name.as_str(), tree.read_only)).collect();
     assert_eq!(shown, [("copy", false), ("h1", true), ("home", false)]);
-    // What changed in a tree is not told yet.
     let diff = v1::DiffSnapshotsRequest { snapshot: "h1".to_owned(), ..Default::default() };
     let mut told = stand.snapshots().diff_snapshots(diff).await.unwrap().into_inner();
-    assert_eq!(told.message().await.unwrap_err().code(), Code::Unimplemented);
+    let first = told.message().await.unwrap().unwrap();
+    assert_eq!(
+        (first.paths[0].kind(), &first.paths[0].path[..]),
+        (v1::ChangeKind::Added, &b"/a"[..])
+    );
+    // It is told in two parts; the second may be asked for again.
+    let page_token = first.next_page_token;
+    let diff =
+        v1::DiffSnapshotsRequest { snapshot: "h1".to_owned(), page_token, ..Default::default() };
+    let mut rest = stand.snapshots().diff_snapshots(diff.clone()).await.unwrap().into_inner();
+    let second = told.message().await.unwrap().unwrap();
+    assert_eq!(rest.message().await.unwrap().unwrap(), second);
+    assert_eq!((&second.paths[0].path[..], second.next_page_token.as_str()), (&b"/b"[..], ""));
+    let other = v1::DiffSnapshotsRequest { snapshot: "d1".to_owned(), ..diff };
+    let mut wrong = stand.snapshots().diff_snapshots(other).await.unwrap().into_inner();
+    assert_eq!(wrong.message().await.unwrap_err().code(), Code::InvalidArgument);
     // A snapshot is deleted as one.
     let delete = v1::DeleteSubvolumeRequest { name: "h1".to_owned() };
     let status = stand.subvolumes().delete_subvolume(delete).await.unwrap_err();

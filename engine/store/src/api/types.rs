@@ -246,6 +246,50 @@ pub struct ChangedRange {
     pub has_data: bool,
 }
 
+/// How a path differs between two snapshots of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The name leads somewhere else than before, or led nowhere.
+    Added,
+    /// The name does not lead where it led before; if it leads elsewhere now, that is told as added.
+    Removed,
+    /// The inode was there before, and was changed since: content, attributes or entries. Of a file that was written
+    /// anew with the same content this is told, too.
+    Modified,
+}
+
+/// A path that differs between two snapshots of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedPath {
+    /// How.
+    pub kind: ChangeKind,
+    /// The path; of what was removed, that in the earlier snapshot.
+    pub path: Vec<u8>,
+    /// Where it leads, or led. A name that was removed and one that was added of one inode are a rename.
+    pub inode: InodeNumber,
+    /// What that is.
+    pub file_kind: FileKind,
+}
+
+/// Where the differences between two snapshots of a tree go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TreeDiffCursor {
+    /// The first inode, or directory.
+    pub inode: u64,
+    /// 0: the inode itself; else the first place in the directory.
+    pub place: u64,
+}
+
+impl TreeDiffCursor {
+    /// The next after this one.
+    pub(crate) fn next(self) -> Self {
+        match self.place.checked_add(1) {
+            Some(place) => Self { place, ..self },
+            None => Self { inode: self.inode.saturating_add(1), place: 0 },
+        }
+    }
+}
+
 /// Data of a subvolume, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

@@ -1,7 +1,7 @@
-//! Paths of inodes, for people: which names lead to them.
+//! Paths of inodes: which names lead to them.
 //!
-//! Inodes of files do not know their names, so the entries of the whole shard are walked once; from
-//! there on up, directories know their parents.
+//! Directories know their parents, and other inodes a directory that names them, or did. Where it does not any more,
+//! all entries of the shard are walked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +22,34 @@ type Names = BTreeMap<Key, (InodeNumber, Vec<u8>)>;
 
 /// A path of each inode whose home this shard is; `None`: no name leads to it.
 pub(crate) async fn paths(context: &Context, inodes: &[Key]) -> Result<Vec<Option<Vec<u8>>>> {
-    let wanted: BTreeSet<Key> = inodes.iter().copied().collect();
     let mut names = Names::new();
+    let mut siblings: BTreeMap<Key, BTreeSet<InodeNumber>> = BTreeMap::new();
+    for (inode, version) in inodes {
+        if let Some(seen) = seen(context, *inode, *version).await? {
+            siblings.entry((seen.parent, *version)).or_default().insert(*inode);
+        }
+    }
+    for ((parent, version), wanted) in siblings {
+        find_names(context, &mut names, (parent, version), wanted).await?;
+    }
+    let mut paths = Vec::with_capacity(inodes.len());
+    for key in inodes {
+        paths.push(climb(context, &mut names, *key).await?);
+    }
+    let missing = inodes.iter().zip(&paths).filter(|(_, path)| path.is_none());
+    let missing: BTreeSet<Key> = missing.map(|(key, _)| *key).collect();
+    if !missing.is_empty() {
+        search(context, &mut names, &missing).await?;
+        for (key, path) in inodes.iter().zip(&mut paths).filter(|(_, path)| path.is_none()) {
+            *path = climb(context, &mut names, *key).await?;
+        }
+    }
+    Ok(paths)
+}
+
+/// Looks through all entries of the shard.
+async fn search(context: &Context, names: &mut Names, wanted: &BTreeSet<Key>) -> Result<()> {
+    let mut left = wanted.len();
     let mut from = Position::MIN;
     while let Some((at, value)) = next(context, from, Position::MAX).await? {
         from = at.successor();
@@ -32,17 +58,21 @@ pub(crate) async fn paths(context: &Context, inodes: &[Key]) -> Result<Vec<Optio
         for key in wanted.range(of) {
             if !names.contains_key(key) && is_seen(context, at, key.1, &value).await? {
                 names.insert(*key, (InodeNumber(at.inode), entry.name.clone()));
+                left -= 1;
             }
         }
-        if names.len() == wanted.len() {
+        if left == 0 {
             break;
         }
     }
-    let mut paths = Vec::with_capacity(inodes.len());
-    for key in inodes {
-        paths.push(climb(context, &mut names, *key).await?);
+    Ok(())
+}
+
+async fn seen(context: &Context, inode: InodeNumber, version: SnapshotId) -> Result<Option<Inode>> {
+    match Inode::seen(&mut context.engine.read(), inode, version).await {
+        Err(StoreError::Corrupt { .. }) => Ok(None),
+        seen => seen,
     }
-    Ok(paths)
 }
 
 /// Whether what is at a place in one version is what another sees there.
@@ -87,11 +117,7 @@ async fn climb(context: &Context, names: &mut Names, of: Key) -> Result<Option<V
     let mut parts: Vec<Vec<u8>> = Vec::new();
     let mut at = of.0;
     for _ in 0..DIRECTORY_DEPTH_MAX {
-        let inode = match Inode::seen(&mut context.engine.read(), at, snapshot).await {
-            Ok(Some(inode)) => inode,
-            Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(inode) = seen(context, at, snapshot).await? else { return Ok(None) };
         if inode.parent == at {
             let mut path = Vec::new();
             for part in parts.iter().rev() {
@@ -101,7 +127,8 @@ async fn climb(context: &Context, names: &mut Names, of: Key) -> Result<Option<V
             return Ok(Some(if path.is_empty() { b"/".to_vec() } else { path }));
         }
         if !names.contains_key(&(at, snapshot)) && inode.parent.0 != 0 {
-            find_name(context, names, (at, snapshot), inode.parent).await?;
+            let wanted = BTreeSet::from([at]);
+            find_names(context, names, (inode.parent, snapshot), wanted).await?;
         }
         let Some((directory, name)) = names.get(&(at, snapshot)) else { return Ok(None) };
         parts.push(name.clone());
@@ -113,23 +140,26 @@ async fn climb(context: &Context, names: &mut Names, of: Key) -> Result<Option<V
     Ok(None)
 }
 
-/// Looks for the name of a directory in its parent.
-async fn find_name(
+/// Looks for names of inodes in a directory.
+async fn find_names(
     context: &Context,
     names: &mut Names,
-    of: Key,
-    parent: InodeNumber,
+    (parent, version): Key,
+    mut wanted: BTreeSet<InodeNumber>,
 ) -> Result<()> {
     let (mut from, to) =
         (Position::new(parent.0, 0, 0), Position::new(parent.0, u64::MAX, u32::MAX));
     while let Some((at, value)) = next(context, from, to).await? {
         from = at.successor();
         if let Ok(Slot::Entry(entry)) = Entry::decode(&value)
-            && entry.inode == of.0
-            && is_seen(context, at, of.1, &value).await?
+            && wanted.contains(&entry.inode)
+            && is_seen(context, at, version, &value).await?
         {
-            names.insert(of, (parent, entry.name));
-            return Ok(());
+            wanted.remove(&entry.inode);
+            names.insert((entry.inode, version), (parent, entry.name));
+            if wanted.is_empty() {
+                return Ok(());
+            }
         }
     }
     Ok(())

@@ -68,7 +68,7 @@ impl DataPath {
         limit: usize,
     ) -> Result<(Vec<ChangedRange>, Option<u64>)> {
         let mut changes = Changes { ranges: Vec::new(), limit };
-        let ids = unshared(&self.engine, compared);
+        let ids = self.engine.unshared(compared.base, compared.version);
         let mut chunk = from / CHUNK_BLOCKS;
         let last = to.div_ceil(CHUNK_BLOCKS);
         while chunk < last && !ids.is_empty() {
@@ -160,17 +160,19 @@ fn put(blocks: &mut [Option<Pointer>], from: u64, span: &Span) {
     }
 }
 
-/// The versions that one of the two sees and the other does not, the youngest first.
-fn unshared(engine: &Engine, compared: Compared) -> Vec<u32> {
-    let seen = |version: SnapshotId| match engine.versions.view(version) {
-        Some(view) => view.ids().to_vec(),
-        None => vec![version.0],
-    };
-    let base = compared.base.map(seen).unwrap_or_default();
-    let now = seen(compared.version);
-    let (base, now): (BTreeSet<u32>, BTreeSet<u32>) =
-        (base.into_iter().collect(), now.into_iter().collect());
-    base.symmetric_difference(&now).copied().collect()
+impl Engine {
+    /// The versions that one of the two sees and the other does not, the youngest first; with no `base`, all that
+    /// `version` sees.
+    pub(crate) fn unshared(&self, base: Option<SnapshotId>, version: SnapshotId) -> Vec<u32> {
+        let seen = |version: SnapshotId| -> BTreeSet<u32> {
+            match self.versions.view(version) {
+                Some(view) => view.ids().iter().copied().collect(),
+                None => BTreeSet::from([version.0]),
+            }
+        };
+        let base = base.map(seen).unwrap_or_default();
+        base.symmetric_difference(&seen(version)).copied().collect()
+    }
 }
 
 /// Chunks from `from` on in which one of `ids` has something, some of them, and where to go on. What is being merged

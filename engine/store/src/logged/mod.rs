@@ -62,6 +62,21 @@ pub(crate) fn replace(transaction: &mut Transaction<'_>, id: OperationId, intent
     transaction.put(Tree::LoggedOps, id.position(), intent.encode());
 }
 
+/// As [`replace`], unless the operation is done.
+///
+/// # Errors
+/// When a node cannot be read, or `Restart`.
+pub(crate) async fn replace_pending(
+    transaction: &mut Transaction<'_>,
+    id: OperationId,
+    intent: &Intent,
+) -> Result<()> {
+    if transaction.get(Tree::LoggedOps, id.position()).await?.is_some() {
+        replace(transaction, id, intent);
+    }
+    Ok(())
+}
+
 /// The operation is done.
 pub(crate) fn remove(transaction: &mut Transaction<'_>, id: OperationId) {
     transaction.delete(Tree::LoggedOps, id.position());

@@ -42,7 +42,7 @@ struct InodeHeader {
     size: U64,
     /// No block of this inode at or past this byte exists on any shard.
     data_limit: U64,
-    /// Directory that names this directory; 0 for others, itself for a root.
+    /// Directory that names this directory, itself for a root; of others one that does, or did. 0 for a volume.
     parent: U64,
     /// Key of the hash that places names of entries and of extended attributes.
     hash_key: U64,

@@ -37,7 +37,9 @@ use std::rc::Rc;
 use engine_base::{InodeNumber, SnapshotId, SubvolumeId};
 use smallvec::SmallVec;
 
-use crate::api::{Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeRef, Whose};
+use crate::api::{
+    Attributes, FileKind, NAME_BYTES_MAX, Reply, Request, TreeDiffCursor, TreeRef, Whose,
+};
 use crate::background::Held;
 use crate::context::Context;
 use crate::error::{Result, StoreError};
@@ -46,6 +48,7 @@ use crate::key::Tree;
 use crate::lock::{Access, LockGuard, LockTable};
 use crate::times::Timed;
 use crate::transaction::Transaction;
+use crate::tree_diff::{self, Compared};
 
 pub(crate) use format::{Entry, Hashed, Inode, Slot, Xattr, inode_position};
 pub(crate) use layers::absorb_key;
@@ -226,6 +229,23 @@ impl Namespace {
     async fn wait_for_removals(&self) -> Result<()> {
         let below = self.context.background.wait_below(self.context.limits.removals_max);
         self.context.engine.waits.on(Timed::BlockedRemovals, below).await
+    }
+
+    /// Some of what differs between two snapshots of a tree.
+    pub(crate) async fn diff(
+        &self,
+        tree: TreeRef,
+        base: Option<SubvolumeId>,
+        from: TreeDiffCursor,
+    ) -> Result<Reply> {
+        let TreeAt { snapshot: now, .. } = self.to_read(tree).await?;
+        let base = match base {
+            Some(base) => Some(self.context.to_read(Whose::Subvolume(base)).await?),
+            None => None,
+        };
+        let compared = Compared { base, now };
+        let (paths, next) = tree_diff::changed(&self.context, compared, from).await?;
+        Ok(Reply::ChangedPaths(paths, next))
     }
 
     async fn get_attributes(&self, tree: TreeRef, number: InodeNumber) -> Result<Attributes> {

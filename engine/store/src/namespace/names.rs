@@ -323,7 +323,7 @@ impl NewInode {
             generation: (random >> 32) as u32,
             size: self.target.len() as u64,
             data_limit: 0,
-            parent: if self.kind == FileKind::Directory { parent } else { InodeNumber(0) },
+            parent,
             hash_key: random,
             atime: now,
             mtime: now,

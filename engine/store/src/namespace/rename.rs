@@ -214,9 +214,7 @@ impl Rename {
         let moved = InodeRef::of(directory.tree, entry.inode);
         let mut inode = moved.load(transaction).await?;
         inode.ctime = self.now;
-        if inode.kind == FileKind::Directory {
-            inode.parent = directory.number;
-        }
+        inode.parent = directory.number;
         moved.store(transaction, &inode).await
     }
 

@@ -14,6 +14,7 @@ use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::lock::{Access, LockGuard};
+use crate::logged::{self, Intent};
 use crate::namespace::{Inode, Namespace, SHARD_LOCK, Slot, absorb_key};
 use crate::times::Timed;
 use crate::transaction::Transaction;
@@ -79,6 +80,7 @@ pub(super) async fn absorb(
         forget_area(context, area, child).await?;
         after = Some(area);
     }
+    move_intents(context, child, into).await?;
     for (position, root) in roots(context).await? {
         if root.snapshot != child {
             continue;
@@ -125,6 +127,27 @@ async fn each_key(
                 .await?;
             engine.runtime().yield_now().await;
         }
+    }
+    Ok(())
+}
+
+/// What is still to be dropped of files of `child` is to be dropped of `into`: after a restart nobody knows what became
+/// of `child`.
+async fn move_intents(context: &Context, child: SnapshotId, into: SnapshotId) -> Result<()> {
+    for (id, intent) in logged::pending(&context.engine).await? {
+        let moved = match intent {
+            Intent::Truncate { inode, snapshot, size } if snapshot == child => {
+                Intent::Truncate { inode, snapshot: into, size }
+            }
+            Intent::Remove { inode, snapshot } if snapshot == child => {
+                Intent::Remove { inode, snapshot: into }
+            }
+            _ => continue,
+        };
+        context
+            .engine
+            .transact(async |transaction| logged::replace_pending(transaction, id, &moved).await)
+            .await?;
     }
     Ok(())
 }

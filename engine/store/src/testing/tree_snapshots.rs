@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 
 use engine_base::random::Random;
-use engine_base::{BLOCK_SIZE, InodeNumber, MIB};
+use engine_base::{BLOCK_SIZE, InodeNumber, MIB, SnapshotId};
 
 use super::tree_model::Model;
 use super::tree_random::{Compare, Run, start};
 use super::{Pool, data_of, with_seeds};
 use crate::api::{
-    CreateAttributes, FileKind, NewSnapshot, RenameMode, SetAttributes, TreeRef, Verify,
+    ChangeKind, CreateAttributes, FileKind, KnownVersion, Link, NewSnapshot, RenameMode, Reply,
+    Request, SetAttributes, TreeDiffCursor, TreeRef, Verify, Whose,
 };
 use crate::client::{Client, VolumeRef};
 use crate::error::StoreError;
+use crate::logged::{self, Intent};
 use crate::namespace::PLACES;
 use crate::testing::pool::TestLink;
 
@@ -34,6 +36,28 @@ struct Family {
 
 const OTHERS_MAX: usize = 7;
 
+/// All paths of a tree with their inodes.
+fn names_of(model: &Model) -> BTreeSet<(Vec<u8>, u64)> {
+    let (mut all, mut directories) = (BTreeSet::new(), vec![(Vec::new(), model.root)]);
+    while let Some((path, directory)) = directories.pop() {
+        for (name, inode) in &model.nodes[&directory].entries {
+            let path = [&path[..], b"/", &name[..]].concat();
+            if model.nodes[inode].kind == FileKind::Directory {
+                directories.push((path.clone(), *inode));
+            }
+            all.insert((path, *inode));
+        }
+    }
+    all
+}
+
+/// The directory that a path's last name is in.
+fn parent_of(model: &Model, path: &[u8]) -> u64 {
+    let mut parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').skip(1).collect();
+    parts.pop();
+    parts.iter().fold(model.root, |at, name| model.nodes[&at].entries[*name])
+}
+
 async fn make(client: &Client<TestLink>, source: &str, name: &str, writable: bool) -> TreeRef {
     let new = NewSnapshot { source: source.to_owned(), name: name.to_owned(), writable };
     TreeRef::from(&client.snapshot_create(&[new]).await.unwrap()[0])
@@ -47,6 +71,7 @@ impl Family {
             2 => self.roll_back().await,
             3 => self.change_over(),
             4 => self.look().await,
+            5 => self.compare_two().await,
             _ => {
                 for _ in 0..6 {
                     self.run.step().await;
@@ -115,6 +140,62 @@ impl Family {
             .create(other.tree, root, b"new", FileKind::File, CreateAttributes::default())
             .await;
         assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{refused:?}");
+    }
+
+    /// What a diff of two snapshots tells is how their models differ.
+    async fn compare_two(&mut self) {
+        let Some(a) = self.some(|other| !other.writable) else { return };
+        let Some(b) = self.some(|other| !other.writable) else { return };
+        let (a, b) = (&self.others[a], &self.others[b]);
+        let client = &self.run.client;
+        let (base, snapshot) =
+            (client.subvolume_get(&a.name).await.unwrap(), client.subvolume_get(&b.name).await);
+        let snapshot = snapshot.unwrap();
+        let (mut told, mut from) = (Vec::new(), Some(TreeDiffCursor::default()));
+        while let Some(at) = from {
+            let (paths, next) = client.tree_diff(Some(&base), &snapshot, at).await.unwrap();
+            told.extend(paths);
+            assert!(next.is_none_or(|next| next > at), "it does not go on");
+            from = next;
+        }
+        let of = |kind| {
+            let some = told.iter().filter(move |one| one.kind == kind);
+            some.map(|one| (one.path.clone(), one.inode.0)).collect::<BTreeSet<_>>()
+        };
+        // What lies below a directory that was moved has other paths, and is not told for that.
+        let (told_gone, told_come) = (of(ChangeKind::Removed), of(ChangeKind::Added));
+        let entries = |model: &Model, told: &BTreeSet<(Vec<u8>, u64)>| {
+            let is_told = |path: &[u8], inode| told.contains(&(path.to_vec(), inode));
+            let mut all = BTreeSet::new();
+            for (path, inode) in names_of(model) {
+                let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+                let parent = parent_of(model, &path);
+                all.insert((parent, name, inode, is_told(&path, inode)));
+            }
+            all
+        };
+        // Entry by entry: one that only one of the two has is told, no other is.
+        let plain = |(parent, name, inode, _): (u64, Vec<u8>, u64, bool)| (parent, name, inode);
+        let (old, new) = (entries(&a.model, &told_gone), entries(&b.model, &told_come));
+        let (old_names, new_names): (BTreeSet<_>, BTreeSet<_>) =
+            (old.iter().cloned().map(plain).collect(), new.iter().cloned().map(plain).collect());
+        for one in old {
+            assert_eq!(one.3, !new_names.contains(&plain(one.clone())), "{one:?}");
+        }
+        for one in new {
+            assert_eq!(one.3, !old_names.contains(&plain(one.clone())), "{one:?}");
+        }
+        let modified: BTreeSet<u64> =
+            of(ChangeKind::Modified).into_iter().map(|(_, inode)| inode).collect();
+        for (inode, node) in &b.model.nodes {
+            let before = a.model.nodes.get(inode);
+            let differs = before.is_some_and(|before| {
+                (before.mode, &before.content, &before.xattrs, before.entries.keys().len())
+                    != (node.mode, &node.content, &node.xattrs, node.entries.keys().len())
+            });
+            assert!(!differs || modified.contains(inode), "inode {inode} was modified");
+            assert!(before.is_some() || !modified.contains(inode), "inode {inode} is new");
+        }
     }
 
     async fn compare_all(&self) {
@@ -300,5 +381,76 @@ fn what_is_cut_off_or_removed_after_a_snapshot_stays_in_it() {
         pool.quiet().await;
         let status = client.status().await.unwrap();
         assert!(status.iter().all(|shard| (shard.inodes, shard.data_bytes) == (0, 0)));
+    });
+}
+
+#[test]
+fn what_is_still_to_be_dropped_when_versions_are_merged_is_dropped_after_a_crash() {
+    let pool = Pool::new(72, 2);
+    let (tree, file) = pool.run(async |pool| {
+        let client = pool.client();
+        let tree = TreeRef::from(&client.tree_create("t").await.unwrap());
+        make(&client, "t", "kept", false).await;
+        let new = CreateAttributes::default();
+        let file = client.create(tree, tree.root, b"f", FileKind::File, new).await.unwrap();
+        for at in [0, 4 * MIB, 9 * MIB] {
+            let data = data_of(&[7; 4096], &mut Random::new(1));
+            client.file_write(tree, file.inode, at, data).await.unwrap();
+        }
+        // Its data is to go, and nobody has begun with that.
+        let (inode, snapshot) = (file.inode, pool.version_of(tree.subvolume));
+        let home = pool.shard(inode.home(2).0);
+        home.engine()
+            .transact(async |transaction| {
+                logged::put(transaction, &Intent::Remove { inode, snapshot });
+                Ok(())
+            })
+            .await
+            .unwrap();
+        client.flush().await.unwrap();
+        client.subvolume_delete("kept").await.unwrap();
+        pool.quiet().await;
+        assert_ne!(pool.version_of(tree.subvolume), snapshot, "merged");
+        let read = client.file_read(tree, inode, 4 * MIB, 1).await.unwrap();
+        assert_eq!(super::bytes_of(&read), [7]);
+        (tree, inode)
+    });
+    pool.crash_and_open();
+    pool.run(async move |pool| {
+        pool.quiet().await;
+        let client = pool.client();
+        for at in [0, 4 * MIB, 9 * MIB] {
+            let read = client.file_read(tree, file, at, 1).await.unwrap();
+            assert_eq!(super::bytes_of(&read), [0]);
+        }
+    });
+}
+
+#[test]
+fn a_shard_waits_until_it_knows_as_much_of_versions_as_who_asks() {
+    Pool::new(73, 2).run(async |pool| {
+        let client = pool.client();
+        let tree = TreeRef::from(&client.tree_create("t").await.unwrap());
+        let new = CreateAttributes::default();
+        let file = client.create(tree, tree.root, b"f", FileKind::File, new).await.unwrap();
+        let far = (0..4).map(|chunk| chunk * 4 * MIB);
+        let far = far.max_by_key(|at| file.inode.data_shard(*at, 2) != tree.root.home(2)).unwrap();
+        let data = data_of(&[7; 4096], &mut Random::new(1));
+        client.file_write(tree, file.inode, far, data).await.unwrap();
+        let shard = file.inode.data_shard(far, 2);
+        let epoch = pool.shard(shard.0).engine().versions.epoch() + 1;
+        // Of a version that the shard is about to be told of.
+        let id = SnapshotId(pool.version_of(tree.subvolume).0 - 1);
+        let of = Whose::Version(KnownVersion { id, epoch });
+        let request = Request::DataRead { inode: file.inode, of, offset: far, len: 4096 };
+        let mut read = std::pin::pin!(client.link().call(shard, request));
+        for _ in 0..100 {
+            assert!(futures::poll!(read.as_mut()).is_pending(), "it knows nothing of that version");
+            pool.shard(0).engine().runtime().yield_now().await;
+        }
+        make(&client, "t", "kept", false).await;
+        assert_eq!(pool.version_of(tree.subvolume), id);
+        let Reply::Data(found) = read.await.unwrap() else { panic!("not data") };
+        assert_eq!(super::bytes_of(&found)[..4], [7; 4]);
     });
 }

@@ -11,6 +11,7 @@ use engine_base::hash::FastMap;
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
+use crate::api::TreeDiffCursor;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::key::{Position, Tree, Value};
@@ -54,6 +55,16 @@ impl Area {
         let bits = shard_count.trailing_zeros();
         let shard = inode.0 & (u64::from(shard_count) - 1);
         Self { group: inode.0 >> (bits + GROUP_INODES_LOG2) << bits | shard, chunk: Some(chunk) }
+    }
+
+    /// Where the inode and its names are.
+    pub(crate) fn of_names(inode: InodeNumber, shard_count: u16) -> Self {
+        Self { chunk: None, ..Self::of_data(inode, 0, shard_count) }
+    }
+
+    /// The place after all inodes and names in it.
+    pub(crate) fn end(self, shard_count: u16) -> TreeDiffCursor {
+        TreeDiffCursor { inode: self.inodes(shard_count).1, place: u64::MAX }.next()
     }
 
     /// Its key among the areas of a version.
@@ -302,6 +313,17 @@ impl Engine {
             from = last + 1;
         }
         Ok(None)
+    }
+
+    /// The first area with inodes and names of a version, from one on.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(crate) async fn next_names(&self, version: SnapshotId, from: Area) -> Result<Option<Area>> {
+        let first = from.position(version);
+        let last = Position::new(first.inode, u64::MAX, u32::MAX);
+        let found = self.index_next(Tree::Areas, first, last, &mut None, |_, _| ()).await?;
+        Ok(found.map(|(position, ())| Area::at(position).1))
     }
 
     /// The first area of a version after one.

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Buffer;
 use engine_store::api::{
-    Attributes, ChangedRange, CreateAttributes, Data, DirectoryEntry, FileKind, FsckReport, Link,
-    PutMode, RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus,
-    SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, Usage, Verify,
+    Attributes, ChangeKind, ChangedPath, ChangedRange, CreateAttributes, Data, DirectoryEntry,
+    FileKind, FsckReport, Link, PutMode, RenameMode, Reply, Request, ResizeJob, ResizePhase,
+    ResizeRequest, ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
+    TreeDiffCursor, Usage, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -458,6 +459,14 @@ impl Fake {
             }
             Request::Resize(request) => resize(&mut state, &request),
             Request::Usage { .. } => Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0 })),
+            Request::TreeDiff { from, .. } => {
+                let next = TreeDiffCursor { inode: 7, place: 99 };
+                let (path, next) = if from == next { (b"/b", None) } else { (b"/a", Some(next)) };
+                let (kind, inode) = (ChangeKind::Added, InodeNumber(8));
+                let path = path.to_vec();
+                let change = ChangedPath { kind, path, inode, file_kind: FileKind::File };
+                Ok(Reply::ChangedPaths(vec![change], next))
+            }
             Request::FreedByDelete { .. } => Ok(Reply::Count(4096)),
             Request::DataDiff { .. } => {
                 let range = ChangedRange { offset: 4096, len: 8192, has_data: true };

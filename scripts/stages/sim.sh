@@ -38,7 +38,7 @@ done
 
 say ""
 say "-- planted bugs"
-if cargo run --profile sim -p engine-sim --features planted-bugs -- --canary --seeds 1..400 --ops "$ops"; then
+if cargo run --profile sim -p engine-sim --features planted-bugs -- --canary --seeds 1..1200 --ops "$ops"; then
     count 1 0
 else
     count 0 1

@@ -16,7 +16,7 @@ clippy 600
 build 1500
 unit 1800
 loom 900
-sim 1200
+sim 1800
 costs 600
 crash 900
 refusals 300

@@ -125,75 +125,70 @@ where
             name => Some(self.snapshot("base", name).await?),
         };
         let compared = Compared { base, snapshot };
-        match compared.snapshot.kind {
-            SubvolumeKind::Volume => self.diff_volumes(compared, request, sender).await,
-            SubvolumeKind::FileTree => self.diff_trees(compared, request, sender).await,
+        let scope = compared.scope();
+        let mut position = token::decode(&scope, &request.page_token)?;
+        loop {
+            let (mut part, next) = match compared.snapshot.kind {
+                SubvolumeKind::Volume => self.changed_ranges(&compared, position).await?,
+                SubvolumeKind::FileTree => self.changed_paths(&compared, position).await?,
+            };
+            if let Some(next) = &next {
+                part.next_page_token = token::encode(&scope, next);
+            }
+            sender.send(part).await?;
+            // Each step ends past where it began.
+            if next.is_none() {
+                return Ok(());
+            }
+            position = next;
         }
     }
 
-    async fn diff_volumes(
+    /// Some of what has changed in a volume from `position` on, and where to go on.
+    async fn changed_ranges(
         &self,
-        compared: Compared,
-        request: v1::DiffSnapshotsRequest,
-        sender: Sender<v1::DiffSnapshotsResponse>,
-    ) -> Result<(), Status> {
-        let (scope, Compared { base, snapshot }) = (compared.scope(), &compared);
-        let mut from = match token::decode(&scope, &request.page_token)? {
+        Compared { base, snapshot }: &Compared,
+        position: Option<Vec<u8>>,
+    ) -> Result<(v1::DiffSnapshotsResponse, Option<Vec<u8>>), Status> {
+        let from = match position {
             None => 0,
             Some(position) => u64::from_le_bytes(position.try_into().map_err(damaged)?),
         };
-        loop {
-            let batch = self.client.snapshot_diff(base.as_ref(), snapshot, from).await;
-            let (ranges, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
-            let next_page_token =
-                next.map_or_else(String::new, |next| token::encode(&scope, &next.to_le_bytes()));
-            let ranges = ranges.into_iter().map(|range| v1::ChangedRange {
-                offset_bytes: range.offset,
-                length_bytes: range.len,
-                has_data: range.has_data,
-            });
-            let (ranges, paths) = (ranges.collect(), Vec::new());
-            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token, paths }).await?;
-            match next {
-                // Each step ends past where it began.
-                Some(next) => from = next,
-                None => return Ok(()),
-            }
-        }
+        let batch = self.client.snapshot_diff(base.as_ref(), snapshot, from).await;
+        let (ranges, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
+        let ranges = ranges.into_iter().map(|range| v1::ChangedRange {
+            offset_bytes: range.offset,
+            length_bytes: range.len,
+            has_data: range.has_data,
+        });
+        let part = v1::DiffSnapshotsResponse { ranges: ranges.collect(), ..Default::default() };
+        Ok((part, next.map(|next| next.to_le_bytes().to_vec())))
     }
 
-    async fn diff_trees(
+    /// The same of a file tree.
+    async fn changed_paths(
         &self,
-        compared: Compared,
-        request: v1::DiffSnapshotsRequest,
-        sender: Sender<v1::DiffSnapshotsResponse>,
-    ) -> Result<(), Status> {
-        let (scope, Compared { base, snapshot }) = (compared.scope(), &compared);
-        let mut from = match token::decode(&scope, &request.page_token)? {
+        Compared { base, snapshot }: &Compared,
+        position: Option<Vec<u8>>,
+    ) -> Result<(v1::DiffSnapshotsResponse, Option<Vec<u8>>), Status> {
+        let from = match position {
             None => TreeDiffCursor::default(),
             Some(position) => {
-                let (inode, place) =
-                    position.split_first_chunk::<8>().ok_or_else(|| damaged(()))?;
+                let (inode, place) = position.split_first_chunk().ok_or_else(|| damaged(()))?;
                 let place = place.try_into().map_err(damaged)?;
-                let (inode, place) = (u64::from_le_bytes(*inode), u64::from_le_bytes(place));
-                TreeDiffCursor { inode, place }
+                TreeDiffCursor {
+                    inode: u64::from_le_bytes(*inode),
+                    place: u64::from_le_bytes(place),
+                }
             }
         };
-        loop {
-            let batch = self.client.tree_diff(base.as_ref(), snapshot, from).await;
-            let (paths, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
-            let next_page_token = next.map_or_else(String::new, |next| {
-                let position = [next.inode.to_le_bytes(), next.place.to_le_bytes()].concat();
-                token::encode(&scope, &position)
-            });
-            let (ranges, paths) =
-                (Vec::new(), paths.into_iter().map(convert::changed_path).collect());
-            sender.send(v1::DiffSnapshotsResponse { ranges, next_page_token, paths }).await?;
-            match next {
-                Some(next) => from = next,
-                None => return Ok(()),
-            }
-        }
+        let batch = self.client.tree_diff(base.as_ref(), snapshot, from).await;
+        let (paths, next) = batch.on(kind::SNAPSHOT, &snapshot.name)?;
+        let paths = paths.into_iter().map(convert::changed_path).collect();
+        let part = v1::DiffSnapshotsResponse { paths, ..Default::default() };
+        let bytes =
+            |next: TreeDiffCursor| [next.inode.to_le_bytes(), next.place.to_le_bytes()].concat();
+        Ok((part, next.map(bytes)))
     }
 
     async fn roll_back(&self, name: &str, snapshot: &str) -> Result<v1::Subvolume, Status> {

@@ -144,17 +144,9 @@ impl<'e> Transaction<'e> {
         self.engine.versions.view(SnapshotId(position.snapshot)).is_some()
     }
 
-    /// The versions in which keys of `version` are: that in which they are put, and one that is being merged into it.
-    pub(crate) fn written_versions(&self, version: SnapshotId) -> SmallVec<[u32; 2]> {
-        match self.engine.versions.view(version) {
-            None => SmallVec::from_iter([version.0]),
-            Some(view) => std::iter::once(view.target()).chain(view.absorbing()).collect(),
-        }
-    }
-
     /// Puts a value for all who see the version of `position`.
     pub(crate) fn put_layered(&mut self, tree: Tree, position: Position, value: Value) {
-        let ids = self.written_versions(SnapshotId(position.snapshot));
+        let ids = self.engine.versions.written(SnapshotId(position.snapshot));
         self.put(tree, Position { snapshot: ids[0], ..position }, value);
         // What is being merged would hide it.
         for id in &ids[1..] {
@@ -164,7 +156,7 @@ impl<'e> Transaction<'e> {
 
     /// Deletes what the version of `position` has there itself.
     pub(crate) fn delete_layered(&mut self, tree: Tree, position: Position) {
-        for snapshot in self.written_versions(SnapshotId(position.snapshot)) {
+        for snapshot in self.engine.versions.written(SnapshotId(position.snapshot)) {
             self.delete(tree, Position { snapshot, ..position });
         }
     }

@@ -9,7 +9,7 @@ use engine_base::{InodeNumber, SnapshotId};
 use super::format::{Entry, Hashed, Inode, Slot, Xattr};
 use super::inode_position;
 use super::table::NameTable;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::transaction::Transaction;
 
@@ -64,7 +64,7 @@ impl Inode {
             transaction.delete_layered(Tree::Inodes, position);
             transaction.add(Counter::INODES, -1);
         }
-        for id in transaction.written_versions(version) {
+        for id in transaction.engine().versions.written(version) {
             drop_xattrs(transaction, number, id).await?;
         }
         Ok(())
@@ -81,7 +81,7 @@ async fn is_copied(transaction: &mut Transaction<'_>, position: Position) -> Res
     if !transaction.is_layered(position) {
         return Ok(false);
     }
-    for id in transaction.written_versions(SnapshotId(position.snapshot)) {
+    for id in transaction.engine().versions.written(SnapshotId(position.snapshot)) {
         let own = transaction.get(Tree::Inodes, Position { snapshot: id, ..position }).await?;
         if let Some(own) = entry_of(own)? {
             return Ok(own.copied);
@@ -127,11 +127,7 @@ pub(crate) async fn absorb_key(
         Tree::Inodes => absorb_inode(transaction, position, value, into).await,
         Tree::Dirents => absorb_slot::<Entry>(transaction, tree, position, value, into).await,
         Tree::Xattrs => absorb_slot::<Xattr>(transaction, tree, position, value, into).await,
-        _ => {
-            transaction.put(tree, Position { snapshot: into.0, ..position }, value.clone());
-            transaction.delete(tree, position);
-            Ok(())
-        }
+        _ => Err(StoreError::invalid(format!("{tree:?} has no inodes, names or attributes"))),
     }
 }
 

@@ -23,6 +23,7 @@ use std::rc::Rc;
 
 use engine_base::hash::FastMap;
 use engine_base::{SnapshotId, SubvolumeId};
+use smallvec::SmallVec;
 
 use crate::planted::{self, Bug};
 use crate::sync::Notify;
@@ -309,6 +310,14 @@ impl Versions {
             target = *into;
         }
         SnapshotId(target)
+    }
+
+    /// The versions in which keys of `version` are: that in which they are put, and one that is being merged into it.
+    pub(crate) fn written(&self, version: SnapshotId) -> SmallVec<[u32; 2]> {
+        match self.view(version) {
+            None => SmallVec::from_iter([version.0]),
+            Some(view) => std::iter::once(view.target()).chain(view.absorbing()).collect(),
+        }
     }
 
     /// What a version sees; `None`: its own keys and no others.

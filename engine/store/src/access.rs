@@ -101,7 +101,7 @@ impl Context {
             let released = self.engine.versions.released.notified();
             self.engine.waits.on(Timed::BlockedVersionGate, released).await;
         }
-        let CurrentVersion { version, read_only, end_block } = self.current(subvolume)?;
+        let CurrentVersion { version, read_only, end_block, .. } = self.current(subvolume)?;
         if read_only {
             let why =
                 format!("subvolume {subvolume} is a snapshot; make a clone of it to write to");
@@ -146,11 +146,16 @@ impl Context {
     fn usage(&self, subvolume: SubvolumeId) -> Result<Usage> {
         let version = self.current(subvolume)?.version;
         let of = |id: u32| self.engine.counter(Counter::data_blocks(id)) * BLOCK_SIZE;
+        let saved = |id: u32| self.engine.counter(Counter::saved_blocks(id)) * BLOCK_SIZE;
         Ok(match self.engine.versions.view(version) {
-            None => Usage { own_bytes: of(version.0), shared_bytes: 0 },
+            None => {
+                Usage { own_bytes: of(version.0), shared_bytes: 0, saved_bytes: saved(version.0) }
+            }
             Some(view) => {
                 let own = of(view.target()) + view.absorbing().map_or(0, of);
-                Usage { own_bytes: own, shared_bytes: view.above().iter().copied().map(of).sum() }
+                let shared_bytes = view.above().iter().copied().map(of).sum();
+                let saved_bytes = view.ids().iter().copied().map(saved).sum();
+                Usage { own_bytes: own, shared_bytes, saved_bytes }
             }
         })
     }

@@ -9,6 +9,7 @@ use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Slice;
 use smallvec::SmallVec;
 
+pub use crate::codec::{Algorithm, Compression};
 use crate::damage::DamageEntry;
 use crate::error::{Result, StoreError};
 pub use crate::resize::{
@@ -154,6 +155,15 @@ pub enum Request {
         size_bytes: u64,
         /// Logical block size of a volume: 512 or 4096; 0 for a tree.
         block_size: u32,
+        /// How its data is stored.
+        options: SubvolumeOptions,
+    },
+    /// Changes how new data of a subvolume is stored. Durable when answered. -> `Subvolume`
+    SubvolumeSet {
+        /// Name.
+        name: String,
+        /// What to change.
+        set: SetOptions,
     },
     /// Finds a subvolume. -> `Subvolume`
     SubvolumeGet {

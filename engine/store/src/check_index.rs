@@ -27,6 +27,9 @@ const HELD_TRIES: u32 = 3;
 const HOLD_NS_MAX: u64 = 1_000_000_000;
 const LET_THROUGH_NS: u64 = 200_000_000;
 
+/// Who uses the place of a frame that was cut.
+const PART: &str = "a part of a frame";
+
 /// What the index says is in a bucket.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Counted {
@@ -39,7 +42,8 @@ pub(crate) struct Counted {
 #[derive(Default)]
 pub(crate) struct Walk {
     pub(crate) buckets: BTreeMap<(u8, u32), Counted>,
-    pub(crate) versions: BTreeMap<u32, u64>,
+    /// Those that count blocks of versions.
+    pub(crate) counters: BTreeMap<Counter, u64>,
     /// Used ranges of members: start block -> (blocks, who).
     ranges: BTreeMap<(u8, u64), (u64, String)>,
     problems: Vec<String>,
@@ -258,15 +262,20 @@ impl Engine {
                 walk.problem(format!("extent at {position:?} overlaps the one before"));
             }
             *last = Some(*position);
+            let (live, version) = (u64::from(extent.live_blocks()), position.snapshot);
             if !extent.is_hole() {
-                *walk.versions.entry(position.snapshot).or_default() += blocks;
+                *walk.counters.entry(Counter::data_blocks(version)).or_default() += live;
+            }
+            if !extent.is_hole() && live < blocks {
+                *walk.counters.entry(Counter::saved_blocks(version)).or_default() += blocks - live;
             }
             for pointer in &extent.pointers {
                 let who = format!("extent at {position:?}");
-                match self.space.check_pointer(pointer.member, pointer.block, extent.blocks) {
+                let disk_blocks = extent.disk_blocks();
+                match self.space.check_pointer(pointer.member, pointer.block, disk_blocks) {
                     Ok(id) => {
                         let counted = walk.buckets.entry(id).or_default();
-                        counted.live_blocks += blocks;
+                        counted.live_blocks += live;
                         let newest = counted.newest_generation.max(pointer.generation);
                         counted.newest_generation = newest;
                         if !self.pointer_is_current(pointer) {
@@ -275,7 +284,14 @@ impl Engine {
                     }
                     Err(error) => walk.problem(format!("{who}: {error}")),
                 }
-                self.use_range(walk, pointer.member, pointer.block, blocks, who);
+                let place = (pointer.member, pointer.block);
+                // The parts of a frame share it.
+                if !extent.is_whole() && walk.ranges.get(&place).is_some_and(|(_, it)| *it == PART)
+                {
+                    continue;
+                }
+                let who = if extent.is_whole() { who } else { PART.to_owned() };
+                self.use_range(walk, pointer.member, pointer.block, u64::from(disk_blocks), who);
             }
         }
     }
@@ -329,11 +345,12 @@ impl Engine {
         }
         problems.extend(tables.tallies_that_lie());
         drop(tables);
-        for (version, blocks) in &walk.versions {
-            let counter = self.counter(Counter::data_blocks(*version));
-            if counter != *blocks {
+        for (counter, blocks) in &walk.counters {
+            let (says, version) = (self.counter(*counter), counter.0 as u32);
+            let what = if counter.is_saved_blocks() { "saved blocks" } else { "blocks" };
+            if says != *blocks {
                 problems.push(format!(
-                    "version {version}: the counter says {counter} blocks, the index {blocks}"
+                    "version {version}: the counter says {says} {what}, the index {blocks}"
                 ));
             }
         }

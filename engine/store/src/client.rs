@@ -10,8 +10,8 @@ use engine_memory::Slice;
 use crate::api::{
     Attributes, ChangedPath, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry,
     FileKind, FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
-    ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeDiffCursor,
-    TreeRef, Usage, Verify, Whose, data_len,
+    ResizeStatus, SetAttributes, SetOptions, ShardStatus, SubvolumeInfo, SubvolumeKind,
+    SubvolumeOptions, TreeDiffCursor, TreeRef, Usage, Verify, Whose, data_len,
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
@@ -180,23 +180,32 @@ impl<L: Link> Client<L> {
         size_bytes: u64,
         block_size: u32,
     ) -> Result<SubvolumeInfo> {
-        self.subvolume_create(name, SubvolumeKind::Volume, size_bytes, block_size).await
+        let options = SubvolumeOptions::default();
+        self.subvolume_create(name, SubvolumeKind::Volume, (size_bytes, block_size), options).await
     }
 
     /// Creates a file tree.
     pub async fn tree_create(&self, name: &str) -> Result<SubvolumeInfo> {
-        self.subvolume_create(name, SubvolumeKind::FileTree, 0, 0).await
+        let options = SubvolumeOptions::default();
+        self.subvolume_create(name, SubvolumeKind::FileTree, (0, 0), options).await
     }
 
-    async fn subvolume_create(
+    /// Creates a subvolume; `size`: bytes and logical block size of a volume, 0 and 0 of a tree.
+    pub async fn subvolume_create(
         &self,
         name: &str,
         kind: SubvolumeKind,
-        size_bytes: u64,
-        block_size: u32,
+        (size_bytes, block_size): (u64, u32),
+        options: SubvolumeOptions,
     ) -> Result<SubvolumeInfo> {
-        let request =
-            Request::SubvolumeCreate { name: name.to_owned(), kind, size_bytes, block_size };
+        let name = name.to_owned();
+        let request = Request::SubvolumeCreate { name, kind, size_bytes, block_size, options };
+        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+    }
+
+    /// Changes how new data of a subvolume is stored.
+    pub async fn subvolume_set(&self, name: &str, set: SetOptions) -> Result<SubvolumeInfo> {
+        let request = Request::SubvolumeSet { name: name.to_owned(), set };
         expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
@@ -220,6 +229,7 @@ impl<L: Link> Client<L> {
                 Reply::Usage(usage) => {
                     total.own_bytes = total.own_bytes.saturating_add(usage.own_bytes);
                     total.shared_bytes = total.shared_bytes.saturating_add(usage.shared_bytes);
+                    total.saved_bytes = total.saved_bytes.saturating_add(usage.saved_bytes);
                 }
                 other => return Err(other.mismatch("Usage")),
             }

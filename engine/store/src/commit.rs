@@ -43,11 +43,20 @@ enum Sign {
 #[derive(Default)]
 struct SpaceChange {
     buckets: SmallVec<[(BucketId, i32); 8]>,
-    versions: SmallVec<[(u32, i64); 2]>,
+    counters: SmallVec<[(Counter, i64); 2]>,
     /// What comes, and whether its blocks were just written.
     placed: SmallVec<[(BucketId, SummaryEntry, bool); 4]>,
     /// Blocks that an extent named which goes.
     freed: SmallVec<[(BucketId, Range<u16>); 4]>,
+}
+
+impl SpaceChange {
+    fn count(&mut self, counter: Counter, blocks: i32) {
+        match self.counters.iter_mut().find(|(known, _)| *known == counter) {
+            Some((_, delta)) => *delta += i64::from(blocks),
+            None => self.counters.push((counter, i64::from(blocks))),
+        }
+    }
 }
 
 impl Engine {
@@ -196,7 +205,7 @@ impl Engine {
         for (id, delta) in &change.buckets {
             let state = tables.buckets.get(id).filter(|state| state.kind == BucketKind::Data);
             let live = state.map_or(-1, |state| i64::from(state.live_blocks) + i64::from(*delta));
-            if !(0..=i64::from(self.space.data_blocks())).contains(&live) {
+            if !(0..=i64::from(self.space.live_blocks_max())).contains(&live) {
                 return Err(StoreError::corrupt(
                     format!("bucket {} of member {}", id.1, id.0),
                     format!("would hold {live} live blocks"),
@@ -214,30 +223,35 @@ impl Engine {
         sign: Sign,
     ) -> Result<()> {
         let extent = ExtentView::parse(value)?;
-        let blocks = extent.blocks().cast_signed();
-        let blocks = if sign == Sign::Goes { -blocks } else { blocks };
+        let signed = |blocks: u32| match sign {
+            Sign::Goes => -blocks.cast_signed(),
+            Sign::Comes { .. } => blocks.cast_signed(),
+        };
+        let (blocks, disk_blocks) = (signed(extent.live_blocks()), extent.disk_blocks());
         for pointer in extent.pointers() {
-            let id = self.space.check_pointer(pointer.member, pointer.block, extent.blocks())?;
+            let id = self.space.check_pointer(pointer.member, pointer.block, disk_blocks)?;
             match change.buckets.iter_mut().find(|(bucket, _)| *bucket == id) {
                 Some((_, delta)) => *delta += blocks,
                 None => change.buckets.push((id, blocks)),
             }
             let start_block = (pointer.block - self.space.first_block(id)) as u16;
-            let blocks = extent.blocks() as u16;
-            let Sign::Comes { fresh } = sign else {
-                change.freed.push((id, start_block..start_block + blocks));
-                continue;
-            };
-            let (inode, end, snapshot) = (position.inode, position.offset, position.snapshot);
-            let entry = SummaryEntry { inode, end, snapshot, start_block, blocks };
-            change.placed.push((id, entry, fresh));
+            let Position { inode, offset: end, snapshot } = position;
+            let (blocks, disk_blocks) = (extent.blocks() as u8, disk_blocks as u8);
+            let entry = SummaryEntry { inode, end, snapshot, start_block, blocks, disk_blocks };
+            match sign {
+                Sign::Comes { fresh } => change.placed.push((id, entry, fresh)),
+                // Of a frame that was cut others may have parts.
+                Sign::Goes if extent.is_whole() => change.freed.push((id, entry.range())),
+                Sign::Goes => {}
+            }
         }
         if extent.is_hole() {
             return Ok(());
         }
-        match change.versions.iter_mut().find(|(version, _)| *version == position.snapshot) {
-            Some((_, delta)) => *delta += i64::from(blocks),
-            None => change.versions.push((position.snapshot, i64::from(blocks))),
+        change.count(Counter::data_blocks(position.snapshot), blocks);
+        if extent.live_blocks() < extent.blocks() {
+            let saved = signed(extent.blocks() - extent.live_blocks());
+            change.count(Counter::saved_blocks(position.snapshot), saved);
         }
         Ok(())
     }
@@ -260,9 +274,9 @@ impl Engine {
         for (id, delta) in &change.buckets {
             self.change_bucket(*id, *delta, &change, seq);
         }
-        for (version, delta) in change.versions {
+        for (counter, delta) in change.counters {
             if delta != 0 {
-                self.apply_counter(CounterUpdate::Add(Counter::data_blocks(version), delta), seq);
+                self.apply_counter(CounterUpdate::Add(counter, delta), seq);
             }
         }
         for update in transaction.counters {
@@ -362,12 +376,17 @@ impl Engine {
     pub(crate) fn change_counter(&self, counter: Counter, record: &Record<'_>, seq: u64) {
         let mut counters = self.counters.borrow_mut();
         let state = counters.entry(counter).or_default();
+        let before = state.value;
         match *record {
             Record::CounterAdd { delta, .. } => {
                 state.value = state.value.wrapping_add_signed(delta);
             }
             Record::CounterAtLeast { least, .. } => state.value = state.value.max(least),
             _ => {}
+        }
+        if counter.is_saved_blocks() {
+            let saved = self.space.saved_blocks.get().wrapping_sub(before);
+            self.space.saved_blocks.set(saved.wrapping_add(state.value));
         }
         if state.dirty_seq.is_none() {
             state.dirty_seq = Some(seq);

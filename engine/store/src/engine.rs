@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::btree::{Cache, Node, NodePin};
+use crate::codec::Codec;
 use crate::damage::DamageList;
 use crate::error::{Result, StoreError};
 use crate::flight::Flights;
@@ -111,6 +112,8 @@ pub struct Engine {
     pub(crate) read_reserve: ReadReserve,
     pub(crate) cache: Cache,
     pub(crate) space: Rc<Space>,
+    /// Compressors.
+    pub(crate) codec: Codec,
     /// Data that is on its way.
     pub(crate) flights: Rc<Flights>,
     /// Whose keys a version sees.
@@ -627,6 +630,7 @@ impl Engine {
         }
         out.push(("btree_reserve_uses", self.reserve.uses()));
         self.flights.counters(&mut out);
+        self.codec.counters(&mut out);
         self.space.counters(&mut out);
         out
     }

@@ -7,6 +7,7 @@ use engine_base::checksum::{crc32c, crc32c_append};
 use crate::api::VersionNode;
 use crate::btree::NodePointer;
 use crate::btree::format::read_bset;
+use crate::codec::{Algorithm, Codec};
 use crate::extent::Extent;
 use crate::journal::Record;
 use crate::journal::format::{parse_entry, records};
@@ -20,6 +21,7 @@ use crate::superblock::{SUPERBLOCK_BYTES, Superblock};
 /// Feeds `bytes` to all decoders, as they are and with the checksums of framed structures made right.
 pub fn decoders(bytes: &[u8]) {
     let _ = Extent::decode(bytes);
+    frames(bytes);
     let _ = NodePointer::decode(bytes);
     let _ = crate::damage::Damage::decode(bytes);
     let _ = crate::check::Verified::decode(bytes);
@@ -54,6 +56,22 @@ pub fn decoders(bytes: &[u8]) {
     if let Ok((superblock, _)) = Superblock::decode(&copy, 65536) {
         assert_eq!(superblock.validate(), Ok(()));
     }
+}
+
+/// Feeds `bytes` to the decoders of compressed blocks, with the length in front that fits.
+fn frames(bytes: &[u8]) {
+    thread_local! {
+        static CODEC: Codec = Codec::default();
+    }
+    let mut framed = (bytes.len() as u32).to_le_bytes().to_vec();
+    framed.extend_from_slice(bytes);
+    let mut output = vec![0; 4 * 4096];
+    CODEC.with(|codec| {
+        for algorithm in [Algorithm::Lz4, Algorithm::Gzip, Algorithm::Zstd] {
+            let _ = codec.decode(algorithm, bytes, &mut output);
+            let _ = codec.decode(algorithm, &framed, &mut output);
+        }
+    });
 }
 
 /// Feeds `bytes` to the decoders of framed structures with the head that these ask for and a right
@@ -112,7 +130,8 @@ mod tests {
         assert!(framed(&[0; 84]) >= 2);
     }
 
-    use crate::extent::Pointer;
+    use crate::codec::Algorithm;
+    use crate::extent::{FramePart, Pointer};
     use engine_base::random::Random;
 
     /// A short fuzz run without a fuzzer: damaged samples and noise. FUZZ_SEED replays one.
@@ -125,9 +144,14 @@ mod tests {
             blocks: 2,
             pointers: [Pointer { member: 0, generation: 1, block: 9 }].into_iter().collect(),
             checksums: [1, 2].into_iter().collect(),
+            frame: None,
         };
+        let part = FramePart { algorithm: Algorithm::Lz4, blocks: 8, offset: 3 };
+        let compressed = crate::extent::Extent { frame: Some(part), ..extent.clone() };
         let superblock = crate::superblock::sample_for_tests().encode(0, 65536);
-        let samples = [extent.encode().to_vec(), superblock, vec![0; 200]];
+        let extents = [extent.encode().to_vec(), compressed.encode().to_vec()];
+        let [extent, compressed] = extents;
+        let samples = [extent, compressed, superblock, vec![0; 200]];
         for _ in 0..3000 {
             let mut bytes = random.pick(&samples).clone();
             for _ in 0..random.below(6) {

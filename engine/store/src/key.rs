@@ -188,4 +188,16 @@ impl Counter {
     pub const fn data_blocks(snapshot: u32) -> Self {
         Self((1 << 32) | snapshot as u64)
     }
+
+    /// Blocks of a version on this shard beyond its live data blocks: what compression saves.
+    #[must_use]
+    pub const fn saved_blocks(snapshot: u32) -> Self {
+        Self((2 << 32) | snapshot as u64)
+    }
+
+    /// Whether it is one of [`Counter::saved_blocks`].
+    #[must_use]
+    pub const fn is_saved_blocks(self) -> bool {
+        self.0 >> 32 == 2
+    }
 }

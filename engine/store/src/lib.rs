@@ -23,6 +23,7 @@ mod background;
 mod btree;
 mod check;
 mod check_index;
+pub mod codec;
 mod commit;
 mod context;
 pub mod damage;

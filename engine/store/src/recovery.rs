@@ -24,6 +24,7 @@ use engine_base::BLOCK_SIZE;
 use engine_device::QueueExt as _;
 
 use crate::btree::{Cache, Node, NodePointer};
+use crate::codec::Codec;
 use crate::damage::DamageList;
 use crate::engine::{Engine, EngineConfig, Held, Opening, Stamps};
 use crate::error::{Result, StoreError};
@@ -79,6 +80,7 @@ pub(crate) async fn recover(
         cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
         space,
         flights: Rc::default(),
+        codec: Codec::default(),
         versions: Versions::default(),
         known_areas: KnownAreas::default(),
         counters: RefCell::default(),
@@ -416,7 +418,7 @@ impl Engine {
         let loaded = tables.loaded_regions();
         if opening == Opening::Salvage {
             // The repair counts what is right.
-            let (most, all) = (self.space.data_blocks(), self.space.all_slots());
+            let (most, all) = (self.space.live_blocks_max(), self.space.all_slots());
             for state in tables.buckets.values_mut() {
                 state.live_blocks = state.live_blocks.min(most);
                 state.slots &= all;

@@ -239,6 +239,7 @@ impl Shard {
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }
             | Request::SubvolumeDelete { .. }
+            | Request::SubvolumeSet { .. }
             | Request::SnapshotCreate { .. }
             | Request::SubvolumeRollback { .. }
             | Request::VersionList

@@ -115,8 +115,8 @@ impl<'a> Tail<'a> {
             return Ok(());
         }
         for pointer in &extent.pointers {
-            self.space.check_pointer(pointer.member, pointer.block, extent.blocks)?;
-            let len = u64::from(extent.blocks) * BLOCK_SIZE;
+            self.space.check_pointer(pointer.member, pointer.block, extent.disk_blocks())?;
+            let len = u64::from(extent.disk_blocks()) * BLOCK_SIZE;
             let data = self.read(pointer.member, pointer.block, len).await?;
             let mut blocks = data.chunks_exact(BLOCK_SIZE as usize).zip(&extent.checksums);
             if blocks.any(|(block, checksum)| crc32c(block) != *checksum) {

@@ -1,9 +1,12 @@
 //! What requests and answers are made of.
 
-use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
+use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SnapshotId, SubvolumeId};
 
 #[cfg(doc)]
 use super::Request;
+use crate::codec::Compression;
+use crate::error::{Result, StoreError};
+use crate::extent::EXTENT_BLOCKS_MAX;
 
 /// What a subvolume holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +15,74 @@ pub enum SubvolumeKind {
     Volume,
     /// A tree of files.
     FileTree,
+}
+
+/// How new data of a subvolume is stored; what is there already stays as it is. Snapshots and clones take them over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubvolumeOptions {
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Bytes that are compressed as one, and decoded as one when a part of them is read: a power of two of 8 KiB to
+    /// 128 KiB. Larger ones shrink more, smaller ones are read faster in parts.
+    pub frame_bytes: u32,
+}
+
+impl SubvolumeOptions {
+    /// What [`SubvolumeOptions::frame_bytes`] is where nothing is said.
+    pub const FRAME_BYTES: u32 = 16 << 10;
+    /// Its range.
+    pub const FRAME_BYTES_MIN: u32 = 2 * BLOCK_SIZE as u32;
+    /// Its range.
+    pub const FRAME_BYTES_MAX: u32 = EXTENT_BLOCKS_MAX * BLOCK_SIZE as u32;
+
+    /// Blocks of a frame.
+    #[must_use]
+    pub fn frame_blocks(&self) -> u64 {
+        u64::from(self.frame_bytes) / BLOCK_SIZE
+    }
+
+    /// Whether every option is in its range.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, with the range.
+    pub fn check(&self) -> Result<()> {
+        let frames = Self::FRAME_BYTES_MIN..=Self::FRAME_BYTES_MAX;
+        if !self.frame_bytes.is_power_of_two() || !frames.contains(&self.frame_bytes) {
+            return Err(StoreError::invalid(format!(
+                "compression frame of {} bytes: a power of two of {} to {}",
+                self.frame_bytes,
+                frames.start(),
+                frames.end()
+            )));
+        }
+        Compression::new(self.compression.algorithm(), self.compression.level()).map(drop)
+    }
+}
+
+impl Default for SubvolumeOptions {
+    fn default() -> Self {
+        Self { compression: Compression::None, frame_bytes: Self::FRAME_BYTES }
+    }
+}
+
+/// Options to change; `None` leaves as is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetOptions {
+    /// See [`SubvolumeOptions::compression`].
+    pub compression: Option<Compression>,
+    /// See [`SubvolumeOptions::frame_bytes`].
+    pub frame_bytes: Option<u32>,
+}
+
+impl SetOptions {
+    /// What `options` are after the change.
+    #[must_use]
+    pub fn apply(&self, options: SubvolumeOptions) -> SubvolumeOptions {
+        SubvolumeOptions {
+            compression: self.compression.unwrap_or(options.compression),
+            frame_bytes: self.frame_bytes.unwrap_or(options.frame_bytes),
+        }
+    }
 }
 
 /// A subvolume as shown to clients.
@@ -41,6 +112,8 @@ pub struct SubvolumeInfo {
     pub created_ns: u64,
     /// A UUID (version 4) for protocols that want one.
     pub uuid: [u8; 16],
+    /// How new data is stored.
+    pub options: SubvolumeOptions,
 }
 
 /// Kind of an inode.
@@ -297,4 +370,6 @@ pub struct Usage {
     pub own_bytes: u64,
     /// Held by what it was made from, seen by it or not.
     pub shared_bytes: u64,
+    /// What both would hold beyond that if nothing were compressed.
+    pub saved_bytes: u64,
 }

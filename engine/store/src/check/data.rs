@@ -78,7 +78,8 @@ async fn read_blocks(context: &Context, range: BlockRange, problems: &mut Proble
         Err(StoreError::DataLoss { what }) => problems.add(format!("data lost: {what}")),
         Err(StoreError::Device(error)) => {
             if let Some(span) = lookup(&context.engine, &range).await?.first() {
-                context.engine.note_lost_block(&range, range.from, span.pointer);
+                let place = span.at(span.block).pointer;
+                context.engine.note_lost_block(&range, range.from, place);
             }
             problems.add(format!("inode {} block {}: {error}", range.inode, range.from));
         }

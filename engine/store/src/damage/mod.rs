@@ -215,7 +215,9 @@ impl Engine {
         let to = position.offset.saturating_add(1);
         let range = BlockRange { inode, snapshot, from: position.offset, to };
         match lookup(self, &range).await {
-            Ok(spans) => Ok(spans.first().is_some_and(|span| span.pointer == *bad)),
+            Ok(spans) => {
+                Ok(spans.first().is_some_and(|span| span.at(position.offset).pointer == *bad))
+            }
             // What cannot be told stays.
             Err(StoreError::Corrupt { .. } | StoreError::Device(_)) => Ok(true),
             Err(error) => Err(error),

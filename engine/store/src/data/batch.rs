@@ -26,10 +26,12 @@ use engine_base::runtime::LocalBoxFuture;
 use engine_memory::ALIGNMENT;
 
 use super::DataPath;
-use super::map::BlockRange;
-use super::place::Placed;
-use super::write::{Checksums, Replacement, block_checksums};
 use smallvec::{SmallVec, smallvec};
+
+use super::map::BlockRange;
+use super::pack::{Frames, Stored, Whole};
+use super::place::Placed;
+use super::write::{Checksums, Replacement};
 
 use crate::api::Data;
 use crate::engine::{Reservation, WritePoint};
@@ -66,8 +68,7 @@ pub(super) struct Batches {
 /// A write that waits for its batch.
 struct Piece {
     range: BlockRange,
-    data: Data,
-    checksums: Checksums,
+    stored: Stored,
     reservation: Reservation,
     until: Until,
     slot: Rc<Slot>,
@@ -76,7 +77,9 @@ struct Piece {
 /// Writes side by side in one inode, as one.
 struct Run {
     range: BlockRange,
+    /// Of each block that is stored.
     checksums: Checksums,
+    frames: Frames,
     members: SmallVec<[(Until, Rc<Slot>); 1]>,
 }
 
@@ -186,10 +189,10 @@ impl DataPath {
         let blocks = range.to - range.from;
         let len = crate::api::data_len(&data);
         assert!(len == blocks * engine_base::BLOCK_SIZE, "data does not fit its range");
-        let reservation = self.engine.reserve(blocks).await?;
-        let checksums = block_checksums(&data);
+        let reservation = self.engine.reserve_to_write(blocks).await?;
+        let stored = self.engine.pack(&range, data).await;
         let slot = Rc::new(Slot::default());
-        let piece = Piece { range, data, checksums, reservation, until, slot: Rc::clone(&slot) };
+        let piece = Piece { range, stored, reservation, until, slot: Rc::clone(&slot) };
         let leads = {
             let mut waiting = self.batches.waiting.borrow_mut();
             waiting.push_back(piece);
@@ -218,12 +221,13 @@ impl DataPath {
         let (runs, data, reservation) = join(batch);
         let Some(reservation) = reservation else { return };
         let blocks = crate::api::data_len(&data) / engine_base::BLOCK_SIZE;
-        let placed = self.engine.find_place(WritePoint::Data, blocks, reservation).await;
+        let wholes = wholes_of(&runs);
+        let placed = self.engine.find_place(WritePoint::Data, blocks, &wholes, reservation).await;
         let placed = match placed {
             Ok(placed) => placed,
             Err(error) => return answer(runs, &Err(error)),
         };
-        let mut runs = self.write_and_commit(runs, &placed, &data).await;
+        let mut runs = self.write_and_commit(runs, &placed, &data, &wholes).await;
         drop(data);
         drop(placed);
         answer(runs.extract_if(.., |run| run.until() == Until::Committed), &Ok(()));
@@ -237,7 +241,13 @@ impl DataPath {
 
     /// Writes the data of runs where it was given a place, and names it in the index meanwhile. Answers those that
     /// fail and gives back the others.
-    async fn write_and_commit(&self, runs: Vec<Run>, placed: &Placed, data: &Data) -> Vec<Run> {
+    async fn write_and_commit(
+        &self,
+        runs: Vec<Run>,
+        placed: &Placed,
+        data: &Data,
+        wholes: &[Whole],
+    ) -> Vec<Run> {
         let flight = self.engine.begin_flight(placed);
         let ranges: SmallVec<[BlockRange; 4]> = runs.iter().map(|run| run.range).collect();
         let landing = async {
@@ -265,7 +275,7 @@ impl DataPath {
             (landed, commit.await)
         };
         if let Err(error) = landed
-            && let Err(error) = self.rescue(&flight, placed, &ranges, data, error).await
+            && let Err(error) = self.rescue(&flight, placed, &ranges, (data, wholes), error).await
         {
             answer(runs, &Err(error));
             return Vec::new();
@@ -279,8 +289,9 @@ impl DataPath {
         let mut replacements = Vec::with_capacity(runs.len());
         let mut done = 0;
         for run in &runs {
-            replacements.push(Replacement::new(placed, run.range, done, &run.checksums));
-            done += run.range.to - run.range.from;
+            let new = Replacement::new(placed, run.range, done, &run.checksums, &run.frames);
+            replacements.push(new);
+            done += run.checksums.len() as u64;
         }
         let inserts: usize = replacements.iter().map(Replacement::inserts).sum();
         if inserts <= INSERTS_PER_TRANSACTION_MAX {
@@ -326,7 +337,8 @@ fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
     let (mut runs, mut data) = (Vec::<Run>::with_capacity(batch.len()), Data::new());
     let mut all: Option<Reservation> = None;
     for piece in batch {
-        data.extend(piece.data);
+        let Stored { data: stored, checksums, frames } = piece.stored;
+        data.extend(stored);
         match &mut all {
             Some(all) => all.absorb(piece.reservation),
             None => all = Some(piece.reservation),
@@ -334,17 +346,29 @@ fn join(batch: Vec<Piece>) -> (Vec<Run>, Data, Option<Reservation>) {
         let member = (piece.until, piece.slot);
         match runs.last_mut() {
             Some(run) if follows(&run.range, &piece.range) => {
+                let (before, disk) = (run.range.to - run.range.from, run.checksums.len() as u64);
+                run.frames.extend(frames.into_iter().map(|frame| frame.after(before, disk)));
                 run.range.to = piece.range.to;
-                run.checksums.extend(piece.checksums);
+                run.checksums.extend(checksums);
                 run.members.push(member);
             }
             _ => {
-                let (range, checksums) = (piece.range, piece.checksums);
-                runs.push(Run { range, checksums, members: smallvec![member] });
+                let (range, members) = (piece.range, smallvec![member]);
+                runs.push(Run { range, checksums, frames, members });
             }
         }
     }
     (runs, data, all)
+}
+
+/// What of all that runs store must lie in one piece.
+fn wholes_of(runs: &[Run]) -> SmallVec<[Whole; 4]> {
+    let (mut wholes, mut done) = (SmallVec::new(), 0);
+    for run in runs {
+        wholes.extend(run.frames.iter().map(|frame| frame.after(0, done)).map(|it| it.whole()));
+        done += run.checksums.len() as u64;
+    }
+    wholes
 }
 
 /// Whether any device can take the data from where it is.

@@ -1,6 +1,7 @@
 //! Data blocks kept in memory, those of one shard.
 //!
-//! A block is known by its *place*: member and block number there. Data is never overwritten in place, and
+//! A block is known by its *place*: member and block number there; one of a compressed frame by that of the frame, its
+//! number in it, and the checksums of the frame: it is kept decoded. Data is never overwritten in place, and
 //! the index is asked first in every case, so no write, hole, truncation or move has to tell the cache: after
 //! it the index names another place. What a place holds changes only when its bucket is used again, under
 //! another generation (or, when no bucket is free, between live blocks of its own: then everything is forgotten); an
@@ -28,7 +29,7 @@ use engine_memory::{GiveBack, Slice, alloc_scope};
 use quick_cache::unsync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
-use crate::extent::Pointer;
+use super::map::Place;
 
 /// Least blocks of a cache that is on.
 const BLOCKS_MIN: usize = 64;
@@ -141,15 +142,12 @@ impl DataCache {
         self.blocks_max.get() > 0
     }
 
-    /// The block at `pointer` with this checksum.
-    pub(crate) fn get(&self, pointer: Pointer, checksum: u32) -> Option<Slice> {
+    /// The block at `place` with this checksum.
+    pub(crate) fn get(&self, place: Place, checksum: u32) -> Option<Slice> {
         let blocks = self.blocks.borrow();
         let blocks = blocks.as_ref()?;
-        let key = key(pointer);
-        let found = blocks
-            .peek(&key)
-            .filter(|entry| entry.generation == pointer.generation && entry.checksum == checksum);
-        let entry = found?;
+        let key = key(place);
+        let entry = blocks.peek(&key).filter(|entry| entry.is(place, checksum))?;
         add(&self.counts.hits, 1);
         if entry.ahead.replace(false) {
             add(&self.counts.ahead_used, 1);
@@ -165,12 +163,11 @@ impl DataCache {
         add(&self.counts.misses, blocks);
     }
 
-    /// Whether it has the block at `pointer` with this checksum. Does not count as a use.
-    pub(crate) fn has(&self, pointer: Pointer, checksum: u32) -> bool {
+    /// Whether it has the block at `place` with this checksum. Does not count as a use.
+    pub(crate) fn has(&self, place: Place, checksum: u32) -> bool {
         let blocks = self.blocks.borrow();
-        blocks.as_ref().and_then(|blocks| blocks.peek(&key(pointer))).is_some_and(|entry| {
-            entry.generation == pointer.generation && entry.checksum == checksum
-        })
+        let entry = blocks.as_ref().and_then(|blocks| blocks.peek(&key(place)));
+        entry.is_some_and(|entry| entry.is(place, checksum))
     }
 
     /// Whether there is memory for more blocks. If not, some are given back.
@@ -185,13 +182,13 @@ impl DataCache {
         !scarce
     }
 
-    /// Keeps the block at `pointer`, which verified against `checksum`. `slice` is all of its buffer.
-    pub(crate) fn insert(&self, pointer: Pointer, checksum: u32, slice: Slice, ahead: bool) {
+    /// Keeps the block at `place`, which verified against `checksum`. `slice` is all of its buffer.
+    pub(crate) fn insert(&self, place: Place, checksum: u32, slice: Slice, ahead: bool) {
         let _scope = alloc_scope!("data cache");
-        let (generation, ahead) = (pointer.generation, Cell::new(ahead));
+        let (generation, ahead) = (place.pointer.generation, Cell::new(ahead));
         if let Some(blocks) = self.blocks.borrow_mut().as_mut() {
             add(&self.counts.ahead, u64::from(ahead.get()));
-            blocks.insert(key(pointer), Entry { slice, generation, checksum, ahead });
+            blocks.insert(key(place), Entry { slice, generation, checksum, ahead });
         }
     }
 
@@ -234,8 +231,16 @@ impl GiveBack for DataCache {
     }
 }
 
-fn key(pointer: Pointer) -> u64 {
-    u64::from(pointer.member) << 56 | pointer.block
+impl Entry {
+    fn is(&self, place: Place, checksum: u32) -> bool {
+        self.generation == place.pointer.generation && self.checksum == checksum
+    }
+}
+
+/// A member has fewer than 2^45 blocks, a frame at most 32.
+fn key(place: Place) -> u64 {
+    let Place { pointer, in_frame } = place;
+    u64::from(pointer.member) << 56 | u64::from(in_frame) << 48 | pointer.block
 }
 
 fn add(counter: &Cell<u64>, delta: u64) {

@@ -9,11 +9,11 @@ use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 
 use super::DataPath;
-use super::map::{BlockRange, Span, lookup, next_extent};
+use super::map::{BlockRange, Place, Span, lookup, next_extent};
 use crate::api::ChangedRange;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::extent::{ExtentView, Pointer};
+use crate::extent::ExtentView;
 use crate::key::{Position, Tree};
 use crate::transaction::Transaction;
 
@@ -93,7 +93,7 @@ impl DataPath {
         to: u64,
         changes: &mut Changes,
     ) -> Result<Option<u64>> {
-        let of = async |version: Option<SnapshotId>| -> Result<Vec<Option<Pointer>>> {
+        let of = async |version: Option<SnapshotId>| -> Result<Vec<Option<Place>>> {
             let mut blocks = vec![None; (to - from) as usize];
             let Some(snapshot) = version else { return Ok(blocks) };
             let range = BlockRange { inode: compared.inode, snapshot, from, to };
@@ -118,7 +118,7 @@ impl DataPath {
     /// # Errors
     /// When the index cannot be read.
     pub(crate) async fn hidden_by(&self, version: SnapshotId, child: SnapshotId) -> Result<u64> {
-        let (engine, mut after, mut hidden) = (&self.engine, None, 0);
+        let (engine, mut after, mut hidden) = (&self.engine, None, 0_i64);
         while let Some(area) = engine.next_area(child, after).await? {
             after = Some(area);
             let mut at = area.is_data().then_some(Position::MIN);
@@ -136,16 +136,19 @@ impl DataPath {
             }
             engine.runtime().yield_now().await;
         }
-        Ok(hidden)
+        Ok(hidden.max(0).cast_unsigned())
     }
 }
 
-/// Blocks of a range that its version has itself.
-async fn own_blocks(transaction: &mut Transaction<'_>, range: &BlockRange) -> Result<u64> {
+/// Blocks of a range that its version has itself, as they count: what would be given back without them.
+async fn own_blocks(transaction: &mut Transaction<'_>, range: &BlockRange) -> Result<i64> {
     let (mut from, mut blocks) = (range.first_key(range.from), 0);
     let within = |extent: ExtentView<'_>, start: u64, end: u64| {
-        let held = end.min(range.to) - start.max(range.from);
-        if extent.is_hole() { 0 } else { held }
+        let (first, last) = (start.max(range.from) - start, end.min(range.to) - start);
+        let left = extent.live_blocks_of(0, first as u32);
+        let right = extent.live_blocks_of(last as u32, extent.blocks());
+        // What is left of a frame on both sides may count for more than it did as a whole.
+        i64::from(extent.live_blocks()) - i64::from(left) - i64::from(right)
     };
     while let Some((position, held)) = next_extent(transaction, range, from, within).await? {
         blocks += held;
@@ -154,7 +157,7 @@ async fn own_blocks(transaction: &mut Transaction<'_>, range: &BlockRange) -> Re
     Ok(blocks)
 }
 
-fn put(blocks: &mut [Option<Pointer>], from: u64, span: &Span) {
+fn put(blocks: &mut [Option<Place>], from: u64, span: &Span) {
     for block in span.block..span.end() {
         blocks[(block - from) as usize] = Some(span.at(block));
     }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::map::{BlockRange, Span, Spans, clear_range, next_extent};
 use crate::engine::{Engine, Scan};
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView};
 use crate::key::{Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::planted::{self, Bug};
@@ -27,10 +27,8 @@ const NOBODY: u32 = u32::MAX;
 /// A part of an extent that may be seen.
 struct Piece {
     start: u64,
-    /// `None`: a hole.
-    pointer: Option<Pointer>,
-    /// From `start` on.
-    checksums: SmallVec<[u32; 4]>,
+    /// What it has from `start` on; may be a hole.
+    extent: Extent,
 }
 
 /// Who covers each block of a window.
@@ -77,31 +75,22 @@ impl Cover {
     fn has_data(&self) -> bool {
         self.blocks
             .iter()
-            .any(|(rank, piece)| *rank != NOBODY && self.pieces[*piece as usize].pointer.is_some())
+            .any(|(rank, piece)| *rank != NOBODY && !self.pieces[*piece as usize].extent.is_hole())
     }
 
     /// The data that is seen, in order.
     fn spans(&self) -> Spans {
-        let mut spans = Spans::new();
-        let mut last = None;
-        for (block, (rank, index)) in (self.from..).zip(&self.blocks) {
-            let shown = (*rank != NOBODY).then_some(*index);
-            let follows = shown.is_some() && last == shown;
-            last = shown;
-            let Some(index) = shown else { continue };
-            let piece = &self.pieces[index as usize];
-            let Some(pointer) = piece.pointer else { continue };
-            let within = block - piece.start;
-            let checksum = piece.checksums[within as usize];
-            match spans.last_mut() {
-                Some(span) if follows => span.checksums.push(checksum),
-                _ => {
-                    let pointer = Pointer { block: pointer.block + within, ..pointer };
-                    spans.push(Span { block, pointer, checksums: SmallVec::from_iter([checksum]) });
-                }
-            }
-        }
-        spans
+        let mut block = self.from;
+        let runs = self.blocks.chunk_by(|before, block| before == block);
+        let spans = runs.filter_map(|run| {
+            let (first, (rank, index)) = (block, run[0]);
+            block += run.len() as u64;
+            let piece = (rank != NOBODY).then(|| &self.pieces[index as usize])?;
+            let start = (first - piece.start) as u32;
+            let part = || piece.extent.cut(start, run.len() as u32);
+            (!piece.extent.is_hole()).then(|| Span { block: first, extent: part() })
+        });
+        spans.collect()
     }
 }
 
@@ -282,7 +271,6 @@ fn piece_of(position: Position, value: &Value, window: &BlockRange) -> Result<Op
         return Ok(None);
     }
     let shown = start.max(window.from);
-    let part = extent.cut((shown - start) as u32, (end - shown) as u32);
-    let pointer = part.pointers.first().copied();
-    Ok(Some(Piece { start: shown, pointer, checksums: part.checksums }))
+    let extent = extent.cut((shown - start) as u32, (end - shown) as u32);
+    Ok(Some(Piece { start: shown, extent }))
 }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::layers;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, ExtentView, Pointer};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
 use crate::key::{Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::transaction::Transaction;
@@ -25,10 +25,17 @@ pub(crate) struct BlockRange {
 pub(crate) struct Span {
     /// First logical block.
     pub(crate) block: u64,
-    /// Where it lies.
+    /// The part: no hole.
+    pub(crate) extent: Extent,
+}
+
+/// Where a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its block on disk, or the first of its frame.
     pub(crate) pointer: Pointer,
-    /// Of each block; their number is the length.
-    pub(crate) checksums: SmallVec<[u32; 4]>,
+    /// 0; of a frame: its number among the decoded blocks, plus one.
+    pub(crate) in_frame: u32,
 }
 
 impl BlockRange {
@@ -51,7 +58,17 @@ impl BlockRange {
 
 impl Span {
     pub(crate) fn blocks(&self) -> u64 {
-        self.checksums.len() as u64
+        u64::from(self.extent.blocks)
+    }
+
+    /// Blocks on disk that are to be read for it.
+    pub(crate) fn disk_blocks(&self) -> u64 {
+        u64::from(self.extent.disk_blocks())
+    }
+
+    /// The first of these.
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.extent.pointers[0]
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -59,8 +76,21 @@ impl Span {
     }
 
     /// Where logical block `block`, one of this span, lies.
-    pub(crate) fn at(&self, block: u64) -> Pointer {
-        Pointer { block: self.pointer.block + (block - self.block), ..self.pointer }
+    pub(crate) fn at(&self, block: u64) -> Place {
+        let (pointer, within) = (self.pointer(), block - self.block);
+        match self.extent.frame {
+            None => {
+                let pointer = Pointer { block: pointer.block + within, ..pointer };
+                Place { pointer, in_frame: 0 }
+            }
+            Some(frame) => Place { pointer, in_frame: frame.offset + within as u32 + 1 },
+        }
+    }
+
+    /// Blocks `from .. to` of it, which has them.
+    pub(crate) fn cut(&self, from: u64, to: u64) -> Self {
+        let extent = self.extent.cut((from - self.block) as u32, (to - from) as u32);
+        Self { block: from, extent }
     }
 }
 
@@ -137,9 +167,8 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sp
         let part = |extent: ExtentView<'_>, start: u64, end: u64| {
             // Between two steps the map may have changed: `start` may lie before `at`.
             let (first, end) = (start.max(at), end.min(range.to));
-            let part = extent.cut((first - start) as u32, (end - first) as u32);
-            let pointer = part.pointers.first().copied();
-            pointer.map(|pointer| Span { block: first, pointer, checksums: part.checksums })
+            let part = || extent.cut((first - start) as u32, (end - first) as u32);
+            (!extent.is_hole()).then(|| Span { block: first, extent: part() })
         };
         let found = next_extent(&mut engine, range, from, part).await?;
         let Some((position, span)) = found else { break };

@@ -16,6 +16,7 @@ mod cache;
 mod changed;
 mod layers;
 mod map;
+mod pack;
 mod place;
 mod read;
 mod rescue;
@@ -34,7 +35,7 @@ pub(crate) use batch::Until;
 pub(crate) use changed::Compared;
 pub(crate) use layers::absorb_blocks;
 pub(crate) use map::{BlockRange, lookup};
-pub(crate) use write::{Prepared, forget_in, punch_in};
+pub(crate) use write::{Prepared, block_checksums, forget_in, punch_in};
 
 /// Bytes of zeroes kept for holes.
 const ZEROES_BYTES: usize = 256 << 10;

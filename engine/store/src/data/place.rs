@@ -7,6 +7,7 @@ use engine_base::BLOCK_SIZE;
 use engine_device::{IoVec, QueueExt};
 use smallvec::SmallVec;
 
+use super::pack::{Whole, fitting};
 use crate::api::Data;
 use crate::client::cut;
 use crate::engine::{Allocation, Engine, Reservation, WritePoint};
@@ -70,31 +71,35 @@ impl Placed {
 }
 
 impl Engine {
-    /// Allocates blocks for `data`, whole ones, out of `reservation` and writes it there.
+    /// Allocates blocks for `data`, whole ones, out of `reservation` and writes it there; each of `wholes` lies in
+    /// one piece.
     pub(crate) async fn place(
         &self,
         point: WritePoint,
         data: &Data,
+        wholes: &[Whole],
         reservation: Reservation,
     ) -> Result<Placed> {
         let blocks = crate::api::data_len(data) / BLOCK_SIZE;
-        let placed = self.find_place(point, blocks, reservation).await?;
+        let placed = self.find_place(point, blocks, wholes, reservation).await?;
         self.write_there(&placed, data).await?;
         Ok(placed)
     }
 
-    /// Allocates `blocks` blocks out of `reservation`.
+    /// Allocates `blocks` blocks out of `reservation`, each of `wholes` in one piece.
     pub(crate) async fn find_place(
         &self,
         point: WritePoint,
         blocks: u64,
+        wholes: &[Whole],
         mut reservation: Reservation,
     ) -> Result<Placed> {
         let mut allocations: SmallVec<[Allocation; 2]> = SmallVec::new();
         let mut allocated = 0;
         while allocated < blocks {
             let want = (blocks - allocated) as u32;
-            let allocation = self.allocate(point, want, &mut reservation).await?;
+            let fits = |room: u32| fitting(wholes, allocated, room);
+            let allocation = self.allocate_fitting(point, want, &fits, &mut reservation).await?;
             assert!(allocation.blocks >= 1 && allocation.blocks <= want);
             allocated += u64::from(allocation.blocks);
             allocations.push(allocation);

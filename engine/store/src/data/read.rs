@@ -14,11 +14,11 @@ use smallvec::SmallVec;
 use super::DataPath;
 use super::ahead::Streams;
 use super::cache::DataCache;
-use super::map::{BlockRange, Span, Spans, lookup};
+use super::map::{BlockRange, Place, Span, Spans, lookup};
 use crate::api::Data;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::Pointer;
+use crate::extent::{Extent, Pointer};
 use crate::limits::READ_LOOKUPS_MAX;
 use crate::planted::{self, Bug};
 use crate::times::Timed;
@@ -130,7 +130,7 @@ impl Reader {
         for run in self.runs(&spans)? {
             let run = &spans[run];
             let lacks =
-                |(_, pointer, checksum): &(u64, Pointer, u32)| !self.cache.has(*pointer, *checksum);
+                |(_, place, checksum): &(u64, Place, u32)| !self.cache.has(*place, *checksum);
             let (Some((from, ..)), Some((last, ..))) =
                 (blocks_of(run).find(lacks), blocks_of(run).rfind(lacks))
             else {
@@ -143,7 +143,8 @@ impl Reader {
             let buffer = Buffer::try_new(bytes_of(&run))?;
             let buffer = self.read_once(&run, buffer, Timed::DataReadAhead).await?;
             if matches!(self.verify(&run, &buffer), Verdict::Good) {
-                self.keep(&run, &buffer.freeze(), true);
+                let pieces = self.decode(&run, buffer.freeze()).await?;
+                self.keep(&run, &pieces, true);
             }
         }
         Ok(())
@@ -179,13 +180,12 @@ impl Reader {
         let mut pieces = Pieces::new();
         if !cached {
             let Some(slice) = self.read_run(range, run).await? else { return Ok(None) };
-            pieces.push((run[0].block, slice));
-            return Ok(Some(pieces));
+            return self.decode(run, slice).await.map(Some);
         }
         self.cache.forget_before(self.engine.space.runs_taken.get());
         let end = run[run.len() - 1].end();
-        let hit = |(block, pointer, checksum): (u64, Pointer, u32)| {
-            self.cache.get(pointer, checksum).map(|slice| (block, slice))
+        let hit = |(block, place, checksum): (u64, Place, u32)| {
+            self.cache.get(place, checksum).map(|slice| (block, slice))
         };
         pieces.extend(blocks_of(run).map_while(hit));
         let from = run[0].block + pieces.len() as u64;
@@ -196,30 +196,55 @@ impl Reader {
         let behind: Pieces = blocks_of(run).rev().map_while(hit).collect();
         let missing = cut(run, from, end - behind.len() as u64);
         let Some(slice) = self.read_run(range, &missing).await? else { return Ok(None) };
-        self.cache.missed(slice.len() as u64 / BLOCK_SIZE);
-        self.keep(&missing, &slice, false);
-        pieces.push((from, slice));
+        self.cache.missed(missing.iter().map(Span::blocks).sum());
+        let read = self.decode(&missing, slice).await?;
+        self.keep(&missing, &read, false);
+        pieces.extend(read);
         pieces.extend(behind.into_iter().rev());
         Ok(Some(pieces))
     }
 
-    /// Puts the blocks of a run that was read and verified into the cache.
-    fn keep(&self, run: &[Span], slice: &Slice, ahead: bool) {
+    /// Puts the blocks of a run that was read, verified and decoded into the cache.
+    fn keep(&self, run: &[Span], pieces: &Pieces, ahead: bool) {
         if !self.cache.has_room() {
             return;
         }
         const BLOCK: usize = BLOCK_SIZE as usize;
-        if slice.len() == BLOCK {
-            let (pointer, checksum) = (run[0].pointer, run[0].checksums[0]);
-            return self.cache.insert(pointer, checksum, slice.clone(), ahead);
+        if let ([Span { extent: Extent { frame: None, blocks: 1, .. }, .. }], [(block, slice)]) =
+            (run, pieces.as_slice())
+        {
+            let (place, checksum) = (run[0].at(*block), run[0].extent.checksums[0]);
+            return self.cache.insert(place, checksum, slice.clone(), ahead);
         }
-        for ((_, pointer, checksum), bytes) in blocks_of(run).zip(slice.chunks_exact(BLOCK)) {
+        let blocks = pieces.iter().flat_map(|(_, slice)| slice.chunks_exact(BLOCK));
+        for ((_, place, checksum), bytes) in blocks_of(run).zip(blocks) {
             // Of its own, so that it is free when it is evicted. Allocated while the cache is not borrowed.
             match Buffer::try_copy_of(bytes) {
-                Ok(copy) => self.cache.insert(pointer, checksum, copy.freeze(), ahead),
+                Ok(copy) => self.cache.insert(place, checksum, copy.freeze(), ahead),
                 Err(_) => return,
             }
         }
+    }
+
+    /// The blocks of a run in what was read for it, which verified.
+    async fn decode(&self, run: &[Span], slice: Slice) -> Result<Pieces> {
+        let mut pieces = Pieces::new();
+        if run.iter().all(|span| span.extent.frame.is_none()) {
+            pieces.push((run[0].block, slice));
+            return Ok(pieces);
+        }
+        let mut at = 0;
+        for span in run {
+            let len = (span.disk_blocks() * BLOCK_SIZE) as usize;
+            let disk = slice.slice(at..at + len);
+            at += len;
+            if span.extent.frame.is_some() && !pieces.is_empty() {
+                // Others have their turn between two frames.
+                self.engine.runtime().yield_now().await;
+            }
+            pieces.push((span.block, self.engine.decoded(&span.extent, disk)?));
+        }
+        Ok(pieces)
     }
 
     /// Groups spans that follow each other both in the inode and on a member.
@@ -227,14 +252,14 @@ impl Reader {
         let mut runs: SmallVec<[Range<usize>; 2]> = SmallVec::new();
         let mut bytes = 0;
         for (index, span) in spans.iter().enumerate() {
-            let len = span.blocks() * BLOCK_SIZE;
+            let (len, pointer) = (span.disk_blocks() * BLOCK_SIZE, span.pointer());
             let follows = index > 0 && {
                 let before = &spans[index - 1];
                 before.end() == span.block
-                    && before.pointer.member == span.pointer.member
-                    && before.pointer.block + before.blocks() == span.pointer.block
+                    && before.pointer().member == pointer.member
+                    && before.pointer().block + before.disk_blocks() == pointer.block
             };
-            let queue = self.engine.member(span.pointer.member)?;
+            let queue = self.engine.member(pointer.member)?;
             match runs.last_mut() {
                 Some(run)
                     if follows && bytes + len <= u64::from(queue.info().max_transfer_bytes) =>
@@ -264,7 +289,8 @@ impl Reader {
                 Verdict::Stale => return Ok(None),
                 Verdict::Bad(block) if last => {
                     for span in run {
-                        let current = self.engine.pointer_is_surely_current(&span.pointer);
+                        let pointer = span.pointer();
+                        let current = self.engine.pointer_is_surely_current(&pointer);
                         if !Box::pin(current).await? {
                             return Ok(None);
                         }
@@ -274,12 +300,18 @@ impl Reader {
                         if !self.still_names(range, block, span.at(block)).await? {
                             return Ok(None);
                         }
-                        self.engine.note_lost_block(range, block, span.at(block));
+                        // Of a frame all are lost.
+                        let frame = span.extent.frame.map(|_| span.block..span.end());
+                        for block in frame.unwrap_or(block..block + 1) {
+                            self.engine.note_lost_block(range, block, span.at(block).pointer);
+                        }
                     }
                     let offset = block.saturating_mul(BLOCK_SIZE);
                     let what = format!(
                         "inode {} version {} offset {offset}: checksum mismatch on member {}",
-                        range.inode, range.snapshot, run[0].pointer.member
+                        range.inode,
+                        range.snapshot,
+                        run[0].pointer().member
                     );
                     return Err(StoreError::DataLoss { what });
                 }
@@ -293,32 +325,35 @@ impl Reader {
     }
 
     /// Whether the index names this place for the block. If not, what was read there may be somebody else's.
-    async fn still_names(&self, range: &BlockRange, block: u64, place: Pointer) -> Result<bool> {
+    async fn still_names(&self, range: &BlockRange, block: u64, place: Place) -> Result<bool> {
         let range = BlockRange { from: block, to: block.saturating_add(1), ..*range };
         let now = lookup(&self.engine, &range).await?;
-        Ok(now.iter().any(|span| span.block == block && span.pointer == place))
+        Ok(now.iter().any(|span| span.block == block && span.at(block) == place))
     }
 
     /// Waits for what of a run is on its way. False: look up again.
     async fn has_landed(&self, run: &[Span]) -> Result<bool> {
-        let (Pointer { member, block, .. }, engine) = (run[0].pointer, &self.engine);
-        let blocks = run.iter().map(Span::blocks).sum();
+        let (Pointer { member, block, .. }, engine) = (run[0].pointer(), &self.engine);
+        let blocks = run.iter().map(Span::disk_blocks).sum();
         engine.flights.settled(&engine.journal, &engine.waits, (member, block, blocks)).await
     }
 
     async fn read_once(&self, run: &[Span], buffer: Buffer, kind: Timed) -> Result<Buffer> {
-        let pointer = run[0].pointer;
+        let pointer = run[0].pointer();
         let queue = self.engine.member(pointer.member)?;
         let _timed = self.engine.waits.start(kind);
         Ok(queue.read(pointer.block * BLOCK_SIZE, buffer).await?)
     }
 
     fn verify(&self, run: &[Span], bytes: &[u8]) -> Verdict {
-        if run.iter().any(|span| !self.engine.pointer_is_current(&span.pointer)) {
+        if run.iter().any(|span| !self.engine.pointer_is_current(&span.pointer())) {
             return Verdict::Stale;
         }
         let checksums = run.iter().flat_map(|span| {
-            span.checksums.iter().enumerate().map(|(index, sum)| (span.block + index as u64, *sum))
+            let per_block = u64::from(span.extent.frame.is_none());
+            (0_u64..)
+                .zip(&span.extent.checksums)
+                .map(move |(index, sum)| (span.block + index * per_block, *sum))
         });
         for (block, (logical, expected)) in bytes.chunks_exact(BLOCK_SIZE as usize).zip(checksums) {
             if crc32c(block) != expected && !planted::is(Bug::ChecksumNotVerified) {
@@ -329,12 +364,17 @@ impl Reader {
     }
 }
 
-/// Each block of a run: its number, its place, its checksum.
-fn blocks_of(run: &[Span]) -> impl DoubleEndedIterator<Item = (u64, Pointer, u32)> + '_ {
+/// Each block of a run: its number, its place, its checksum or one of its frame.
+fn blocks_of(run: &[Span]) -> impl DoubleEndedIterator<Item = (u64, Place, u32)> + '_ {
     run.iter().flat_map(|span| {
-        (0..span.checksums.len()).map(move |index| {
-            let block = span.block + index as u64;
-            (block, span.at(block), span.checksums[index])
+        let sums = &span.extent.checksums;
+        let of_frame = span
+            .extent
+            .frame
+            .map(|_| sums.iter().fold(0, |all: u32, sum| all.rotate_left(5) ^ sum));
+        (span.block..span.end()).map(move |block| {
+            let sum = of_frame.unwrap_or_else(|| sums[(block - span.block) as usize]);
+            (block, span.at(block), sum)
         })
     })
 }
@@ -342,15 +382,9 @@ fn blocks_of(run: &[Span]) -> impl DoubleEndedIterator<Item = (u64, Pointer, u32
 /// Blocks `from .. to` of a run, which has them.
 fn cut(run: &[Span], from: u64, to: u64) -> Spans {
     let within = run.iter().filter(|span| span.block < to && from < span.end());
-    let cut = within.map(|span| {
-        let (first, end) = (span.block.max(from), span.end().min(to));
-        let sums = (first - span.block) as usize..(end - span.block) as usize;
-        let checksums = SmallVec::from_slice(&span.checksums[sums]);
-        Span { block: first, pointer: span.at(first), checksums }
-    });
-    cut.collect()
+    within.map(|span| span.cut(span.block.max(from), span.end().min(to))).collect()
 }
 
 fn bytes_of(run: &[Span]) -> usize {
-    (run.iter().map(Span::blocks).sum::<u64>() * BLOCK_SIZE) as usize
+    (run.iter().map(Span::disk_blocks).sum::<u64>() * BLOCK_SIZE) as usize
 }

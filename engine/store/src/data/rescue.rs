@@ -9,6 +9,7 @@ use futures::future::{Either, select};
 
 use super::DataPath;
 use super::map::BlockRange;
+use super::pack::Whole;
 use super::place::Placed;
 use crate::api::Data;
 use crate::engine::{Engine, WritePoint};
@@ -35,7 +36,7 @@ impl DataPath {
         flight: &Rc<Flight>,
         placed: &Placed,
         ranges: &[BlockRange],
-        data: &Data,
+        data: (&Data, &[Whole]),
         error: StoreError,
     ) -> Result<()> {
         if !flight.is_named() {
@@ -71,14 +72,14 @@ impl Engine {
         &self,
         placed: &Placed,
         ranges: &[BlockRange],
-        data: &Data,
+        (data, wholes): (&Data, &[Whole]),
         mut error: StoreError,
     ) -> Result<()> {
         let blocks = crate::api::data_len(data) / BLOCK_SIZE;
         let mut places = 0;
         while places < PLACES_MAX && self.stopped().is_none() {
             let reservation = self.reserve_for_move(blocks as u32);
-            match self.place(WritePoint::Moved, data, reservation).await {
+            match self.place(WritePoint::Moved, data, wholes, reservation).await {
                 Ok(there) => {
                     for range in ranges {
                         self.name_elsewhere(placed, &there, range).await?;
@@ -114,7 +115,7 @@ impl Engine {
                         let Some((position, value)) = found else { return Ok(None) };
                         let extent = Extent::decode(&value)?;
                         if let Some(done) = extent.pointers.first().and_then(|it| placed.find(it)) {
-                            let parts = there.parts(done, u64::from(extent.blocks));
+                            let parts = there.parts(done, u64::from(extent.disk_blocks()));
                             for (position, value) in extent.moved_to(position, &parts) {
                                 transaction.put_fresh_extent(position, value);
                             }

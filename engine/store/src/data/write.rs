@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::DataPath;
 use super::layers::{absorb_blocks, hide_range};
 use super::map::{BlockRange, clear_range};
+use super::pack::{Frame, Frames, Whole};
 use super::place::Placed;
 use crate::api::{Data, SIZE_BYTES_MAX};
 use crate::engine::WritePoint;
@@ -49,10 +50,12 @@ impl DataPath {
         let range = self.written_as(range).await?;
         let blocks = range.to - range.from;
         assert!(crate::api::data_len(data) == blocks * BLOCK_SIZE, "data does not fit its range");
-        let reservation = self.engine.reserve(blocks).await?;
-        let checksums = block_checksums(data);
-        let placed = self.engine.place(WritePoint::Data, data, reservation).await?;
-        let replacement = Replacement::new(&placed, range, 0, &checksums);
+        let reservation = self.engine.reserve_to_write(blocks).await?;
+        let stored = self.engine.pack(&range, data.clone()).await;
+        let wholes: SmallVec<[Whole; 1]> = stored.frames.iter().map(Frame::whole).collect();
+        let placed =
+            self.engine.place(WritePoint::Data, &stored.data, &wholes, reservation).await?;
+        let replacement = Replacement::new(&placed, range, 0, &stored.checksums, &stored.frames);
         Ok(Prepared { replacement, _placed: placed })
     }
 
@@ -183,26 +186,70 @@ pub(crate) async fn forget_in(
 }
 
 impl Replacement {
-    /// The extents of `range`, whose data is the part of what was placed from block `done` on.
-    pub(super) fn new(placed: &Placed, range: BlockRange, done: u64, checksums: &[u32]) -> Self {
-        let mut inserts = SmallVec::new();
-        let mut from = range.from;
-        for (pointer, blocks) in placed.parts(done, range.to - range.from) {
+    /// The extents of `range`, whose data is the part of what was placed from block `done` on, with these checksums
+    /// and frames.
+    pub(super) fn new(
+        placed: &Placed,
+        range: BlockRange,
+        done: u64,
+        checksums: &[u32],
+        frames: &Frames,
+    ) -> Self {
+        let mut this = Self { range, inserts: SmallVec::new() };
+        // How far it is, in blocks of the range and of what is stored for them.
+        let (mut at, mut disk) = (0, 0);
+        for frame in frames {
+            this.add_plain(placed, done, (at, disk), frame.from - at, checksums);
+            this.add_frame(placed, done, frame, checksums);
+            at = frame.from + u64::from(frame.blocks);
+            disk = frame.disk_from + u64::from(frame.disk_blocks);
+        }
+        this.add_plain(placed, done, (at, disk), range.to - range.from - at, checksums);
+        this
+    }
+
+    /// Adds extents of blocks that are stored as they are.
+    fn add_plain(
+        &mut self,
+        placed: &Placed,
+        done: u64,
+        (at, disk): (u64, u64),
+        blocks: u64,
+        checksums: &[u32],
+    ) {
+        let (mut from, mut first) = (self.range.from + at, disk as usize);
+        for (pointer, blocks) in placed.parts(done + disk, blocks) {
             for (offset, blocks) in extent_cuts(from, blocks) {
-                let at = from + u64::from(offset);
-                let first = (at - range.from) as usize;
                 let pointer = Pointer { block: pointer.block + u64::from(offset), ..pointer };
                 let extent = Extent {
                     blocks,
                     pointers: [pointer].into_iter().collect(),
                     checksums: checksums[first..first + blocks as usize].into(),
+                    frame: None,
                 };
-                let value = extent.encode();
-                inserts.push(Insert { from: at, end: at + u64::from(blocks), value });
+                self.add(from + u64::from(offset), &extent);
+                first += blocks as usize;
             }
             from += u64::from(blocks);
         }
-        Self { range, inserts }
+    }
+
+    fn add_frame(&mut self, placed: &Placed, done: u64, frame: &Frame, checksums: &[u32]) {
+        let (first, blocks) = (frame.disk_from as usize, frame.disk_blocks as usize);
+        let parts = placed.parts(done + frame.disk_from, u64::from(frame.disk_blocks));
+        assert!(parts.len() == 1, "a frame lies in one piece");
+        let extent = Extent {
+            blocks: frame.blocks,
+            pointers: [parts[0].0].into_iter().collect(),
+            checksums: checksums[first..first + blocks].into(),
+            frame: Some(frame.part()),
+        };
+        self.add(self.range.from + frame.from, &extent);
+    }
+
+    fn add(&mut self, from: u64, extent: &Extent) {
+        let end = from + u64::from(extent.blocks);
+        self.inserts.push(Insert { from, end, value: extent.encode() });
     }
 }
 
@@ -264,11 +311,11 @@ fn extent_cuts(first: u64, blocks: u32) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
-/// One per block of a write.
-pub(super) type Checksums = SmallVec<[u32; 8]>;
+/// One per block that is written.
+pub(crate) type Checksums = SmallVec<[u32; 8]>;
 
 /// CRC-32C of each block; blocks may straddle pieces.
-pub(super) fn block_checksums(data: &Data) -> Checksums {
+pub(crate) fn block_checksums(data: &Data) -> Checksums {
     let mut checksums = SmallVec::new();
     let (mut crc, mut filled) = (0_u32, 0_usize);
     for piece in data {

@@ -212,12 +212,19 @@ fn extent(at: Position, extent: &Extent) -> Item {
         ])
     });
     let sums: Vec<_> = extent.checksums.iter().map(|sum| format!("{sum:08x}")).collect();
-    Item::Map(vec![
+    let mut fields = vec![
         ("start", at.offset.saturating_sub(u64::from(extent.blocks)).into()),
         ("blocks", extent.blocks.into()),
         ("pointers", Item::List(pointers.collect())),
         ("checksums", Item::Text(sums.join(" "))),
-    ])
+    ];
+    if let Some(frame) = extent.frame {
+        fields.push(("compression", Item::Text(frame.algorithm.to_string())));
+        fields.push(("disk_blocks", extent.disk_blocks().into()));
+        fields.push(("frame_blocks", frame.blocks.into()));
+        fields.push(("first_in_frame", frame.offset.into()));
+    }
+    Item::Map(fields)
 }
 
 fn damage(damage: &Damage) -> Item {

@@ -202,7 +202,8 @@ pub async fn summary(device: &dyn DeviceQueue, bucket: u32, limit: usize) -> Res
             ("end", entry.end.into()),
             ("version", entry.snapshot.into()),
             ("start_block", entry.start_block.into()),
-            ("blocks", entry.blocks.into()),
+            ("blocks", u32::from(entry.blocks).into()),
+            ("disk_blocks", u32::from(entry.disk_blocks).into()),
         ]);
         if !items.push(item) {
             break;

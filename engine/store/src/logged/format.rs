@@ -5,9 +5,10 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Intent, NewSubvolume};
+use crate::api::SubvolumeOptions;
 use crate::error::{Result, StoreError};
 use crate::key::Value;
-use crate::subvolume::{kind_from_disk, kind_to_disk};
+use crate::subvolume::{DiskOptions, kind_from_disk, kind_to_disk};
 
 const VERSION: u8 = 1;
 
@@ -45,9 +46,11 @@ struct IntentHeader {
     block_size: U32,
     /// Reserved, zero.
     reserved: U32,
+    /// How data of a new subvolume is stored.
+    options: DiskOptions,
 }
 
-const _: () = assert!(size_of::<IntentHeader>() == 64);
+const _: () = assert!(size_of::<IntentHeader>() == 72);
 
 fn empty(operation: u8, snapshot: SnapshotId) -> IntentHeader {
     IntentHeader {
@@ -63,6 +66,7 @@ fn empty(operation: u8, snapshot: SnapshotId) -> IntentHeader {
         uuid: [0; 16],
         block_size: U32::ZERO,
         reserved: U32::ZERO,
+        options: DiskOptions::new(SubvolumeOptions::default()),
     }
 }
 
@@ -80,6 +84,7 @@ impl Intent {
                     created: U64::new(new.created_ns),
                     uuid: new.uuid,
                     block_size: U32::new(new.block_size),
+                    options: DiskOptions::new(new.options),
                     ..empty(CREATE, new.snapshot)
                 }
             }
@@ -132,6 +137,7 @@ impl Intent {
                 block_size: header.block_size.get(),
                 created_ns: header.created.get(),
                 uuid: header.uuid,
+                options: header.options.decode()?,
             })),
             RESIZE => Ok(Self::Resize { subvolume, name, inode, size_bytes: size }),
             TRUNCATE => Ok(Self::Truncate { inode, snapshot, size }),
@@ -143,7 +149,7 @@ impl Intent {
 
 #[cfg(test)]
 mod tests {
-    use crate::api::SubvolumeKind;
+    use crate::api::{Compression, SubvolumeKind};
 
     use super::*;
 
@@ -159,6 +165,7 @@ mod tests {
                 block_size: 512,
                 created_ns: 5,
                 uuid: [3; 16],
+                options: SubvolumeOptions { compression: Compression::Lz4, frame_bytes: 8192 },
             }),
             Intent::Resize {
                 subvolume: SubvolumeId(7),

@@ -8,7 +8,7 @@ mod format;
 
 use engine_base::{InodeNumber, SnapshotId, SubvolumeId};
 
-use crate::api::SubvolumeKind;
+use crate::api::{SubvolumeKind, SubvolumeOptions};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::key::{Counter, Position, Tree};
@@ -25,6 +25,7 @@ pub(crate) struct NewSubvolume {
     pub(crate) block_size: u32,
     pub(crate) created_ns: u64,
     pub(crate) uuid: [u8; 16],
+    pub(crate) options: SubvolumeOptions,
 }
 
 /// What is to be carried out.

@@ -115,11 +115,11 @@ impl Look<'_> {
             if extent.is_hole() {
                 return Ok(());
             }
-            if extent.blocks > self.blocks_left {
+            if extent.disk_blocks() > self.blocks_left {
                 self.blocks_left = 0;
                 return Ok(());
             }
-            self.blocks_left -= extent.blocks;
+            self.blocks_left -= extent.disk_blocks();
             self.extents.push((position, extent, seq));
             return Ok(());
         }

@@ -46,7 +46,7 @@ impl Engine {
     fn fixed(&self, position: Position, value: &Value, before: u64) -> Option<Value> {
         let extent = Extent::decode(value).ok()?;
         for pointer in &extent.pointers {
-            self.space.check_pointer(pointer.member, pointer.block, extent.blocks).ok()?;
+            self.space.check_pointer(pointer.member, pointer.block, extent.disk_blocks()).ok()?;
             let id = self.space.bucket_of(pointer.member, pointer.block);
             let tables = self.space.tables.borrow();
             // Of a generation before: the bucket holds something else now.

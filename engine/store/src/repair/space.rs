@@ -78,7 +78,7 @@ impl Engine {
             }
             for (counter, delta) in batch {
                 self.apply_counter(CounterUpdate::Add(*counter, *delta), self.journal.seq());
-                let version = counter.0 - VERSIONS_FROM;
+                let version = counter.0 as u32;
                 repairs.add(format!("version {version}: its counter of blocks, by {delta}"));
             }
         }
@@ -108,15 +108,13 @@ impl Engine {
 
     fn wrong_counters(&self, walk: &Walk) -> Vec<(Counter, i64)> {
         let counters = self.counters.borrow();
-        let mut versions: Vec<u32> = walk.versions.keys().copied().collect();
-        let known = counters.keys().filter(|counter| counter.0 >= VERSIONS_FROM);
-        versions.extend(known.map(|counter| (counter.0 - VERSIONS_FROM) as u32));
-        versions.sort_unstable();
-        versions.dedup();
-        let wrong = versions.into_iter().filter_map(|version| {
-            let counter = Counter::data_blocks(version);
+        let mut of_versions: Vec<Counter> = walk.counters.keys().copied().collect();
+        of_versions.extend(counters.keys().filter(|counter| counter.0 >= VERSIONS_FROM));
+        of_versions.sort_unstable();
+        of_versions.dedup();
+        let wrong = of_versions.into_iter().filter_map(|counter| {
             let says = counters.get(&counter).map_or(0, |state| state.value);
-            let is = walk.versions.get(&version).copied().unwrap_or(0);
+            let is = walk.counters.get(&counter).copied().unwrap_or(0);
             (says != is).then(|| (counter, is.wrapping_sub(says).cast_signed()))
         });
         wrong.collect()

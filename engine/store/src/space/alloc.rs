@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::table::{Bucket, BucketId, BucketKind, OpenBucket, Space};
+use super::table::{Bucket, BucketId, BucketKind, OpenBucket, Space, Tables};
 use crate::btree::format::Location;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
@@ -126,9 +126,21 @@ impl Engine {
         blocks: u32,
         reservation: &mut Reservation,
     ) -> Result<Allocation> {
+        self.allocate_fitting(point, blocks, &|room| room, reservation).await
+    }
+
+    /// [`Engine::allocate`], where of adjacent blocks only as many are taken as `fits` says; when that is none, what is
+    /// left of the bucket stays dead.
+    pub(crate) async fn allocate_fitting(
+        &self,
+        point: WritePoint,
+        blocks: u32,
+        fits: &dyn Fn(u32) -> u32,
+        reservation: &mut Reservation,
+    ) -> Result<Allocation> {
         assert!(u64::from(blocks) <= reservation.left(), "allocates more than was reserved");
         loop {
-            if let Some(allocation) = self.allocate_here(point, blocks) {
+            if let Some(allocation) = self.allocate_here(point, blocks, fits) {
                 reservation.take(allocation.blocks);
                 return Ok(allocation);
             }
@@ -141,12 +153,21 @@ impl Engine {
     }
 
     /// Takes blocks from the write point's open bucket.
-    fn allocate_here(&self, point: WritePoint, blocks: u32) -> Option<Allocation> {
+    fn allocate_here(
+        &self,
+        point: WritePoint,
+        blocks: u32,
+        fits: &dyn Fn(u32) -> u32,
+    ) -> Option<Allocation> {
         let mut tables = self.space.tables.borrow_mut();
         let open = tables.open[point as usize].as_mut()?;
         let start = open.next_block;
         let id = open.id;
-        let got = blocks.min(open.end_block - start);
+        let got = fits(blocks.min(open.end_block - start));
+        if got == 0 {
+            self.close_open(&mut tables, point);
+            return None;
+        }
         open.next_block += got;
         let full = open.next_block == open.end_block;
         tables.pending_blocks += u64::from(got);
@@ -168,6 +189,26 @@ impl Engine {
         let pointer = Pointer { member: id.0, generation, block };
         let (space, journal) = (Rc::clone(&self.space), Rc::clone(&self.journal));
         Some(Allocation { pointer, blocks: got, space, journal, id })
+    }
+
+    /// Ends a write point's bucket before it is full.
+    fn close_open(&self, tables: &mut Tables, point: WritePoint) {
+        let Some(OpenBucket { id, .. }) = tables.open[point as usize].take() else { return };
+        let now = tables.written_blocks;
+        let bucket = tables.bucket(id);
+        bucket.open = false;
+        if point == WritePoint::Data {
+            bucket.filled_at = now;
+        }
+        // With an allocation in it, it is sealed when that ends.
+        let sealed = bucket.pins == 0 && bucket.summary.is_some();
+        let generation = bucket.generation;
+        tables.list_bucket(id);
+        if sealed {
+            tables.to_seal.push_back((id, generation));
+        }
+        tables.drain_if_empty(id, self.journal.settled_by());
+        self.space.gc_wanted.notify_all();
     }
 
     /// Opens a free bucket for a write point (data), or as a source of node slots (index). Waits

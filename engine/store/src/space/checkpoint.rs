@@ -182,6 +182,10 @@ impl Engine {
             let (stamp, value) = decode_counter(&value)?;
             let counter = Counter(position.inode);
             self.counters.borrow_mut().entry(counter).or_default().value = value;
+            if counter.is_saved_blocks() {
+                let saved = &self.space.saved_blocks;
+                saved.set(saved.get().wrapping_add(value));
+            }
             self.stamps.borrow_mut().counters.insert(counter, stamp);
             from = position.successor();
         }

@@ -243,8 +243,7 @@ impl Engine {
         let all = summary.len();
         let mut tables = self.space.tables.borrow_mut();
         let dead = &tables.bucket(id).dead;
-        summary
-            .retain(|it| !dead.has_all(it.start_block..it.start_block.saturating_add(it.blocks)));
+        summary.retain(|it| !dead.has_all(it.range()));
         drop(tables);
         let skipped = (all - summary.len()) as u64;
         let entries = &self.space.gc_entries;

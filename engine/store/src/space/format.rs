@@ -1,5 +1,7 @@
 //! Bucket and counter checkpoints, tallies of regions, and bucket summaries on disk; drawn in docs/format.md.
 
+use std::ops::Range;
+
 use engine_base::checksum::{crc32c, crc32c_append};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -76,7 +78,8 @@ struct DiskSummaryEntry {
     end: U64,
     snapshot: U32,
     start_block: U16,
-    blocks: U16,
+    blocks: u8,
+    disk_blocks: u8,
 }
 
 const _: () = assert!(size_of::<DiskBucket>() == 40);
@@ -230,16 +233,23 @@ pub(crate) struct SummaryEntry {
     pub(crate) inode: u64,
     pub(crate) end: u64,
     pub(crate) snapshot: u32,
-    /// First block within the bucket, and length.
+    /// First block within the bucket.
     pub(crate) start_block: u16,
-    pub(crate) blocks: u16,
+    /// Blocks of the extent, and of the bucket: of a frame these are fewer.
+    pub(crate) blocks: u8,
+    pub(crate) disk_blocks: u8,
 }
 
 impl SummaryEntry {
     /// Whether it is what was placed in block `block` of the bucket.
     pub(crate) fn holds(&self, block: u64) -> bool {
         let start = u64::from(self.start_block);
-        (start..start + u64::from(self.blocks)).contains(&block)
+        (start..start + u64::from(self.disk_blocks)).contains(&block)
+    }
+
+    /// The blocks of the bucket.
+    pub(crate) fn range(&self) -> Range<u16> {
+        self.start_block..self.start_block.saturating_add(u16::from(self.disk_blocks))
     }
 }
 
@@ -266,7 +276,8 @@ pub(crate) fn encode_summary(entries: &[SummaryEntry], generation: u32, offset: 
             end: U64::new(entry.end),
             snapshot: U32::new(entry.snapshot),
             start_block: U16::new(entry.start_block),
-            blocks: U16::new(entry.blocks),
+            blocks: entry.blocks,
+            disk_blocks: entry.disk_blocks,
         };
         bytes.extend_from_slice(disk.as_bytes());
     }
@@ -303,7 +314,8 @@ pub(crate) fn decode_any_summary(bytes: &[u8], offset: u64) -> Option<(u32, Vec<
             end: disk.end.get(),
             snapshot: disk.snapshot.get(),
             start_block: disk.start_block.get(),
-            blocks: disk.blocks.get(),
+            blocks: disk.blocks,
+            disk_blocks: disk.disk_blocks,
         });
     Some((header.generation.get(), entries.collect()))
 }
@@ -347,7 +359,15 @@ mod tests {
 
     #[test]
     fn summaries_round_trip_and_refuse_damage() {
-        let entry = SummaryEntry { inode: 1, end: 2, snapshot: 3, start_block: 4, blocks: 5 };
+        let entry = SummaryEntry {
+            inode: 1,
+            end: 2,
+            snapshot: 3,
+            start_block: 4,
+            blocks: 5,
+            disk_blocks: 2,
+        };
+        assert_eq!((entry.range(), entry.holds(5), entry.holds(6)), (4..6, true, false));
         let bytes = encode_summary(&[entry; 3], 9, 1 << 20);
         assert_eq!(decode_summary(&bytes, 9, 1 << 20), Some(vec![entry; 3]));
         assert_eq!(decode_summary(&bytes, 8, 1 << 20), None);

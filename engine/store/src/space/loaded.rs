@@ -497,7 +497,7 @@ impl Tables {
     pub(crate) fn settle_region(&mut self, space: &Space, region: RegionId) -> Result<()> {
         let all = space.all_slots();
         let (first, end) = self.range_of(region);
-        let most = self.data_blocks;
+        let most = space.live_blocks_max();
         let mut indexes = Vec::new();
         let mut datas = Vec::new();
         for (id, state) in self.buckets.range_mut((region.0, first)..(region.0, end)) {

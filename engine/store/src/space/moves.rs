@@ -7,20 +7,26 @@
 //! Extents are moved many at a time: what lies close together is read by one command, with the dead
 //! blocks between; all of it is written side by side by one command, in the order of their inodes; one
 //! transaction changes the index. One that cannot be read does not keep the others.
+//!
+//! A frame is moved as it is. Of one that was cut a part is decoded and stored anew, alone: that takes no more blocks
+//! than it counts for ([`crate::extent`]).
 
 use engine_base::BLOCK_SIZE;
 use engine_base::checksum::crc32c;
 use engine_device::QueueExt;
 use engine_memory::{Buffer, Slice};
 use futures::future::join_all;
+use smallvec::SmallVec;
 
 use super::WritePoint;
 use super::copygc::Victim;
 use super::format::SummaryEntry;
 use crate::api::Data;
+use crate::codec::Compression;
+use crate::data::block_checksums;
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, FramePart, Pointer};
 use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
 
@@ -56,7 +62,7 @@ impl Batch {
 
     fn push(&mut self, found: Found) {
         if self.found.iter().all(|known| known.position != found.position) {
-            self.blocks += found.extent.blocks;
+            self.blocks += found.extent.disk_blocks().max(found.extent.blocks);
             self.found.push(found);
         }
     }
@@ -121,21 +127,32 @@ impl Engine {
             return result;
         }
         readable.sort_by_key(|(found, _)| found.position);
-        let blocks: u32 = readable.iter().map(|(found, _)| found.extent.blocks).sum();
-        let data: Data = readable.iter().map(|(_, slice)| slice.clone()).collect();
+        let mut to_move = Vec::with_capacity(readable.len());
+        for (found, slice) in readable {
+            let (extent, slice) = self.as_moved(&found.extent, slice);
+            to_move.push((found, extent, slice));
+        }
+        let (mut blocks, mut wholes) = (0, Vec::new());
+        for (_, extent, _) in &to_move {
+            if extent.frame.is_some() {
+                wholes.push((u64::from(blocks), extent.disk_blocks()));
+            }
+            blocks += extent.disk_blocks();
+        }
+        let data: Data = to_move.iter().map(|(.., slice)| slice.clone()).collect();
         let reservation = self.reserve_for_move(blocks);
-        let placed = self.place(WritePoint::Moved, &data, reservation).await?;
+        let placed = self.place(WritePoint::Moved, &data, &wholes, reservation).await?;
         drop(data);
         for allocation in placed.allocations() {
             self.note_age(allocation.id, victim.filled_at);
         }
         let mut done = 0;
-        let moved: Vec<(&Found, Vec<(Position, Value)>)> = readable
+        let moved: Vec<(&Found, Vec<(Position, Value)>)> = to_move
             .iter()
-            .map(|(found, _)| {
-                let parts = placed.parts(done, u64::from(found.extent.blocks));
-                done += u64::from(found.extent.blocks);
-                (found, found.extent.moved_to(found.position, &parts))
+            .map(|(found, extent, _)| {
+                let parts = placed.parts(done, u64::from(extent.disk_blocks()));
+                done += u64::from(extent.disk_blocks());
+                (found, extent.moved_to(found.position, &parts))
             })
             .collect();
         self.transact_as(Class::Reclaim, async |transaction| {
@@ -157,6 +174,34 @@ impl Engine {
 
     /// Reads what is to be moved and verifies it. An error is of one that could not be read, and is
     /// still there.
+    /// What an extent is to be at its new place, but for that, and what lies there then; `slice`: what lies at the old.
+    fn as_moved(&self, extent: &Extent, slice: Slice) -> (Extent, Slice) {
+        let Some(frame) = extent.frame.filter(|_| !extent.is_whole()) else {
+            return (extent.clone(), slice);
+        };
+        // What cannot be decoded is somebody else's to tell.
+        let Ok(decoded) = self.decoded(extent, slice.clone()) else {
+            return (extent.clone(), slice);
+        };
+        let anew = |slice: Slice, frame| {
+            let data = Data::from_iter([slice.clone()]);
+            let checksums = SmallVec::from_slice(&block_checksums(&data));
+            (Extent { checksums, frame, ..extent.clone() }, slice)
+        };
+        let (algorithm, blocks) = (frame.algorithm, extent.blocks);
+        let compression = Compression::new(Some(algorithm), 0).unwrap_or_default();
+        let smaller = self.compress(&Data::from_iter([decoded.clone()]), compression);
+        match smaller {
+            Some((stored, algorithm))
+                if stored.len() as u64 <= u64::from(extent.live_blocks()) * BLOCK_SIZE =>
+            {
+                anew(stored, Some(FramePart { algorithm, blocks, offset: 0 }))
+            }
+            _ if blocks == extent.live_blocks() => anew(decoded, None),
+            _ => (extent.clone(), slice),
+        }
+    }
+
     async fn read_batch(&self, batch: Batch) -> (Vec<(Found, Slice)>, Result<()>) {
         let mut found = batch.found;
         found.sort_by_key(|found| found.pointer.block);
@@ -170,7 +215,7 @@ impl Engine {
             let slice = run.and_then(|((first, _), slice)| {
                 let slice = slice.as_ref().ok()?;
                 let start = (found.pointer.block - first.block) as usize * BLOCK_SIZE as usize;
-                let len = found.extent.blocks as usize * BLOCK_SIZE as usize;
+                let len = found.extent.disk_blocks() as usize * BLOCK_SIZE as usize;
                 Some(slice.slice(start..start + len))
             });
             match slice {
@@ -187,7 +232,7 @@ impl Engine {
 
     /// Reads one extent again. `None`: it is no longer there.
     async fn read_alone(&self, found: &Found) -> Result<Option<Slice>> {
-        let read = self.read_blocks(&found.pointer, found.extent.blocks).await;
+        let read = self.read_blocks(&found.pointer, found.extent.disk_blocks()).await;
         let error = match read.and_then(|slice| found.verify(&slice).map(|()| slice)) {
             Ok(slice) => return Ok(Some(slice)),
             Err(error) => error,
@@ -213,7 +258,7 @@ fn runs_of(found: &[Found], bytes_max: u32) -> Vec<(Pointer, u32)> {
     let most = u64::from(bytes_max.min(1 << 20)) / BLOCK_SIZE;
     let mut runs: Vec<(Pointer, u32)> = Vec::new();
     for found in found {
-        let end = found.pointer.block + u64::from(found.extent.blocks);
+        let end = found.pointer.block + u64::from(found.extent.disk_blocks());
         match runs.last_mut() {
             Some((first, blocks))
                 if found.pointer.block <= first.block + u64::from(*blocks) + GAP_BLOCKS_MAX
@@ -221,7 +266,7 @@ fn runs_of(found: &[Found], bytes_max: u32) -> Vec<(Pointer, u32)> {
             {
                 *blocks = (*blocks).max((end - first.block) as u32);
             }
-            _ => runs.push((found.pointer, found.extent.blocks)),
+            _ => runs.push((found.pointer, found.extent.disk_blocks())),
         }
     }
     runs

@@ -45,6 +45,8 @@ struct Seen {
     generation: u32,
     /// As counted before the walk.
     live_blocks: u32,
+    /// As the extents that were found count.
+    found_blocks: u64,
     /// Whether an extent names the block.
     named: Vec<bool>,
 }
@@ -154,16 +156,24 @@ impl Engine {
     async fn find_runs(&self) -> Result<Vec<Run>> {
         let mut seen = self.buckets_to_fill();
         let per_bucket = u64::from(self.space.bucket_blocks());
-        self.each_place(|_, blocks, pointer| {
+        // What does not fit the runs would use them up.
+        let mut longest_frame = 1;
+        self.each_place(|_, lengths, pointer| {
+            if lengths.frame {
+                longest_frame = longest_frame.max(lengths.disk_blocks);
+            }
             let id = self.space.bucket_of(pointer.member, pointer.block);
             if let Some(seen) = seen.get_mut(&id)
                 && seen.generation == pointer.generation
             {
-                seen.name(pointer.block % per_bucket, blocks);
+                seen.name(pointer.block % per_bucket, lengths.disk_blocks);
+                seen.found_blocks += u64::from(lengths.live_blocks);
             }
         })
         .await?;
-        Ok(self.unchanged_runs(&seen))
+        let mut runs = self.unchanged_runs(&seen);
+        runs.retain(|run| run.blocks() >= longest_frame);
+        Ok(runs)
     }
 
     /// The emptiest of the buckets whose tables are loaded.
@@ -176,7 +186,7 @@ impl Engine {
         all.truncate(BUCKETS_MAX);
         let seen = |(live_blocks, id, generation)| {
             let named = vec![false; tables.data_blocks as usize];
-            (id, Seen { generation, live_blocks, named })
+            (id, Seen { generation, live_blocks, found_blocks: 0, named })
         };
         all.into_iter().map(seen).collect()
     }
@@ -185,11 +195,10 @@ impl Engine {
     fn unchanged_runs(&self, seen: &FastMap<BucketId, Seen>) -> Vec<Run> {
         let tables = self.space.tables.borrow();
         let unchanged = seen.iter().filter(|(id, seen)| {
-            let named = seen.named.iter().filter(|named| **named).count();
             tables.buckets.get(id).is_some_and(|bucket| {
                 bucket.generation == seen.generation
                     && bucket.live_blocks == seen.live_blocks
-                    && named == seen.live_blocks as usize
+                    && seen.found_blocks == u64::from(seen.live_blocks)
                     && tables.may_be_filled(**id, bucket)
             })
         });
@@ -214,7 +223,8 @@ mod tests {
 
     #[test]
     fn the_longest_run_is_found_wherever_it_is() {
-        let mut seen = Seen { generation: 1, live_blocks: 0, named: vec![false; 10] };
+        let mut seen =
+            Seen { generation: 1, live_blocks: 0, found_blocks: 0, named: vec![false; 10] };
         assert_eq!(seen.longest_run(), (0, 10));
         seen.name(4, 2);
         assert_eq!(seen.longest_run(), (0, 4));

@@ -15,6 +15,16 @@ use crate::key::{Position, Tree, Value};
 /// Extents after which a walk lets others run.
 const YIELD_EXTENTS: u64 = 1024;
 
+/// Lengths of an extent, in blocks: see [`crate::extent::Extent`].
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    pub(super) blocks: u32,
+    pub(super) disk_blocks: u32,
+    pub(super) live_blocks: u32,
+    /// Whether it is compressed.
+    pub(super) frame: bool,
+}
+
 impl Engine {
     /// Writes the summaries of buckets that were filled. A summary that cannot be written is kept in
     /// memory, and rebuilt from the index after a crash.
@@ -107,14 +117,15 @@ impl Engine {
         self.space.summary_misses.set(self.space.summary_misses.get() + 1);
         let first = self.space.first_block(id);
         let mut entries = Vec::new();
-        self.each_place(|position, blocks, pointer| {
+        self.each_place(|position, held, pointer| {
             if self.space.bucket_of(pointer.member, pointer.block) == id {
                 entries.push(SummaryEntry {
                     inode: position.inode,
                     end: position.offset,
                     snapshot: position.snapshot,
                     start_block: (pointer.block - first) as u16,
-                    blocks: blocks as u16,
+                    blocks: held.blocks as u8,
+                    disk_blocks: held.disk_blocks as u8,
                 });
             }
         })
@@ -122,23 +133,26 @@ impl Engine {
         Ok(entries)
     }
 
-    /// Calls `of` with the key of each extent of the shard, its length in blocks, and each place where it lies.
+    /// Calls `of` with the key of each extent of the shard, its lengths, and each place where it lies.
     /// Lets others run meanwhile, who may change what was seen.
     pub(super) async fn each_place(
         &self,
-        mut of: impl FnMut(Position, u32, Pointer),
+        mut of: impl FnMut(Position, Lengths, Pointer),
     ) -> Result<()> {
         type Places = SmallVec<[Pointer; 1]>;
-        let look = |_: Position, value: &Value| -> Result<(u32, Places)> {
+        let look = |_: Position, value: &Value| -> Result<(Lengths, Places)> {
             let extent = ExtentView::parse(value)?;
-            Ok((extent.blocks(), extent.pointers().collect()))
+            let (blocks, disk_blocks) = (extent.blocks(), extent.disk_blocks());
+            let (live_blocks, frame) = (extent.live_blocks(), extent.is_frame());
+            let lengths = Lengths { blocks, disk_blocks, live_blocks, frame };
+            Ok((lengths, extent.pointers().collect()))
         };
         let (mut from, to) = (Position::MIN, Position::MAX);
         for seen in 1_u64.. {
             let found = self.index_next(Tree::Extents, from, to, &mut None, look).await?;
             let Some((position, extent)) = found else { break };
-            let (blocks, places) = extent?;
-            places.into_iter().for_each(|pointer| of(position, blocks, pointer));
+            let (lengths, places) = extent?;
+            places.into_iter().for_each(|pointer| of(position, lengths, pointer));
             if position == Position::MAX {
                 break;
             }

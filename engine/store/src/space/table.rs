@@ -13,6 +13,7 @@ use super::regions::RegionSource;
 use super::runs::Run;
 use super::victims::{Standing, Victims};
 use crate::error::{Result, StoreError};
+use crate::extent::EXTENT_BLOCKS_MAX;
 use crate::superblock::Superblock;
 use crate::sync::Notify;
 
@@ -128,7 +129,7 @@ impl Bucket {
     /// Notes that an extent names blocks of it; `fresh`: ones that were just written, for the summary, which
     /// has `most` entries. What is left of an extent that was cut is found where that was.
     pub(crate) fn note_placed(&mut self, entry: SummaryEntry, fresh: bool, most: u32) {
-        self.dead.unmark(entry.start_block..entry.start_block + entry.blocks);
+        self.dead.unmark(entry.range());
         if fresh
             && self.kind == BucketKind::Data
             && let Some(summary) = self.summary.as_mut()
@@ -275,6 +276,8 @@ pub(crate) struct Space {
     /// What went wrong when it was last tried to empty it.
     pub(super) evacuation_error: RefCell<Option<String>>,
     pub(super) hopeless: Hopeless,
+    /// Blocks that compression saves.
+    pub(crate) saved_blocks: Cell<u64>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -310,6 +313,7 @@ impl Space {
             emptied: Cell::new(0),
             evacuation_error: RefCell::default(),
             hopeless: Hopeless::default(),
+            saved_blocks: Cell::new(0),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),
@@ -342,6 +346,7 @@ impl Space {
         out.push(("copygc_buckets_to_empty", tables.victims.len() as u64));
         out.push(("copygc_buckets_stuck", tables.stuck.len() as u64));
         out.push(("copygc_buckets_emptied", self.gc_buckets.get()));
+        out.push(("space_saved_blocks", self.saved_blocks.get()));
         out.push(("copygc_blocks_moved", self.gc_moved_blocks.get()));
         out.push(("copygc_runs_filled", self.runs_taken.get()));
         out.push(("copygc_summary_misses", self.summary_misses.get()));
@@ -363,6 +368,18 @@ impl Space {
     /// Blocks of a data bucket that hold data; the rest is its summary.
     pub(crate) fn data_blocks(&self) -> u32 {
         self.bucket_blocks() - summary_blocks(self.bucket_blocks())
+    }
+
+    /// Most live blocks that a data bucket can count: of a frame that was cut each part counts, see
+    /// [`crate::extent`].
+    pub(crate) fn live_blocks_max(&self) -> u32 {
+        self.data_blocks() * EXTENT_BLOCKS_MAX
+    }
+
+    /// Blocks by which a write may make live what it does not replace: the parts that it leaves of a frame may count
+    /// for more than the frame did. None, where nothing is compressed.
+    pub(crate) fn growth_blocks(&self) -> u64 {
+        if self.saved_blocks.get() > 0 { u64::from(EXTENT_BLOCKS_MAX - 1) } else { 0 }
     }
 
     /// Blocks of a node slot.

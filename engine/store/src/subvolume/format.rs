@@ -1,10 +1,12 @@
 //! Records of the subvolume tables on disk.
 
-use engine_base::{InodeNumber, SnapshotId, SubvolumeId};
+use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId, SubvolumeId};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::api::{RECORD_BYTES_MAX, SubvolumeInfo, SubvolumeKind};
+use crate::api::{
+    Algorithm, Compression, RECORD_BYTES_MAX, SubvolumeInfo, SubvolumeKind, SubvolumeOptions,
+};
 use crate::error::{Result, StoreError};
 use crate::key::{Position, VALUE_BYTES_MAX, Value};
 
@@ -47,6 +49,48 @@ struct SubvolumeHeader {
     flags: U32,
     /// What it is a snapshot or a clone of; 0: nothing.
     origin: U64,
+    /// How new data is stored.
+    options: DiskOptions,
+}
+
+/// How new data of a subvolume is stored.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct DiskOptions {
+    /// 0 none, else the algorithm, as in an extent.
+    compression: u8,
+    /// Its level; 0 where it has none.
+    level: u8,
+    /// Blocks of a frame.
+    frame_blocks: u8,
+    /// Reserved, zero.
+    reserved: [u8; 5],
+}
+
+impl DiskOptions {
+    pub(crate) fn new(options: SubvolumeOptions) -> Self {
+        Self {
+            compression: options.compression.algorithm().map_or(0, Algorithm::to_disk),
+            level: options.compression.level(),
+            frame_blocks: options.frame_blocks() as u8,
+            reserved: [0; 5],
+        }
+    }
+
+    pub(crate) fn decode(&self) -> Result<SubvolumeOptions> {
+        let bad =
+            || StoreError::corrupt("options of a subvolume", "are not known, or out of range");
+        let algorithm = match self.compression {
+            0 => None,
+            number => Some(Algorithm::from_disk(number).ok_or_else(bad)?),
+        };
+        let options = SubvolumeOptions {
+            compression: Compression::new(algorithm, self.level).map_err(|_| bad())?,
+            frame_bytes: u32::from(self.frame_blocks) * BLOCK_SIZE as u32,
+        };
+        options.check().map_err(|_| bad())?;
+        Ok(options)
+    }
 }
 
 /// The root of a subvolume, at (id, 1, 0) on its home shard: makes creating it idempotent.
@@ -83,7 +127,8 @@ struct NameHeader {
     id: U64,
 }
 
-const _: () = assert!(size_of::<SubvolumeHeader>() == 64);
+const _: () = assert!(size_of::<SubvolumeHeader>() == 72);
+const _: () = assert!(size_of::<DiskOptions>() == 8);
 const _: () = assert!(size_of::<RootHeader>() == 16);
 const _: () = assert!(size_of::<NameHeader>() == 16);
 const _: () = assert!(16 + COLLECTION_BYTES_MAX + 255 + RECORD_BYTES_MAX <= VALUE_BYTES_MAX);
@@ -143,6 +188,7 @@ pub(crate) fn encode_subvolume(info: &SubvolumeInfo) -> Value {
         block_size: U32::new(info.block_size),
         flags: U32::new(if info.read_only { FLAG_READ_ONLY } else { 0 }),
         origin: U64::new(info.origin.map_or(0, |origin| origin.0)),
+        options: DiskOptions::new(info.options),
     };
     let mut value = Value::from_slice(header.as_bytes());
     value.extend_from_slice(info.name.as_bytes());
@@ -172,6 +218,7 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
         used_bytes: 0,
         created_ns: header.created.get(),
         uuid: header.uuid,
+        options: header.options.decode()?,
     })
 }
 
@@ -279,6 +326,7 @@ mod tests {
             used_bytes: 0,
             created_ns: 77,
             uuid: [9; 16],
+            options: SubvolumeOptions { compression: Compression::Zstd(7), frame_bytes: 1 << 15 },
         };
         let bytes = encode_subvolume(&info);
         assert_eq!(decode_subvolume(3, &bytes), Ok(info));

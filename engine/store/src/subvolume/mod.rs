@@ -15,6 +15,6 @@ mod sweep;
 mod tables;
 mod versions;
 
-pub(crate) use format::{PoolName, kind_from_disk, kind_to_disk};
+pub(crate) use format::{DiskOptions, PoolName, kind_from_disk, kind_to_disk};
 pub(crate) use step::{handle_step, home_of, roots};
 pub(crate) use tables::Tables;

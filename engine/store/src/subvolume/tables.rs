@@ -13,7 +13,8 @@ use super::snapshots::next_version;
 use super::step::home_of;
 use super::versions::{VersionTree, current_of};
 use crate::api::{
-    Reply, Request, SIZE_BYTES_MAX, SubvolumeInfo, SubvolumeKind, VersionChange, VersionNode,
+    Reply, Request, SIZE_BYTES_MAX, SetOptions, SubvolumeInfo, SubvolumeKind, SubvolumeOptions,
+    VersionChange, VersionNode,
 };
 use crate::background::Held;
 use crate::context::Context;
@@ -82,8 +83,11 @@ impl Tables {
     pub(crate) async fn handle(self: &Rc<Self>, request: Request) -> Result<Reply> {
         let subvolume = |info| Reply::Subvolume(Box::new(info));
         match request {
-            Request::SubvolumeCreate { name, kind, size_bytes, block_size } => {
-                self.create(name, kind, size_bytes, block_size).await.map(subvolume)
+            Request::SubvolumeCreate { name, kind, size_bytes, block_size, options } => {
+                self.create(name, kind, (size_bytes, block_size), options).await.map(subvolume)
+            }
+            Request::SubvolumeSet { name, set } => {
+                self.set_options(&name, set).await.map(subvolume)
             }
             Request::SubvolumeGet { name } => self.get(&name).map(subvolume),
             Request::SubvolumeList { after, limit } => {
@@ -222,11 +226,12 @@ impl Tables {
         self: &Rc<Self>,
         name: String,
         kind: SubvolumeKind,
-        size_bytes: u64,
-        block_size: u32,
+        (size_bytes, block_size): (u64, u32),
+        options: SubvolumeOptions,
     ) -> Result<SubvolumeInfo> {
         names::check_subvolume_name(&name)?;
         check_shape(kind, size_bytes, block_size)?;
+        options.check()?;
         let context = &self.context;
         let _lock = self.lock_name(&name).await?;
         if self.subvolumes.borrow().contains_key(&name) {
@@ -247,6 +252,7 @@ impl Tables {
             block_size,
             created_ns: runtime.wall_clock_ns(),
             uuid: uuid_v4(runtime.random_u64(), runtime.random_u64()),
+            options,
         };
         let (operation, new) = context
             .engine
@@ -300,6 +306,7 @@ impl Tables {
             used_bytes: 0,
             created_ns: new.created_ns,
             uuid: new.uuid,
+            options: new.options,
         };
         let name = PoolName::Subvolume { name: new.name.clone(), id: new.id };
         let node = VersionNode { parent: None, absorbs: None };
@@ -374,6 +381,32 @@ impl Tables {
         let told = self.announce(VersionChange { subvolumes, ..VersionChange::default() }).await;
         self.tidy();
         told
+    }
+
+    /// What is written after the answer is stored so, on all shards.
+    async fn set_options(&self, name: &str, set: SetOptions) -> Result<SubvolumeInfo> {
+        let _lock = self.lock_name(name).await?;
+        let _versions = self.lock_versions().await;
+        let mut info = self.get(name)?;
+        if info.read_only {
+            return Err(StoreError::ReadOnly { why: format!("{name:?} is a snapshot") });
+        }
+        info.options = set.apply(info.options);
+        info.options.check()?;
+        let _reservation = self.context.engine.reserve(0).await?;
+        self.context
+            .engine
+            .transact(async |transaction| {
+                let position = subvolume_position(info.id);
+                transaction.put(Tree::Subvolumes, position, encode_subvolume(&info));
+                Ok(())
+            })
+            .await?;
+        self.subvolumes.borrow_mut().insert(name.to_owned(), info.clone());
+        self.context.engine.flush().await?;
+        let subvolumes = vec![(info.id, Some(current_of(&info)))];
+        self.announce(VersionChange { subvolumes, ..VersionChange::default() }).await?;
+        Ok(info)
     }
 
     async fn resize(self: &Rc<Self>, name: &str, size_bytes: u64) -> Result<SubvolumeInfo> {

@@ -80,7 +80,8 @@ pub(super) fn current_of(info: &SubvolumeInfo) -> CurrentVersion {
         SubvolumeKind::Volume => info.size_bytes / BLOCK_SIZE,
         SubvolumeKind::FileTree => u64::MAX,
     };
-    CurrentVersion { version: info.snapshot, read_only: info.read_only, end_block }
+    let SubvolumeInfo { snapshot: version, read_only, options, .. } = *info;
+    CurrentVersion { version, read_only, end_block, options }
 }
 
 impl Tables {

@@ -126,7 +126,7 @@ async fn move_one(pool: &Pool, random: &mut Random) {
     let read = engine.member(place.member).unwrap().read(place.block * 4096, buffer).await;
     let data = Data::from_iter([read.unwrap().freeze()]);
     let reservation = engine.reserve_for_move(blocks);
-    let placed = engine.place(WritePoint::Moved, &data, reservation).await.unwrap();
+    let placed = engine.place(WritePoint::Moved, &data, &[], reservation).await.unwrap();
     let parts = placed.parts(0, u64::from(blocks));
     let named = engine.transact_as(Class::Reclaim, async |transaction| {
         if transaction.get(Tree::Extents, position).await?.as_ref() == Some(&value) {

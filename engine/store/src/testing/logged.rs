@@ -5,7 +5,8 @@ use engine_base::{InodeNumber, MIB, ShardId, SubvolumeId};
 
 use super::{Pool, bytes_of, data_of};
 use crate::api::{
-    CreateAttributes, FileKind, Link, Reply, Request, SetAttributes, SubvolumeKind, TreeRef, Verify,
+    CreateAttributes, FileKind, Link, Reply, Request, SetAttributes, SubvolumeKind,
+    SubvolumeOptions, TreeRef, Verify,
 };
 use crate::client::VolumeRef;
 use crate::error::StoreError;
@@ -122,6 +123,7 @@ fn a_subvolume_that_was_being_created_exists_after_a_crash() {
                     block_size: 4096,
                     created_ns: 1,
                     uuid: [1; 16],
+                    options: SubvolumeOptions::default(),
                 };
                 logged::put(transaction, &Intent::Create(new));
                 Ok(())

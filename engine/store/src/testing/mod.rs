@@ -8,6 +8,7 @@ mod pool;
 mod repair;
 
 mod batches;
+mod compression;
 mod concurrency;
 mod copygc;
 mod damage;

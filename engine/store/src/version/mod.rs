@@ -25,6 +25,8 @@ use engine_base::hash::FastMap;
 use engine_base::{SnapshotId, SubvolumeId};
 use smallvec::SmallVec;
 
+use crate::api::SubvolumeOptions;
+use crate::codec::Compression;
 use crate::planted::{self, Bug};
 use crate::sync::Notify;
 
@@ -56,6 +58,8 @@ pub struct CurrentVersion {
     pub read_only: bool,
     /// The block before which a volume ends; `u64::MAX` for a file tree.
     pub end_block: u64,
+    /// How new data is stored.
+    pub options: SubvolumeOptions,
 }
 
 /// What deleting a subvolume gives back.
@@ -106,6 +110,8 @@ pub(crate) struct Versions {
     /// Whether any version sees more than its own keys.
     layered: Cell<bool>,
     subvolumes: RefCell<FastMap<SubvolumeId, CurrentVersion>>,
+    /// Of versions that are written to, where their data is not stored as it is.
+    options: RefCell<FastMap<u32, SubvolumeOptions>>,
     /// Subvolumes whose writes wait.
     held: RefCell<FastMap<SubvolumeId, ()>>,
     pub(crate) released: Notify,
@@ -133,6 +139,7 @@ impl Versions {
             self.put(*version, *node);
         }
         self.subvolumes.borrow_mut().extend(table.subvolumes.iter().copied());
+        self.note_options();
         self.epoch.set(table.epoch);
         self.loaded.set(true);
         self.applied.notify_all();
@@ -157,9 +164,28 @@ impl Versions {
                     None => subvolumes.remove(subvolume),
                 };
             }
+            drop(subvolumes);
+            if !change.subvolumes.is_empty() {
+                self.note_options();
+            }
         }
         self.release(&change.released);
         self.applied.notify_all();
+    }
+
+    fn note_options(&self) {
+        let subvolumes = self.subvolumes.borrow();
+        let other = subvolumes.values().filter(|current| {
+            !current.read_only && current.options.compression != Compression::None
+        });
+        let options = other.map(|current| (current.version.0, current.options));
+        *self.options.borrow_mut() = options.collect();
+    }
+
+    /// How what is written to a version is stored; `None`: as it is.
+    pub(crate) fn write_options(&self, version: SnapshotId) -> Option<SubvolumeOptions> {
+        let options = self.options.borrow();
+        if options.is_empty() { None } else { options.get(&version.0).copied() }
     }
 
     /// How much is known: see [`VersionTable::epoch`].
@@ -396,7 +422,9 @@ mod tests {
         }
         let own = |subvolume: u64, version: u32| {
             let version = SnapshotId(version);
-            let current = CurrentVersion { version, read_only: false, end_block: u64::MAX };
+            let options = SubvolumeOptions::default();
+            let current =
+                CurrentVersion { version, read_only: false, end_block: u64::MAX, options };
             versions.subvolumes.borrow_mut().insert(SubvolumeId(subvolume), current);
         };
         let freed = |subvolume| versions.freed_with(SubvolumeId(subvolume));

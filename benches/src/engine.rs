@@ -13,7 +13,7 @@ use engine_device::MemoryDevice;
 use engine_embed::{FormatError, FormatRequest, LocalLink, LocalPool};
 use engine_memory::{Buffer, Slice};
 use engine_store::StoreError;
-use engine_store::api::{Data, NewSnapshot};
+use engine_store::api::{Data, NewSnapshot, SubvolumeKind, SubvolumeOptions};
 use engine_store::client::{Client, VolumeRef};
 use engine_store::pool::FormatOptions;
 
@@ -26,6 +26,26 @@ pub(crate) const VOLUME: &str = "bench";
 /// A snapshot of it.
 const SNAPSHOT: &str = "bench-snapshot";
 
+/// The volume of a pool that has none yet, and what is written to it.
+#[derive(Clone, Copy)]
+pub(crate) struct NewVolume {
+    /// Of what is free.
+    pub(crate) fill_percent: u64,
+    pub(crate) options: SubvolumeOptions,
+    /// How much of each 512 bytes is always the same, as fio's buffer_compress_percentage.
+    pub(crate) compressible_percent: u64,
+}
+
+impl NewVolume {
+    /// Data to write.
+    fn data(&self) -> Result<Slice> {
+        let mut data = Buffer::try_new(DATA_BYTES)?;
+        let (mut random, same) = (Random::new(1), 512 * self.compressible_percent as usize / 100);
+        data.chunks_exact_mut(512).for_each(|chunk| random.fill(&mut chunk[same..]));
+        Ok(data.freeze())
+    }
+}
+
 /// A volume that fills a part of its pool, and data to write.
 pub(crate) struct EngineSubject {
     pool: RefCell<LocalPool>,
@@ -36,7 +56,7 @@ pub(crate) struct EngineSubject {
 
 impl EngineSubject {
     /// Opens the pool on the file, or makes one there with a volume that is written once in sequence.
-    pub(crate) fn open(path: &Path, shards: Option<u16>, fill_percent: u64) -> Result<Self> {
+    pub(crate) fn open(path: &Path, shards: Option<u16>, new: NewVolume) -> Result<Self> {
         let options = FormatOptions { shards, ..FormatOptions::default() };
         let devices = vec![path.to_owned()];
         let request = FormatRequest { devices, options, ..FormatRequest::default() };
@@ -51,17 +71,17 @@ impl EngineSubject {
         }
         let pool =
             LocalPool::open(&[path.to_owned()]).map_err(|problems| anyhow!(problems.join("; ")))?;
-        Self::new(pool, fill_percent)
+        Self::new(pool, new)
     }
 
     /// A pool of one shard in memory: a device that costs a copy, so that what is counted is the
     /// engine's.
-    pub(crate) fn in_memory(size_bytes: u64, fill_percent: u64) -> Result<Self> {
+    pub(crate) fn in_memory(size_bytes: u64, new: NewVolume) -> Result<Self> {
         let device = MemoryDevice::new("memory", size_bytes, 4096);
         let options = FormatOptions { shards: Some(1), ..FormatOptions::default() };
         let pool = LocalPool::in_memory(&[device], options)
             .map_err(|problems| anyhow!(problems.join("; ")))?;
-        Self::new(pool, fill_percent)
+        Self::new(pool, new)
     }
 
     /// Gives the pool memory for data; without this it has none, as its peers with O_DIRECT.
@@ -89,13 +109,20 @@ impl EngineSubject {
         self.pool.borrow_mut().run(work).map_err(|fault| anyhow!(fault))?
     }
 
-    fn new(mut pool: LocalPool, fill_percent: u64) -> Result<Self> {
-        let mut data = Buffer::try_new(DATA_BYTES)?;
-        Random::new(1).fill(&mut data);
-        let data = data.freeze();
+    /// Bytes of the volume's data for each byte that they take on the device.
+    pub(crate) fn ratio(&self) -> Result<f64> {
+        let id = self.volume.subvolume;
+        let usage = async move |client: Client<LocalLink>, _| client.subvolume_usage(id).await;
+        let usage = self.pool.borrow_mut().run(usage).map_err(|fault| anyhow!(fault))??;
+        let held = usage.own_bytes + usage.shared_bytes;
+        Ok((held + usage.saved_bytes) as f64 / held.max(1) as f64)
+    }
+
+    fn new(mut pool: LocalPool, new: NewVolume) -> Result<Self> {
+        let data = new.data()?;
         let fill = data.clone();
         let volume = pool
-            .run(async move |client, _| open_volume(&client, &fill, fill_percent).await)
+            .run(async move |client, _| open_volume(&client, &fill, new).await)
             .map_err(|fault| anyhow!(fault))??;
         let client = pool.client();
         Ok(Self { pool: RefCell::new(pool), client, volume, data })
@@ -112,7 +139,7 @@ async fn is_busy(client: &Client<LocalLink>) -> Result<bool> {
 async fn open_volume(
     client: &Client<LocalLink>,
     data: &Slice,
-    fill_percent: u64,
+    new: NewVolume,
 ) -> Result<VolumeRef> {
     match client.subvolume_get(VOLUME).await {
         Ok(info) => return Ok(VolumeRef::from(&info)),
@@ -121,11 +148,13 @@ async fn open_volume(
     }
     let status = client.status().await?;
     let bytes: u64 = status.iter().map(|shard| shard.available_bytes).sum();
-    let size = bytes / 100 * fill_percent / (4 * MIB) * (4 * MIB);
+    let size = bytes / 100 * new.fill_percent / (4 * MIB) * (4 * MIB);
     if size == 0 {
         bail!("the file is too small for a volume");
     }
-    let volume = VolumeRef::from(&client.volume_create(VOLUME, size, 4096).await?);
+    let (kind, options) = (SubvolumeKind::Volume, new.options);
+    let made = client.subvolume_create(VOLUME, kind, (size, 4096), options).await?;
+    let volume = VolumeRef::from(&made);
     for offset in (0..size).step_by(DATA_BYTES) {
         let piece: Data = std::iter::once(data.clone()).collect();
         client.volume_write(&volume, offset, piece, false).await.context("filling the volume")?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
+use engine_store::api::{Compression, SubvolumeOptions};
 
 use crate::load::{Load, Pattern, Subject, measure};
 
@@ -53,6 +54,15 @@ struct Args {
     /// How much of a new pool the volume takes
     #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..=95))]
     fill_percent: u64,
+    /// How the volume of a new pool is compressed, as in zstd:3
+    #[arg(long, default_value = "none")]
+    compression: Compression,
+    /// Bytes that are compressed as one
+    #[arg(long, default_value_t = 16)]
+    frame_kib: u32,
+    /// How much of what is written is always the same, as fio's buffer_compress_percentage
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=100))]
+    compressible_percent: u64,
     /// Shards of a new pool: one measures what one core does with one shard, as the load runs on one thread
     #[arg(long)]
     shards: Option<u16>,
@@ -133,14 +143,17 @@ fn main() -> Result<()> {
             Box::new(device::DeviceSubject::open(file, args.depth)?)
         }
         (SubjectName::Engine, Some(file), _) => {
-            let subject = engine::EngineSubject::open(file, args.shards, args.fill_percent)?;
+            let subject = engine::EngineSubject::open(file, args.shards, new_volume(&args))?;
             subject.set_data_cache(args.data_cache_mib);
             subject.keep_snapshot(args.snapshot)?;
+            if args.compression != Compression::None {
+                eprintln!("compression ratio {:.2}", subject.ratio()?);
+            }
             Box::new(subject)
         }
         (SubjectName::Engine, None, Some(mib)) => {
             ensure!((64..=65_536).contains(&mib), "64 to 65536 MiB of memory");
-            let subject = engine::EngineSubject::in_memory(mib << 20, args.fill_percent)?;
+            let subject = engine::EngineSubject::in_memory(mib << 20, new_volume(&args))?;
             subject.set_data_cache(args.data_cache_mib);
             Box::new(subject)
         }
@@ -152,6 +165,15 @@ fn main() -> Result<()> {
         subject.close()?;
     }
     Ok(())
+}
+
+fn new_volume(args: &Args) -> engine::NewVolume {
+    let frame_bytes = args.frame_kib * 1024;
+    engine::NewVolume {
+        fill_percent: args.fill_percent,
+        options: SubvolumeOptions { compression: args.compression, frame_bytes },
+        compressible_percent: args.compressible_percent,
+    }
 }
 
 /// Makes the pool, and fills its volume, if it is not there: in a process of its own, which locks the file.

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use engine_store::api::{
-    Attributes, ChangeKind, ChangedPath, CreateAttributes, FileKind, SubvolumeInfo, SubvolumeKind,
+    Attributes, ChangeKind, ChangedPath, CreateAttributes, FileKind, SetOptions, SubvolumeInfo,
+    SubvolumeKind, SubvolumeOptions, Usage,
 };
+use engine_store::error::StoreError;
 use proto::v1;
 use tonic::Status;
 
@@ -66,7 +68,51 @@ pub(crate) fn check_mode(field: &str, mode: u32) -> Result<(), Status> {
     Err(bad_field(field, format!("{mode:#o} is more than permission bits, 0 to 0o7777")))
 }
 
-pub(crate) fn volume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Volume {
+/// The options that a client asks for.
+pub(crate) fn options_asked(
+    asked: Option<v1::SubvolumeOptions>,
+) -> Result<SubvolumeOptions, Status> {
+    let asked = asked.unwrap_or_default();
+    let given = |set: bool| set.then_some(());
+    let set = set_options(
+        given(!asked.compression.is_empty()).map(|()| asked.compression.as_str()),
+        given(asked.compression_frame_bytes != 0).map(|()| asked.compression_frame_bytes),
+        "options.",
+    )?;
+    Ok(set.apply(SubvolumeOptions::default()))
+}
+
+/// The change of options that a client asks for, in fields that begin with `prefix`.
+pub(crate) fn set_options(
+    compression: Option<&str>,
+    frame_bytes: Option<u32>,
+    prefix: &str,
+) -> Result<SetOptions, Status> {
+    let bad = |field: &str, error: StoreError| {
+        let why = error.to_string();
+        let why = why.strip_prefix("invalid argument: ").unwrap_or(&why);
+        bad_field(&format!("{prefix}{field}"), why)
+    };
+    let parsed = compression.map(str::parse).transpose();
+    let set =
+        SetOptions { compression: parsed.map_err(|error| bad("compression", error))?, frame_bytes };
+    let checked = set.apply(SubvolumeOptions::default()).check();
+    checked.map_err(|error| bad("compression_frame_bytes", error))?;
+    Ok(set)
+}
+
+fn options(from: SubvolumeOptions) -> v1::SubvolumeOptions {
+    v1::SubvolumeOptions {
+        compression: from.compression.to_string(),
+        compression_frame_bytes: from.frame_bytes,
+    }
+}
+
+fn used_bytes(usage: Usage) -> u64 {
+    usage.own_bytes.saturating_add(usage.shared_bytes)
+}
+
+pub(crate) fn volume(from: &SubvolumeInfo, usage: Option<Usage>) -> v1::Volume {
     v1::Volume {
         id: from.id.0,
         name: from.name.clone(),
@@ -74,8 +120,10 @@ pub(crate) fn volume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Volum
         block_size_bytes: from.block_size,
         created_ns: from.created_ns,
         uuid: uuid(&from.uuid),
-        used_bytes,
+        used_bytes: usage.map(used_bytes),
         exported_by: String::new(),
+        saved_bytes: usage.map(|usage| usage.saved_bytes),
+        options: Some(options(from.options)),
     }
 }
 
@@ -103,15 +151,17 @@ fn kind(from: SubvolumeKind) -> v1::SubvolumeKind {
     }
 }
 
-pub(crate) fn subvolume(from: &SubvolumeInfo, used_bytes: Option<u64>) -> v1::Subvolume {
+pub(crate) fn subvolume(from: &SubvolumeInfo, usage: Option<Usage>) -> v1::Subvolume {
     v1::Subvolume {
         id: from.id.0,
         name: from.name.clone(),
         kind: kind(from.kind).into(),
         created_ns: from.created_ns,
         uuid: uuid(&from.uuid),
-        used_bytes,
+        used_bytes: usage.map(used_bytes),
         read_only: from.read_only,
+        saved_bytes: usage.map(|usage| usage.saved_bytes),
+        options: Some(options(from.options)),
     }
 }
 

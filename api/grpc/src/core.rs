@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_store::api::{Link, NAME_BYTES_MAX, SubvolumeInfo, SubvolumeKind, TreeRef};
+use engine_store::api::{Link, NAME_BYTES_MAX, SubvolumeInfo, SubvolumeKind, TreeRef, Usage};
 use engine_store::client::Client;
 use tokio::sync::Mutex;
 use tonic::{Request, Status};
@@ -111,12 +111,12 @@ impl<L: Link, E> Core<L, E> {
         &self,
         info: &SubvolumeInfo,
         wanted: bool,
-    ) -> Result<Option<u64>, Status> {
+    ) -> Result<Option<Usage>, Status> {
         if !wanted {
             return Ok(None);
         }
         let usage = self.client.subvolume_usage(info.id).await.on(kind::SUBVOLUME, &info.name)?;
-        Ok(Some(usage.own_bytes.saturating_add(usage.shared_bytes)))
+        Ok(Some(usage))
     }
 }
 

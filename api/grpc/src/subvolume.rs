@@ -68,10 +68,12 @@ where
         request: Request<v1::CreateSubvolumeRequest>,
     ) -> Result<Response<v1::CreateSubvolumeResponse>, Status> {
         let call = self.admit("CreateSubvolume", &request)?;
-        let name = request.into_inner().name;
+        let v1::CreateSubvolumeRequest { name, options } = request.into_inner();
         let work = async {
             check_name("name", &name)?;
-            let info = self.client.tree_create(&name).await.on(kind::SUBVOLUME, &name)?;
+            let (tree, options) = (SubvolumeKind::FileTree, convert::options_asked(options)?);
+            let create = self.client.subvolume_create(&name, tree, (0, 0), options);
+            let info = create.await.on(kind::SUBVOLUME, &name)?;
             let subvolume = Some(convert::subvolume(&info, None));
             Ok(v1::CreateSubvolumeResponse { subvolume })
         };
@@ -114,6 +116,24 @@ where
             Ok(v1::ListSubvolumesResponse { subvolumes, next_page_token })
         };
         call.run(work).await.map(Response::new)
+    }
+
+    async fn set_subvolume_options(
+        &self,
+        request: Request<v1::SetSubvolumeOptionsRequest>,
+    ) -> Result<Response<v1::SetSubvolumeOptionsResponse>, Status> {
+        let call = self.admit("SetSubvolumeOptions", &request)?;
+        let request = request.into_inner();
+        let name = &request.name;
+        let work = async {
+            check_name("name", name)?;
+            let (compression, frame) = (&request.compression, request.compression_frame_bytes);
+            let set = convert::set_options(compression.as_deref(), frame, "")?;
+            let info = self.client.subvolume_set(name, set).await.on(kind::SUBVOLUME, name)?;
+            let subvolume = Some(convert::subvolume(&info, None));
+            Ok(v1::SetSubvolumeOptionsResponse { subvolume })
+        };
+        call.change(name, work).await
     }
 
     async fn delete_subvolume(

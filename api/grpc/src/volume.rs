@@ -90,7 +90,10 @@ where
                 }
             };
             check_size(request.size_bytes, block_size)?;
-            let create = self.client.volume_create(&request.name, request.size_bytes, block_size);
+            let options = convert::options_asked(request.options)?;
+            let size = (request.size_bytes, block_size);
+            let volume = SubvolumeKind::Volume;
+            let create = self.client.subvolume_create(&request.name, volume, size, options);
             let info = create.await.on(kind::VOLUME, &request.name)?;
             Ok(v1::CreateVolumeResponse { volume: Some(convert::volume(&info, None)) })
         };

@@ -3,6 +3,7 @@
 
 pub mod administration;
 pub mod members;
+pub mod options;
 pub mod snapshots;
 pub mod tree;
 pub mod tree_reads;

@@ -114,6 +114,8 @@ pub struct VolumeMix {
     pub resize: u64,
     /// Snapshots: made, read, deleted, and where a volume has one client, returned to.
     pub snapshot: u64,
+    /// How new data is stored, where a volume has one client.
+    pub options: u64,
     /// Most blocks of one write.
     pub blocks_max: u64,
     /// Chance in 8 that an operation falls on the hot spot.
@@ -141,6 +143,8 @@ pub struct TreeMix {
     pub sync: u64,
     /// Snapshots: made, read, deleted, returned to, cloned.
     pub snapshot: u64,
+    /// How new data is stored.
+    pub options: u64,
     /// Most nodes of a tree.
     pub nodes_max: u64,
     /// Most bytes of one write.
@@ -278,7 +282,9 @@ impl Options {
             // What is answered when it is durable has no history to compare with.
             volume_mix.resize = 0;
         }
-        (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed, !quiet && damage.is_none());
+        let durable = !quiet && damage.is_none();
+        (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed, durable);
+        (volume_mix.options, tree_mix.options) = options(seed, durable);
         Self {
             seed,
             operations,
@@ -302,7 +308,7 @@ impl Options {
             ]),
             volumes,
             trees: random.range(least_trees, 3) as u32,
-            administration: !quiet && random.chance(1, 2) && damage.is_none(),
+            administration: random.chance(1, 2) && durable,
             volume_mix,
             tree_mix,
             operations_per_crash,
@@ -343,6 +349,7 @@ impl Options {
             fua: 2,
             resize: 1,
             snapshot: 1,
+            options: 1,
             blocks_max: *random.pick(&[4, 64]),
             hot_eighths: 4,
         };
@@ -356,6 +363,7 @@ impl Options {
             look: 1,
             sync: 1,
             snapshot: 1,
+            options: 1,
             nodes_max: 20,
             bytes_max: *random.pick(&[5_000, 130_000]),
             size_max: *random.pick(&[64 * KIB, 10 * MIB]),
@@ -476,6 +484,12 @@ fn snapshots(seed: u64, any: bool) -> (u64, u64) {
     (*random.pick(&[0, 0, 1, 4]), *random.pick(&[0, 0, 1, 4]))
 }
 
+/// How often clients change how new data is stored.
+fn options(seed: u64, any: bool) -> (u64, u64) {
+    let often = if any { *Random::new(seed ^ 0x6f70_7469).pick(&[0, 0, 1]) } else { 0 };
+    (often, often)
+}
+
 fn volume_mix(random: &mut Random) -> VolumeMix {
     VolumeMix {
         write: weight(random, 40).max(1),
@@ -485,6 +499,7 @@ fn volume_mix(random: &mut Random) -> VolumeMix {
         fua: weight(random, 4),
         resize: weight(random, 1),
         snapshot: 0,
+        options: 0,
         blocks_max: *random.pick(&[1, 4, 16, 64]),
         hot_eighths: *random.pick(&[0, 4, 7]),
     }
@@ -501,6 +516,7 @@ fn tree_mix(random: &mut Random) -> TreeMix {
         look: weight(random, 30).max(1),
         sync: weight(random, 4),
         snapshot: 0,
+        options: 0,
         nodes_max: *random.pick(&[8, 40, 150]),
         bytes_max: *random.pick(&[100, 5_000, 40_000, 130_000]),
         size_max: *random.pick(&[16 * KIB, 256 * KIB, MIB, 10 * MIB]),

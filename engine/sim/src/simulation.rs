@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use engine_base::random::Random;
-use engine_store::api::{TreeRef, Verify};
+use engine_store::api::{SubvolumeInfo, SubvolumeKind, TreeRef, Verify};
 use engine_store::client::{Client, VolumeRef};
 use engine_store::reached;
 
@@ -302,9 +302,10 @@ impl<'a> Simulation<'a> {
         let Some(context) = self.context(0) else { return Ok(()) };
         let (volumes, trees) = (self.options.volumes.clone(), self.options.trees);
         let running = Running::new(self.world);
+        let seed = self.options.seed;
         let task = Box::pin(async move {
             let _running = running;
-            if let Err(error) = create_subjects(&context, &volumes, trees).await {
+            if let Err(error) = create_subjects(&context, seed, &volumes, trees).await {
                 context.fail(format!("set-up: {error}"));
             }
         });
@@ -518,12 +519,14 @@ impl<'a> Simulation<'a> {
 
 async fn create_subjects(
     context: &ClientContext,
+    seed: u64,
     volumes: &[(u64, u32)],
     trees: u32,
 ) -> engine_store::Result<()> {
     for (index, (blocks, clients)) in volumes.iter().enumerate() {
         let name = format!("volume-{index}");
-        let info = context.client.volume_create(&name, bytes_of(*blocks), 4096).await?;
+        let size = (bytes_of(*blocks), 4096);
+        let info = create(context, seed, (&name, SubvolumeKind::Volume), size).await?;
         let tag = index as u64 + 1;
         let model = VolumeModel::new(tag, info.root, *blocks, context.shard_count);
         let reference = VolumeRef::from(&info);
@@ -532,12 +535,26 @@ async fn create_subjects(
     }
     for index in 0..trees {
         let name = format!("tree-{index}");
-        let info = context.client.tree_create(&name).await?;
+        let info = create(context, seed, (&name, SubvolumeKind::FileTree), (0, 0)).await?;
         let model = TreeModel::new(info.root, context.shard_count);
         let slot = TreeSlot { reference: TreeRef::from(&info), model, lost: false };
         context.world.borrow_mut().trees.insert(name, slot);
     }
     Ok(())
+}
+
+/// Creates a subvolume with options of its own: a stream of its own, too.
+async fn create(
+    context: &ClientContext,
+    seed: u64,
+    (name, kind): (&str, SubvolumeKind),
+    size: (u64, u32),
+) -> engine_store::Result<SubvolumeInfo> {
+    let seed = context.world.borrow().options.len() as u64 ^ seed.rotate_left(17);
+    let options = clients::options::draw(&mut Random::new(seed ^ 0x636f_6d70));
+    let info = context.client.subvolume_create(name, kind, size, options).await?;
+    context.world.borrow_mut().options.insert(name.to_owned(), vec![options]);
+    Ok(info)
 }
 
 #[cfg(test)]

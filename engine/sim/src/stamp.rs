@@ -46,6 +46,13 @@ fn next_filler(word: u64) -> u64 {
     word.wrapping_add(0x9e37_79b9_7f4a_7c15)
 }
 
+/// What is added from word to word in a block of this version: every other one repeats its filler, so that it can be
+/// compressed.
+fn filler_of(version: u64, filler: u64) -> impl Fn(u64) -> u64 {
+    let repeats = version.is_multiple_of(2);
+    move |word| if repeats { filler } else { next_filler(word) }
+}
+
 /// Whether there are only zeroes.
 pub fn is_zero(bytes: &[u8]) -> bool {
     const ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
@@ -57,10 +64,11 @@ pub fn write(bytes: &mut [u8], volume: u64, block: u64, version: u64) {
     assert_eq!(bytes.len() as u64, BLOCK_SIZE);
     let head = [MAGIC, volume, block, version];
     let mut filler = first_filler(volume, block, version);
+    let next = filler_of(version, filler);
     for (index, chunk) in bytes.chunks_exact_mut(8).enumerate() {
         let word = head.get(index).copied().unwrap_or(filler);
         chunk.copy_from_slice(&word.to_le_bytes());
-        filler = next_filler(filler);
+        filler = next(filler);
     }
 }
 
@@ -79,11 +87,12 @@ pub fn read(bytes: &[u8], volume: u64, block: u64) -> Found {
     }
     let (in_volume, in_block, version) = (word(bytes, 1), word(bytes, 2), word(bytes, 3));
     let mut filler = first_filler(in_volume, in_block, version);
+    let next = filler_of(version, filler);
     for index in 0..BLOCK_WORDS {
         if index >= 4 && word(bytes, index) != filler {
             return Found::Mixed { version, at: index * 8 };
         }
-        filler = next_filler(filler);
+        filler = next(filler);
     }
     if (in_volume, in_block) == (volume, block) {
         Found::Version(version)
@@ -93,12 +102,14 @@ pub fn read(bytes: &[u8], volume: u64, block: u64) -> Found {
 }
 
 /// Fills `bytes`, which lie at `offset` of a file, with the content of write `version`. A byte depends
-/// on the version and its own offset only.
+/// on the version and its own offset only; of every other version the same word fills 512 bytes, so that it can be
+/// compressed.
 pub fn write_file(bytes: &mut [u8], offset: u64, version: u64) {
     let mut at = 0;
     while at < bytes.len() {
         let position = offset + at as u64;
-        let word = next_word(next_word((position / 8) ^ version.rotate_left(32) ^ MAGIC));
+        let unit = if version.is_multiple_of(2) { position / 512 } else { position / 8 };
+        let word = next_word(next_word(unit ^ version.rotate_left(32) ^ MAGIC));
         let skip = (position % 8) as usize;
         // The low bits of this generator repeat early: take them from the top.
         let raw = word.rotate_left(29).to_le_bytes();

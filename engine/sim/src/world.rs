@@ -7,7 +7,7 @@ use std::rc::Rc;
 use engine_base::random::Random;
 use engine_base::runtime::Runtime;
 use engine_base::{BLOCK_SIZE, ShardId};
-use engine_store::api::TreeRef;
+use engine_store::api::{SubvolumeOptions, TreeRef};
 use engine_store::client::{Client, VolumeRef};
 use engine_store::error::StoreError;
 
@@ -180,6 +180,8 @@ pub struct World {
     pub snapshots: BTreeMap<String, SnapshotSlot>,
     /// The same of trees.
     pub tree_snapshots: BTreeMap<String, TreeSnapshotSlot>,
+    /// Options of volumes and trees: what they may be.
+    pub options: BTreeMap<String, Vec<SubvolumeOptions>>,
     /// Subvolumes that come and go; one not here must not be there.
     pub passing: BTreeMap<String, NameState>,
     /// Records: what they may hold, `None` for absent. One not here must not be there.
@@ -229,6 +231,7 @@ impl World {
             trees: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             tree_snapshots: BTreeMap::new(),
+            options: BTreeMap::new(),
             passing: BTreeMap::new(),
             records: BTreeMap::new(),
             failure: None,

@@ -227,7 +227,9 @@ impl Engine {
             Sign::Goes => -blocks.cast_signed(),
             Sign::Comes { .. } => blocks.cast_signed(),
         };
-        let (blocks, disk_blocks) = (signed(extent.live_blocks()), extent.disk_blocks());
+        let uncounted = planted::is(Bug::FramePartUncounted) && !extent.is_whole();
+        let live = if uncounted { 0 } else { extent.live_blocks() };
+        let (blocks, disk_blocks) = (signed(live), extent.disk_blocks());
         for pointer in extent.pointers() {
             let id = self.space.check_pointer(pointer.member, pointer.block, disk_blocks)?;
             match change.buckets.iter_mut().find(|(bucket, _)| *bucket == id) {

@@ -3,9 +3,9 @@
 //! Key: (inode, END block, snapshot); the value tells the length. An uncompressed extent can be cut at
 //! any block: pointers advance and checksums are dropped. An extent never crosses a bucket.
 //!
-//! A compressed extent is a *frame* ([`crate::codec`]): fewer blocks on disk than it has. It can be cut, too: each part
-//! names all of the frame, and which of its decoded blocks it is. Such a part counts as as many live blocks as it would
-//! take alone at most, its own or those of the frame: so the parts of a frame count for no more than its decoded blocks,
+//! A compressed extent is a *frame* ([`crate::codec`]): fewer blocks on disk than it has. It can be cut, too: each
+//! part names all of the frame, and which of its decoded blocks it is. Such a part counts as as many live blocks as it
+//! would take alone at most, its own or those of the frame: so the parts of a frame count for no more than its decoded blocks,
 //! and moving a part elsewhere never takes more than it counted for.
 //!
 //! A *hole* has no pointers: its blocks read as zeroes, whatever versions above hold there ([`crate::version`]).
@@ -17,6 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::codec::Algorithm;
 use crate::error::{Result, StoreError};
 use crate::key::{Position, Value};
+use crate::planted::{self, Bug};
 
 /// Longest extent in blocks: 128 KiB. What one device command carries well, and what keeps a value
 /// with its checksums below [`crate::key::VALUE_BYTES_MAX`].
@@ -404,7 +405,8 @@ impl<'a> ExtentView<'a> {
         blocks: u32,
     ) -> (Option<FramePart>, impl ExactSizeIterator<Item = Pointer>, &'a [U32]) {
         assert!(blocks >= 1 && start + blocks <= self.blocks);
-        let frame = self.frame.map(|frame| FramePart { offset: frame.offset + start, ..frame });
+        let by = if planted::is(Bug::FrameOffsetForgotten) { 0 } else { start };
+        let frame = self.frame.map(|frame| FramePart { offset: frame.offset + by, ..frame });
         let (by, checksums) = match frame {
             None => (u64::from(start), part_of(self.checksums, start, blocks)),
             Some(_) => (0, self.checksums),

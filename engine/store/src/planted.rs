@@ -64,11 +64,17 @@ pub enum Bug {
     SnapshotDataForgotten,
     /// Nobody looks whether something lies past the end of a file before it grows.
     UnsettledGrowth,
+    /// Of a frame that is cut, a part begins where the frame does.
+    FrameOffsetForgotten,
+    /// Copygc stores what a part of a frame has with the blocks of the frame's begin.
+    FramePartMisread,
+    /// A part of a frame counts for nothing when others are left.
+    FramePartUncounted,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 29] = [
+    pub const ALL: [(&'static str, Self); 32] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -98,6 +104,9 @@ impl Bug {
         ("whiteout-forgotten", Self::WhiteoutForgotten),
         ("snapshot-data-forgotten", Self::SnapshotDataForgotten),
         ("unsettled-growth", Self::UnsettledGrowth),
+        ("frame-offset-forgotten", Self::FrameOffsetForgotten),
+        ("frame-part-misread", Self::FramePartMisread),
+        ("frame-part-uncounted", Self::FramePartUncounted),
     ];
 }
 

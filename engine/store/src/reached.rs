@@ -46,11 +46,14 @@ pub enum Branch {
     DataElsewhere,
     RunFilled,
     CheckGoesOn,
+    FrameStored,
+    FrameDecoded,
+    FramePartMoved,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 36] = [
+    pub const ALL: [(Self, &'static str); 39] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -87,6 +90,9 @@ impl Branch {
         (Self::DataElsewhere, "write: put elsewhere, its place was named already"),
         (Self::RunFilled, "space: no free bucket, moved between live blocks"),
         (Self::CheckGoesOn, "check: gone on with where it was cut short"),
+        (Self::FrameStored, "compression: blocks stored as a frame"),
+        (Self::FrameDecoded, "compression: a frame decoded"),
+        (Self::FramePartMoved, "compression: a part of a frame stored anew by copygc"),
     ];
 }
 

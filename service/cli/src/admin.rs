@@ -7,6 +7,7 @@ use crate::args::{ExportCommand, FsCommand, FsckArguments, PoolCommand, VolumeCo
 use crate::connect::Session;
 use crate::failure::{Failure, Result};
 use crate::offline;
+use crate::options::{options_json, ratio};
 use crate::output::{Output, agree, time};
 use crate::resize;
 use crate::size::show;
@@ -125,6 +126,8 @@ pub(crate) fn volume_json(volume: &v1::Volume) -> Value {
         "size_bytes": volume.size_bytes,
         "block_size_bytes": volume.block_size_bytes,
         "used_bytes": volume.used_bytes,
+        "saved_bytes": volume.saved_bytes,
+        "options": options_json(volume.options.as_ref()),
         "created_ns": volume.created_ns,
         "uuid": volume.uuid,
     })
@@ -137,9 +140,13 @@ pub(crate) async fn volume(
     output: &Output,
 ) -> Result<()> {
     match command {
-        VolumeCommand::Create { name, size, block_size } => {
-            let block_size_bytes = if block_size == "512" { 512 } else { 4096 };
-            let request = v1::CreateVolumeRequest { name, size_bytes: size, block_size_bytes };
+        VolumeCommand::Create { name, size, block_size, storage } => {
+            let request = v1::CreateVolumeRequest {
+                name,
+                size_bytes: size,
+                block_size_bytes: if block_size == "512" { 512 } else { 4096 },
+                options: storage.options(),
+            };
             let reply = session.volumes().create_volume(request).await?.into_inner();
             let volume = given(reply.volume)?;
             let sentence = format!("created volume {} of {}", volume.name, show(volume.size_bytes));
@@ -175,17 +182,20 @@ async fn list_volumes(session: &Session, usage: bool, output: &Output) -> Result
             show(volume.size_bytes),
             volume.block_size_bytes.to_string(),
             volume.used_bytes.map_or_else(|| "-".to_owned(), show),
+            ratio(volume.used_bytes, volume.saved_bytes),
             time(volume.created_ns.cast_signed()),
         ]
     });
     let values = volumes.iter().map(volume_json).collect();
-    output.table(&["NAME", "SIZE", "BLOCK", "USED", "CREATED"], rows, values)
+    output.table(&["NAME", "SIZE", "BLOCK", "USED", "RATIO", "CREATED"], rows, values)
 }
 
 pub(crate) fn tree_json(tree: &v1::Subvolume) -> Value {
     json!({
         "name": tree.name,
         "used_bytes": tree.used_bytes,
+        "saved_bytes": tree.saved_bytes,
+        "options": options_json(tree.options.as_ref()),
         "created_ns": tree.created_ns,
         "uuid": tree.uuid,
     })
@@ -198,8 +208,8 @@ pub(crate) async fn file_system(
     output: &Output,
 ) -> Result<()> {
     match command {
-        FsCommand::Create { name } => {
-            let request = v1::CreateSubvolumeRequest { name };
+        FsCommand::Create { name, storage } => {
+            let request = v1::CreateSubvolumeRequest { name, options: storage.options() };
             let reply = session.subvolumes().create_subvolume(request).await?.into_inner();
             let tree = given(reply.subvolume)?;
             output.done(&tree_json(&tree), &format!("created file tree {}", tree.name))
@@ -216,10 +226,11 @@ pub(crate) async fn file_system(
             let trees: Vec<_> = trees.into_iter().filter(|tree| !tree.read_only).collect();
             let rows = trees.iter().map(|tree| {
                 let used = tree.used_bytes.map_or_else(|| "-".to_owned(), show);
-                vec![tree.name.clone(), used, time(tree.created_ns.cast_signed())]
+                let ratio = ratio(tree.used_bytes, tree.saved_bytes);
+                vec![tree.name.clone(), used, ratio, time(tree.created_ns.cast_signed())]
             });
             let values = trees.iter().map(tree_json).collect();
-            output.table(&["NAME", "USED", "CREATED"], rows, values)
+            output.table(&["NAME", "USED", "RATIO", "CREATED"], rows, values)
         }
         FsCommand::Delete { name, yes } => {
             agree(yes, &format!("Delete file tree {name} and all files in it?"))?;

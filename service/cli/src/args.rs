@@ -71,6 +71,9 @@ pub(crate) enum Command {
         /// Name of the new volume or tree
         name: String,
     },
+    /// Options of volumes and file trees
+    #[command(subcommand)]
+    Option(OptionCommand),
     /// File trees
     #[command(subcommand)]
     Fs(FsCommand),
@@ -276,6 +279,8 @@ pub(crate) enum VolumeCommand {
         /// Logical block size in bytes
         #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
         block_size: String,
+        #[command(flatten)]
+        storage: StorageArguments,
     },
     /// Lists volumes
     List {
@@ -301,6 +306,37 @@ pub(crate) enum VolumeCommand {
         /// Does not ask
         #[arg(long, short)]
         yes: bool,
+    },
+}
+
+/// How data of something new is stored.
+#[derive(Debug, Args)]
+pub(crate) struct StorageArguments {
+    /// How its data is compressed: none, lz4, zstd[:1-19] or gzip[:1-9]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) compression: Option<String>,
+    /// Bytes that are compressed as one, 8KiB to 128KiB; 16KiB where nothing is said
+    #[arg(long, value_name = "SIZE", value_parser = parse_frame)]
+    pub(crate) compression_frame: Option<u32>,
+}
+
+/// Options of volumes and file trees.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OptionCommand {
+    /// Shows the options of a volume, a file tree or a snapshot
+    Get {
+        /// Its name
+        name: String,
+        /// This one only
+        option: Option<String>,
+    },
+    /// Changes how new data of a volume or a file tree is stored; what is there already stays as it is
+    Set {
+        /// Its name
+        name: String,
+        /// compression=none|lz4|zstd[:1-19]|gzip[:1-9], compression_frame=8KiB..128KiB; several may be given
+        #[arg(required = true, value_name = "OPTION=VALUE", value_parser = parse_option)]
+        options: Vec<(String, String)>,
     },
 }
 
@@ -356,6 +392,8 @@ pub(crate) enum FsCommand {
     Create {
         /// Its name
         name: String,
+        #[command(flatten)]
+        storage: StorageArguments,
     },
     /// Lists file trees
     List {
@@ -579,6 +617,20 @@ fn parse_snapshot(text: &str) -> Result<(String, String), String> {
         }
         _ => Err("must be SOURCE=NAME, as in data=data-monday".to_owned()),
     }
+}
+
+fn parse_option(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((option, value)) if !option.is_empty() && !value.is_empty() => {
+            Ok((option.to_owned(), value.to_owned()))
+        }
+        _ => Err("must be OPTION=VALUE, as in compression=zstd:3".to_owned()),
+    }
+}
+
+fn parse_frame(text: &str) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes).map_err(|_| format!("'{text}' is too large; write 8KiB to 128KiB"))
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

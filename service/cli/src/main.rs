@@ -16,6 +16,7 @@ mod files;
 mod format;
 mod get;
 mod offline;
+mod options;
 mod output;
 mod put;
 mod resize;
@@ -83,6 +84,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Volume(command) => admin::volume(session, command, output).await,
         Command::Snapshot(command) => snapshots::run(session, command, output).await,
         Command::Clone { source, name } => snapshots::clone(session, source, name, output).await,
+        Command::Option(command) => options::run(session, command, output).await,
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,
         Command::Fsck(arguments) => admin::check(session, &arguments, output).await,

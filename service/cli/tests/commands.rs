@@ -251,6 +251,34 @@ fn snapshots_and_clones() {
 }
 
 #[test]
+fn options_are_shown_and_changed() {
+    let stand = Stand::new();
+    let small = ["--compression", "zstd", "--compression-frame", "8KiB"];
+    stand.ok(&[&["volume", "create", "disk", "--size", "1GiB"][..], &small].concat());
+    assert_eq!(
+        stand.ok(&["option", "get", "disk"]),
+        "compression        zstd:3\ncompression_frame  8 KiB\n"
+    );
+    stand.ok(&["fs", "create", "home", "--compression", "lz4"]);
+    assert_eq!(stand.ok(&["option", "get", "home", "compression"]), "compression        lz4\n");
+    let set =
+        stand.json(&["option", "set", "home", "compression=gzip:9", "compression_frame=64KiB"]);
+    assert_eq!(set, serde_json::json!({ "compression": "gzip:9", "compression_frame": 65536 }));
+    assert_eq!(stand.json(&["option", "get", "home"]), set);
+    assert_eq!(stand.json(&["fs", "list"])[0]["options"], set);
+    assert!(stand.ok(&["volume", "list", "--usage"]).contains("3.00x"));
+    let errors = stand.fails(2, &["option", "set", "disk", "compression=best"]);
+    assert!(errors.contains("none, lz4, zstd"), "{errors}");
+    let errors = stand.fails(2, &["option", "set", "disk", "cheese=1"]);
+    assert!(errors.contains("compression_frame"), "{errors}");
+    stand.fails(2, &["option", "set", "disk", "compression"]);
+    stand.fails(2, &["option", "set", "disk"]);
+    stand.fails(2, &["option", "set", "disk", "compression_frame=1G"]);
+    stand.fails(2, &["option", "get", "disk", "cheese"]);
+    stand.fails(3, &["option", "set", "nobody", "compression=lz4"]);
+}
+
+#[test]
 fn volumes_and_exports() {
     let stand = Stand::new();
     assert_eq!(

@@ -364,7 +364,7 @@ fn what_is_logged_is_changed_while_it_runs() {
         let before = daemon.log().len();
         let mut volumes = v1::volume_service_client::VolumeServiceClient::new(channel.clone());
         let (name, size_bytes) = (name.to_owned(), 1 << 20);
-        let request = v1::CreateVolumeRequest { name, size_bytes, block_size_bytes: 0 };
+        let request = v1::CreateVolumeRequest { name, size_bytes, ..Default::default() };
         runtime.block_on(volumes.create_volume(request)).unwrap();
         let log = daemon.log();
         log[before..].lines().filter(|line| line.contains("\"engine_store::journal")).count()

@@ -15,8 +15,8 @@ use proto::v1::write_file_request::Message;
 use proto::v1::{
     CheckPoolRequest, CreateAttributes, CreateExportRequest, CreateSubvolumeRequest,
     CreateVolumeRequest, ExportNamespace, FilePath, ReadFileRequest, RemoveFileRequest,
-    RenameFileRequest, RenameMode, SyncFileRequest, WriteFileChunk, WriteFileHeader,
-    WriteFileRequest,
+    RenameFileRequest, RenameMode, SubvolumeOptions, SyncFileRequest, WriteFileChunk,
+    WriteFileHeader, WriteFileRequest,
 };
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -151,9 +151,14 @@ pub(crate) struct Write {
 
 /// Creates an empty file tree.
 pub(crate) async fn create_tree(channel: Channel, name: &str) -> Result<()> {
-    let request = CreateSubvolumeRequest { name: name.to_owned() };
+    let request = CreateSubvolumeRequest { name: name.to_owned(), options: Some(compressed()) };
     SubvolumeServiceClient::new(channel).create_subvolume(request).await?;
     Ok(())
+}
+
+/// What shrinks is stored as frames, and what does not lies between them.
+fn compressed() -> SubvolumeOptions {
+    SubvolumeOptions { compression: "lz4".to_owned(), compression_frame_bytes: 0 }
 }
 
 /// Creates a volume with blocks of 4096 bytes and exports it as namespace 1 of `nqn`.
@@ -163,8 +168,12 @@ pub(crate) async fn create_volume(
     bytes: u64,
     nqn: &str,
 ) -> Result<()> {
-    let request =
-        CreateVolumeRequest { name: name.to_owned(), size_bytes: bytes, block_size_bytes: 4096 };
+    let request = CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: bytes,
+        block_size_bytes: 4096,
+        options: Some(compressed()),
+    };
     VolumeServiceClient::new(channel.clone()).create_volume(request).await?;
     let request = CreateExportRequest {
         nqn: nqn.to_owned(),

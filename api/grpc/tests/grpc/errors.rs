@@ -1,6 +1,6 @@
 //! Bad input: each case with the code and, for a bad field, the field that the answer must name.
 
-use crate::common::Stand;
+use crate::common::{Stand, bad_field};
 use proto::v1;
 use proto::v1::write_file_request::Message;
 use tonic::{Code, Status};
@@ -12,19 +12,6 @@ fn path(subvolume: &str, path: impl AsRef<[u8]>) -> Option<v1::FilePath> {
     Some(v1::FilePath { subvolume: subvolume.to_owned(), path: path.as_ref().to_vec() })
 }
 
-/// `status` must be INVALID_ARGUMENT with a BadRequest that names `field`.
-#[track_caller]
-fn bad_field<T: std::fmt::Debug>(field: &str, result: Result<T, Status>) {
-    let status = result.expect_err(field);
-    assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
-    let details = status.check_error_details().unwrap();
-    let info = details.error_info().unwrap();
-    assert_eq!((info.domain.as_str(), info.reason.as_str()), ("cairn", "INVALID_ARGUMENT"));
-    let violations = &details.bad_request().unwrap().field_violations;
-    assert_eq!(violations[0].field, field);
-    assert!(!violations[0].description.is_empty());
-}
-
 #[track_caller]
 fn fails<T: std::fmt::Debug>(code: Code, reason: &str, result: Result<T, Status>) {
     let status = result.expect_err(reason);
@@ -34,12 +21,13 @@ fn fails<T: std::fmt::Debug>(code: Code, reason: &str, result: Result<T, Status>
 
 async fn stand() -> Stand {
     let stand = Stand::new().await;
-    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned() };
+    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned(), ..Default::default() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
     let create = v1::CreateVolumeRequest {
         name: "disk".to_owned(),
         size_bytes: 8 * MIB,
         block_size_bytes: 512,
+        options: None,
     };
     stand.volumes().create_volume(create).await.unwrap();
     stand
@@ -50,14 +38,14 @@ async fn names_of_subvolumes() {
     let stand = stand().await;
     let long = "x".repeat(256);
     for name in ["", ".", "..", ".hidden", "-dash", "a/b", "a b", "a\0b", "\u{e9}", long.as_str()] {
-        let create = v1::CreateSubvolumeRequest { name: name.to_owned() };
+        let create = v1::CreateSubvolumeRequest { name: name.to_owned(), ..Default::default() };
         bad_field("name", stand.subvolumes().create_subvolume(create).await);
         let delete = v1::DeleteVolumeRequest { name: name.to_owned() };
         bad_field("name", stand.volumes().delete_volume(delete).await);
         let stat = v1::StatFileRequest { file: path(name, "/"), follow_symlink: false };
         bad_field("file.subvolume", stand.files().stat_file(stat).await);
     }
-    let create = v1::CreateSubvolumeRequest { name: "x".repeat(255) };
+    let create = v1::CreateSubvolumeRequest { name: "x".repeat(255), ..Default::default() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
 }
 
@@ -66,7 +54,7 @@ async fn sizes_of_volumes() {
     let stand = stand().await;
     let create = |size_bytes, block_size_bytes| {
         let name = "new".to_owned();
-        v1::CreateVolumeRequest { name, size_bytes, block_size_bytes }
+        v1::CreateVolumeRequest { name, size_bytes, block_size_bytes, options: None }
     };
     for (size, block, field) in [
         (0, 0, "size_bytes"),

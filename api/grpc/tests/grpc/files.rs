@@ -23,7 +23,8 @@ fn create() -> Option<v1::CreateAttributes> {
 impl Tree {
     async fn new(stand: &Stand) -> Self {
         for name in ["tree", "other"] {
-            let request = v1::CreateSubvolumeRequest { name: name.to_owned() };
+            let request =
+                v1::CreateSubvolumeRequest { name: name.to_owned(), ..Default::default() };
             stand.subvolumes().create_subvolume(request).await.unwrap();
         }
         Self { files: stand.files() }

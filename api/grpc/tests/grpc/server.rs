@@ -178,7 +178,7 @@ async fn reflection_answers_in_both_versions() {
 async fn a_stop_gives_up_calls_that_do_not_end() {
     let grace = Duration::from_millis(10);
     let mut stand = Stand::with(Limits { shutdown_grace: grace, ..Limits::default() }).await;
-    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned() };
+    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned(), ..Default::default() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
     let header = v1::WriteFileHeader {
         file: Some(v1::FilePath { subvolume: "tree".to_owned(), path: b"/f".to_vec() }),

@@ -16,6 +16,7 @@ async fn volume(stand: &Stand, name: &str) -> v1::Volume {
         name: name.to_owned(),
         size_bytes: 64 * MIB,
         block_size_bytes: 0,
+        options: None,
     };
     stand.volumes().create_volume(request).await.unwrap().into_inner().volume.unwrap()
 }
@@ -159,7 +160,7 @@ async fn a_diff_is_for_snapshots_of_one_volume() {
 async fn trees_have_snapshots_and_clones() {
     let stand = Stand::new().await;
     volume(&stand, "disk").await;
-    let create = v1::CreateSubvolumeRequest { name: "home".to_owned() };
+    let create = v1::CreateSubvolumeRequest { name: "home".to_owned(), ..Default::default() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
     let made = stand.snapshots().create_snapshots(of(&[("home", "h1"), ("disk", "d1")])).await;
     let kinds: Vec<_> = made.unwrap().into_inner().snapshots.iter().map(|one| one.kind()).collect();

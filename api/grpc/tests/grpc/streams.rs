@@ -45,7 +45,7 @@ fn noise(len: usize) -> Vec<u8> {
 
 async fn stand(limits: Limits) -> Stand {
     let stand = Stand::with(limits).await;
-    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned() };
+    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned(), ..Default::default() };
     stand.subvolumes().create_subvolume(create).await.unwrap();
     stand
 }

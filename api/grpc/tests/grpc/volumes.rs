@@ -1,6 +1,6 @@
 //! Subvolumes, volumes, exports, pool and statistics, end to end.
 
-use crate::common::Stand;
+use crate::common::{Stand, bad_field};
 use proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -15,9 +15,73 @@ fn reason(status: &Status) -> String {
 
 async fn create_volume(stand: &Stand, name: &str, size_bytes: u64) -> Result<v1::Volume, Status> {
     let request =
-        v1::CreateVolumeRequest { name: name.to_owned(), size_bytes, block_size_bytes: 0 };
+        v1::CreateVolumeRequest { name: name.to_owned(), size_bytes, ..Default::default() };
     let reply = stand.volumes().create_volume(request).await?;
     Ok(reply.into_inner().volume.unwrap())
+}
+
+/// How data is stored is said when something is made, changed later, and told.
+#[tokio::test]
+async fn options_of_volumes_and_trees() {
+    let stand = Stand::new().await;
+    let options = |compression: &str, compression_frame_bytes| v1::SubvolumeOptions {
+        compression: compression.to_owned(),
+        compression_frame_bytes,
+    };
+    let create = |name: &str, options| v1::CreateVolumeRequest {
+        name: name.to_owned(),
+        size_bytes: MIB,
+        block_size_bytes: 0,
+        options,
+    };
+    for (asked, expected) in [
+        (None, options("none", 16384)),
+        (Some(options("", 0)), options("none", 16384)),
+        (Some(options("zstd", 0)), options("zstd:3", 16384)),
+        (Some(options("gzip:9", 8192)), options("gzip:9", 8192)),
+    ] {
+        let made = stand.volumes().create_volume(create("v", asked)).await.unwrap().into_inner();
+        assert_eq!(made.volume.unwrap().options, Some(expected));
+        let delete = v1::DeleteVolumeRequest { name: "v".to_owned() };
+        stand.volumes().delete_volume(delete).await.unwrap();
+    }
+    for (asked, field) in [
+        (options("zstd:99", 0), "options.compression"),
+        (options("best", 0), "options.compression"),
+        (options("lz4", 4096), "options.compression_frame_bytes"),
+        (options("lz4", 12288), "options.compression_frame_bytes"),
+    ] {
+        let refused = stand.volumes().create_volume(create("v", Some(asked.clone()))).await;
+        bad_field(field, refused);
+        let tree = v1::CreateSubvolumeRequest { name: "t".to_owned(), options: Some(asked) };
+        bad_field(field, stand.subvolumes().create_subvolume(tree).await);
+    }
+    let tree =
+        v1::CreateSubvolumeRequest { name: "t".to_owned(), options: Some(options("lz4", 32768)) };
+    let made = stand.subvolumes().create_subvolume(tree).await.unwrap().into_inner();
+    assert_eq!(made.subvolume.unwrap().options, Some(options("lz4", 32768)));
+    let set = |name: &str, compression: Option<&str>, frame| v1::SetSubvolumeOptionsRequest {
+        name: name.to_owned(),
+        compression: compression.map(str::to_owned),
+        compression_frame_bytes: frame,
+    };
+    let now = async |request| {
+        let reply = stand.subvolumes().set_subvolume_options(request).await.unwrap().into_inner();
+        reply.subvolume.unwrap().options.unwrap()
+    };
+    assert_eq!(now(set("t", Some("zstd:7"), None)).await, options("zstd:7", 32768));
+    assert_eq!(now(set("t", None, Some(131_072))).await, options("zstd:7", 131_072));
+    assert_eq!(now(set("t", None, None)).await, options("zstd:7", 131_072));
+    let wrong = stand.subvolumes().set_subvolume_options(set("t", Some(""), None)).await;
+    bad_field("compression", wrong);
+    let wrong = stand.subvolumes().set_subvolume_options(set("t", None, Some(0))).await;
+    bad_field("compression_frame_bytes", wrong);
+    let nobody = stand.subvolumes().set_subvolume_options(set("nobody", None, None)).await;
+    assert_eq!(nobody.unwrap_err().code(), Code::NotFound);
+    let get = v1::GetSubvolumeRequest { name: "t".to_owned(), include_usage: true };
+    let found = stand.subvolumes().get_subvolume(get).await.unwrap().into_inner();
+    let found = found.subvolume.unwrap();
+    assert_eq!((found.used_bytes, found.saved_bytes), (Some(8192), Some(16384)));
 }
 
 fn export_of(nqn: &str, volumes: &[&str]) -> v1::CreateExportRequest {
@@ -77,7 +141,7 @@ async fn a_volume_lives_its_life() {
 async fn kinds_are_not_confused() {
     let stand = Stand::new().await;
     create_volume(&stand, "disk", MIB).await.unwrap();
-    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned() };
+    let create = v1::CreateSubvolumeRequest { name: "tree".to_owned(), ..Default::default() };
     let tree = stand.subvolumes().create_subvolume(create).await.unwrap().into_inner();
     assert_eq!(tree.subvolume.unwrap().kind(), v1::SubvolumeKind::FileTree);
 
@@ -104,7 +168,8 @@ async fn lists_come_in_pages_and_lose_nothing() {
     let stand = Stand::new().await;
     for index in 0..23 {
         create_volume(&stand, &format!("v{index:02}"), MIB).await.unwrap();
-        let create = v1::CreateSubvolumeRequest { name: format!("t{index:02}") };
+        let create =
+            v1::CreateSubvolumeRequest { name: format!("t{index:02}"), ..Default::default() };
         stand.subvolumes().create_subvolume(create).await.unwrap();
     }
     for page_size in [1, 7, 23, 24, 5000] {

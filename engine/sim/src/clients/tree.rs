@@ -30,13 +30,16 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
         mix.look,
         mix.sync,
         mix.snapshot,
+        mix.options,
     ];
+    super::options::check(&context, &name).await;
     let client = TreeClient { name, reference, mix };
     while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
             6 => client.look(&mut context).await,
             7 => client.sync(&mut context).await,
             8 => client.snapshots(&mut context).await,
+            9 => super::options::change(&mut context, &client.name).await,
             kind => match client.draw(&mut context, kind) {
                 Some(op) => client.perform(&context, op).await,
                 None => client.look(&mut context).await,

@@ -18,7 +18,10 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
         (slot.reference.clone(), slot.clients)
     };
     let resize = if clients == 1 { mix.resize } else { 0 };
-    let weights = [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize, mix.snapshot];
+    let options = if clients == 1 { mix.options } else { 0 };
+    let weights =
+        [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize, mix.snapshot, options];
+    super::options::check(&context, &name).await;
     let mut client = VolumeClient { name, reference, mix };
     while context.next_operation().await {
         let goes_on = match context.choose(&weights) {
@@ -32,7 +35,8 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
             }
             4 => client.write(&mut context, true).await,
             5 => client.resize(&mut context).await,
-            _ => client.snapshots(&mut context, clients == 1).await,
+            6 => client.snapshots(&mut context, clients == 1).await,
+            _ => super::options::change(&mut context, &client.name).await,
         };
         if !goes_on {
             return;

@@ -30,8 +30,8 @@ const FRAME_BYTES_MAX: usize = EXTENT_BLOCKS_MAX as usize * BLOCK_SIZE as usize;
 const ZSTD_LEVEL: u8 = 3;
 const GZIP_LEVEL: u8 = 6;
 
-/// How new data of a subvolume is compressed. As text: `none`, `lz4`, `zstd`, `zstd:1` to `zstd:19`, `gzip`, `gzip:1` to
-/// `gzip:9`.
+/// How new data of a subvolume is compressed. As text: `none`, `lz4`, `zstd`, `zstd:1` to `zstd:19`, `gzip`, `gzip:1`
+/// to `gzip:9`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Not at all.

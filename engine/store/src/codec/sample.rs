@@ -5,8 +5,8 @@ const SAMPLE_BYTES: usize = 4096;
 /// Bytes side by side in a sample.
 const RUN_BYTES: usize = 16;
 
-/// Whether the bytes are spread as evenly as noise is: compressed, encrypted and random data are. What repeats as a whole
-/// may look so, too, so it is a hint.
+/// Whether the bytes are spread as evenly as noise is: compressed, encrypted and random data are. What repeats as a
+/// whole may look so, too, so it is a hint.
 ///
 /// Of N bytes drawn evenly of 256 the squares of the counts sum up to N * N / 256 + N on average; the sum grows quickly
 /// when some are more frequent than others: of text it is ten times that.

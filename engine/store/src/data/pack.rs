@@ -12,6 +12,7 @@ use crate::codec::{Algorithm, Compression};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
 use crate::extent::{Extent, FramePart};
+use crate::reached::{Branch, mark};
 
 /// Blocks that lie in one piece: the first, counted in what is placed, and their number.
 pub(crate) type Whole = (u64, u32);
@@ -136,6 +137,7 @@ impl Engine {
             }
         };
         output.truncate(stored * BLOCK_SIZE as usize);
+        mark(Branch::FrameStored);
         Some((output.freeze(), algorithm))
     }
 
@@ -152,6 +154,7 @@ impl Engine {
         })?;
         let block = BLOCK_SIZE as usize;
         let start = frame.offset as usize * block;
+        mark(Branch::FrameDecoded);
         Ok(output.freeze().slice(start..start + extent.blocks as usize * block))
     }
 }

@@ -29,6 +29,8 @@ use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, FramePart, Pointer};
 use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
+use crate::planted::{self, Bug};
+use crate::reached::{Branch, mark};
 
 /// Extents that are moved at a time: each is one change of a transaction, or two at the end of a bucket.
 const EXTENTS_MAX: usize = 64;
@@ -180,9 +182,14 @@ impl Engine {
             return (extent.clone(), slice);
         };
         // What cannot be decoded is somebody else's to tell.
-        let Ok(decoded) = self.decoded(extent, slice.clone()) else {
+        let mut part = extent.clone();
+        if planted::is(Bug::FramePartMisread) {
+            part.frame = Some(FramePart { offset: 0, ..frame });
+        }
+        let Ok(decoded) = self.decoded(&part, slice.clone()) else {
             return (extent.clone(), slice);
         };
+        mark(Branch::FramePartMoved);
         let anew = |slice: Slice, frame| {
             let data = Data::from_iter([slice.clone()]);
             let checksums = SmallVec::from_slice(&block_checksums(&data));

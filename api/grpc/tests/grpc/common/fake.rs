@@ -458,7 +458,9 @@ impl Fake {
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Resize(request) => resize(&mut state, &request),
-            Request::Usage { .. } => Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0 })),
+            Request::Usage { .. } => {
+                Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0, saved_bytes: 8192 }))
+            }
             Request::TreeDiff { from, .. } => {
                 let next = TreeDiffCursor { inode: 7, place: 99 };
                 let (path, next) = if from == next { (b"/b", None) } else { (b"/a", Some(next)) };
@@ -497,6 +499,7 @@ impl Fake {
                 Ok(Reply::Paths(inodes.iter().map(|_| Some(b"/a".to_vec())).collect()))
             }
             Request::SubvolumeCreate { .. }
+            | Request::SubvolumeSet { .. }
             | Request::SubvolumeGet { .. }
             | Request::SubvolumeList { .. }
             | Request::SubvolumeDelete { .. }
@@ -526,7 +529,16 @@ fn status(shard: ShardId, state: &State) -> ShardStatus {
 
 fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
     match request {
-        Request::SubvolumeCreate { name, kind, size_bytes, block_size } => {
+        Request::SubvolumeSet { name, set } => {
+            let info = state.subvolumes.get_mut(&name);
+            let info = info.ok_or_else(|| StoreError::not_found(format!("subvolume {name}")))?;
+            if info.read_only {
+                return Err(StoreError::ReadOnly { why: format!("{name} is a snapshot") });
+            }
+            info.options = set.apply(info.options);
+            Ok(Reply::Subvolume(Box::new(info.clone())))
+        }
+        Request::SubvolumeCreate { name, kind, size_bytes, block_size, options } => {
             if state.subvolumes.contains_key(&name) {
                 return Err(StoreError::AlreadyExists { what: format!("subvolume {name}") });
             }
@@ -549,6 +561,7 @@ fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
                 used_bytes: 0,
                 created_ns: now as u64,
                 uuid: [root.0 as u8; 16],
+                options,
             };
             state.subvolumes.insert(name, info.clone());
             Ok(Reply::Subvolume(Box::new(info)))

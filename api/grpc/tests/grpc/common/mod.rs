@@ -18,6 +18,8 @@ use proto::v1::volume_service_client::VolumeServiceClient;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use exports::Exports;
 use fake::Fake;
@@ -102,4 +104,17 @@ impl Stand {
 pub async fn connect(socket: &std::path::Path) -> Channel {
     let uri = format!("unix://{}", socket.display());
     Endpoint::from_shared(uri).unwrap().connect().await.unwrap()
+}
+
+/// It must be INVALID_ARGUMENT with a BadRequest that names `field`.
+#[track_caller]
+pub fn bad_field<T: std::fmt::Debug>(field: &str, result: Result<T, Status>) {
+    let status = result.expect_err(field);
+    assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
+    let details = status.check_error_details().unwrap();
+    let info = details.error_info().unwrap();
+    assert_eq!((info.domain.as_str(), info.reason.as_str()), ("cairn", "INVALID_ARGUMENT"));
+    let violations = &details.bad_request().unwrap().field_violations;
+    assert_eq!(violations[0].field, field);
+    assert!(!violations[0].description.is_empty());
 }

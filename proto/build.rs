@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "cairn/v1/export.proto",
     "cairn/v1/file.proto",
     "cairn/v1/pool.proto",
+    "cairn/v1/scrub.proto",
     "cairn/v1/snapshot.proto",
     "cairn/v1/stats.proto",
     "cairn/v1/subvolume.proto",

@@ -23,6 +23,7 @@ pub mod observe;
 mod outgoing;
 mod path;
 mod pool;
+mod scrub;
 pub mod server;
 mod snapshot;
 mod stats;

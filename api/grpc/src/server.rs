@@ -17,6 +17,7 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::v1::export_service_server::ExportServiceServer;
 use proto::v1::file_service_server::FileServiceServer;
 use proto::v1::pool_service_server::PoolServiceServer;
+use proto::v1::scrub_service_server::ScrubServiceServer;
 use proto::v1::snapshot_service_server::SnapshotServiceServer;
 use proto::v1::stats_service_server::StatsServiceServer;
 use proto::v1::subvolume_service_server::SubvolumeServiceServer;
@@ -394,6 +395,7 @@ where
         ExportServiceServer,
         FileServiceServer,
         PoolServiceServer,
+        ScrubServiceServer,
         SnapshotServiceServer,
         StatsServiceServer,
         SubvolumeServiceServer,

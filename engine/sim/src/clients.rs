@@ -4,6 +4,7 @@
 pub mod administration;
 pub mod members;
 pub mod options;
+pub mod scrub;
 pub mod snapshots;
 pub mod tree;
 pub mod tree_reads;

@@ -260,8 +260,7 @@ impl Options {
     }
 
     fn drawn(seed: u64, operations: u64, faults: FaultMode, plant: Option<Plant>) -> Self {
-        let mut random = Random::new(seed ^ 0x7365_6564);
-        let random = &mut random;
+        let random = &mut Random::new(seed ^ 0x7365_6564);
         // A stream of its own: a switch added here leaves the rest of every seed as it was.
         let mut switches = Random::new(seed ^ 0x7377_6974);
         let faults = choose_faults(random, &mut switches, faults, plant);
@@ -283,8 +282,7 @@ impl Options {
             volume_mix.resize = 0;
         }
         let durable = !quiet && damage.is_none();
-        (volume_mix.snapshot, tree_mix.snapshot) = snapshots(seed, durable);
-        (volume_mix.options, tree_mix.options) = options(seed, durable);
+        rare_work(seed, durable, &mut volume_mix, &mut tree_mix);
         Self {
             seed,
             operations,
@@ -308,7 +306,7 @@ impl Options {
             ]),
             volumes,
             trees: random.range(least_trees, 3) as u32,
-            administration: random.chance(1, 2) && durable,
+            administration: !quiet && random.chance(1, 2) && durable,
             volume_mix,
             tree_mix,
             operations_per_crash,
@@ -473,6 +471,12 @@ fn weight(random: &mut Random, usual: u64) -> u64 {
         1 => usual * 8,
         _ => usual,
     }
+}
+
+/// How often clients work with what is durable at once: snapshots, options.
+fn rare_work(seed: u64, durable: bool, volumes: &mut VolumeMix, trees: &mut TreeMix) {
+    (volumes.snapshot, trees.snapshot) = snapshots(seed, durable);
+    (volumes.options, trees.options) = options(seed, durable);
 }
 
 /// How often clients of volumes and of trees work with snapshots.

@@ -15,6 +15,7 @@ use crate::error::{Result, StoreError};
 pub use crate::resize::{
     MemberSize, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ShardLeft,
 };
+pub use crate::scrub::{ScrubRequest, ScrubState, ScrubStatus};
 pub use crate::version::{CurrentVersion, Node as VersionNode, VersionChange, VersionTable};
 pub use types::*;
 
@@ -56,6 +57,8 @@ pub enum Request {
 
     /// Sizes of members: see [`ResizeRequest`] for who is asked, and the answers.
     Resize(ResizeRequest),
+    /// The scrub of this shard. -> `Scrub`
+    Scrub(ScrubRequest),
     /// Repairs this shard. -> `Fsck`, whose notes say what was done
     Repair {
         /// Only what depends on the names of other shards, once these are repaired.
@@ -598,6 +601,8 @@ pub enum Reply {
     Resize(Box<ResizeStatus>),
     /// What is left to be moved away.
     ResizeLeft(Box<ShardLeft>),
+    /// How the newest scrub goes.
+    Scrub(Box<ScrubStatus>),
     /// Result of a check.
     Fsck(Box<FsckReport>),
     /// What is lost.
@@ -682,6 +687,7 @@ impl Request {
                 | Self::VersionList
                 | Self::VersionHold { .. }
                 | Self::VersionSet { .. }
+                | Self::Scrub(_)
                 | Self::Resize(_)
         )
     }

@@ -10,8 +10,9 @@ use engine_memory::Slice;
 use crate::api::{
     Attributes, ChangedPath, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry,
     FileKind, FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
-    ResizeStatus, SetAttributes, SetOptions, ShardStatus, SubvolumeInfo, SubvolumeKind,
-    SubvolumeOptions, TreeDiffCursor, TreeRef, Usage, Verify, Whose, data_len,
+    ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes, SetOptions, ShardStatus,
+    SubvolumeInfo, SubvolumeKind, SubvolumeOptions, TreeDiffCursor, TreeRef, Usage, Verify, Whose,
+    data_len,
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
@@ -154,6 +155,34 @@ impl<L: Link> Client<L> {
             Reply::Resize(status) => Ok(*status),
             other => Err(other.mismatch("Resize")),
         }
+    }
+
+    /// Starts to scrub all shards, at a rate in bytes a second for all of them together; 0: as fast as it can. It goes
+    /// on after the answer.
+    ///
+    /// # Errors
+    /// `Busy` while one goes on or is paused; where it had not begun it has not.
+    pub async fn scrub_start(&self, bytes_per_second: u64) -> Result<ScrubStatus> {
+        let before = self.scrub(ScrubRequest::Status).await?;
+        if matches!(before.state, ScrubState::Running | ScrubState::Paused) {
+            let why = "one is running or paused: let it end, or cancel it".to_owned();
+            return Err(StoreError::Busy { what: "scrub".to_owned(), why });
+        }
+        let bytes_per_second = bytes_per_second.div_ceil(u64::from(self.link.shard_count()));
+        self.scrub(ScrubRequest::Start { bytes_per_second }).await
+    }
+
+    /// Changes the scrub, or tells how it goes: [`Client::scrub_start`] starts one.
+    pub async fn scrub(&self, request: ScrubRequest) -> Result<ScrubStatus> {
+        let mut status: Option<ScrubStatus> = None;
+        for reply in self.all_shards(&Request::Scrub(request)).await? {
+            match (reply, &mut status) {
+                (Reply::Scrub(part), Some(all)) => all.merge(*part),
+                (Reply::Scrub(part), none) => *none = Some(*part),
+                (other, _) => return Err(other.mismatch("Scrub")),
+            }
+        }
+        Ok(status.unwrap_or_default())
     }
 
     /// Repairs what fsck finds wrong, as far as it can be; the notes of the report say what was done.

@@ -4,9 +4,9 @@
 //! any block: pointers advance and checksums are dropped. An extent never crosses a bucket.
 //!
 //! A compressed extent is a *frame* ([`crate::codec`]): fewer blocks on disk than it has. It can be cut, too: each
-//! part names all of the frame, and which of its decoded blocks it is. Such a part counts as as many live blocks as it
-//! would take alone at most, its own or those of the frame: so the parts of a frame count for no more than its decoded blocks,
-//! and moving a part elsewhere never takes more than it counted for.
+//! part names all of the frame, and which of its decoded blocks it is. Such a part counts as as many live blocks as
+//! it would take alone at most, its own or those of the frame: so the parts of a frame count for no more than its
+//! decoded blocks, and moving a part elsewhere never takes more than it counted for.
 //!
 //! A *hole* has no pointers: its blocks read as zeroes, whatever versions above hold there ([`crate::version`]).
 

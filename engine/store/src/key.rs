@@ -182,6 +182,25 @@ impl Counter {
     /// Files, directories and symlinks on this shard.
     pub const INODES: Self = Self(5);
 
+    /// How the newest scrub of this shard goes: see [`crate::scrub`].
+    pub const SCRUB_STATE: Self = Self(6);
+    /// When it began, nanoseconds since the epoch.
+    pub const SCRUB_BEGAN: Self = Self(7);
+    /// When it ended.
+    pub const SCRUB_ENDED: Self = Self(8);
+    /// Bytes that it reads a second at most; 0: no bound.
+    pub const SCRUB_RATE: Self = Self(9);
+    /// Bytes to be read.
+    pub const SCRUB_TOTAL: Self = Self(10);
+    /// Bytes of these that are done.
+    pub const SCRUB_DONE: Self = Self(11);
+    /// What it found wrong.
+    pub const SCRUB_PROBLEMS: Self = Self(12);
+    /// What of that was written anew.
+    pub const SCRUB_HEALED: Self = Self(13);
+    /// What is to be read next.
+    pub const SCRUB_PLACE: Self = Self(14);
+
     /// Live data blocks of a version on this shard; kept by the engine itself from the extents that
     /// transactions put and delete.
     #[must_use]

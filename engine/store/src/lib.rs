@@ -12,6 +12,7 @@ pub mod limits;
 pub mod planted;
 pub mod pool;
 pub mod reached;
+mod scrub;
 pub mod shard;
 pub mod times;
 pub mod transaction;

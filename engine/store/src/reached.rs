@@ -49,11 +49,12 @@ pub enum Branch {
     FrameStored,
     FrameDecoded,
     FramePartMoved,
+    ScrubGoesOn,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 39] = [
+    pub const ALL: [(Self, &'static str); 40] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -93,6 +94,7 @@ impl Branch {
         (Self::FrameStored, "compression: blocks stored as a frame"),
         (Self::FrameDecoded, "compression: a frame decoded"),
         (Self::FramePartMoved, "compression: a part of a frame stored anew by copygc"),
+        (Self::ScrubGoesOn, "scrub: gone on with after a restart"),
     ];
 }
 

@@ -32,6 +32,7 @@ use crate::key::Counter;
 use crate::limits::{LIST_ENTRIES_MAX, Limits};
 use crate::namespace::Namespace;
 use crate::resize::Resizer;
+use crate::scrub::Scrubber;
 use crate::subvolume::Tables;
 
 /// The way from one shard to the others, and to itself. A call's future may be dropped by the
@@ -120,6 +121,7 @@ pub struct Shard {
     /// Changes of the sizes of members; on shard 0 only.
     resizer: Option<Rc<Resizer>>,
     namespace: Rc<Namespace>,
+    scrubber: Rc<Scrubber>,
 }
 
 impl Shard {
@@ -153,7 +155,8 @@ impl Shard {
         };
         let namespace = Namespace::new(&context);
         let resizer = tables.is_some().then(|| Resizer::open(&context));
-        let shard = Rc::new(Self { context, tables, resizer, namespace });
+        let scrubber = Scrubber::open(&context)?;
+        let shard = Rc::new(Self { context, tables, resizer, namespace, scrubber });
         shard.resume().await?;
         Ok(shard)
     }
@@ -277,6 +280,7 @@ impl Shard {
             },
             request @ (Request::Fsck { .. }
             | Request::Repair { .. }
+            | Request::Scrub(_)
             | Request::FsckOwners { .. }
             | Request::FsckVersions { .. }
             | Request::DamageList { .. }
@@ -315,6 +319,7 @@ impl Shard {
                     crate::check::fsck(&self.context, &self.namespace, tables, verify).await?;
                 Ok(Reply::Fsck(Box::new(report)))
             }
+            Request::Scrub(request) => self.scrubber.handle(request).await,
             Request::Repair { owners } => {
                 let report = crate::repair::repair(&self.context, &self.namespace, owners).await?;
                 Ok(Reply::Fsck(Box::new(report)))

@@ -171,6 +171,9 @@ pub(crate) enum Command {
     Fsck(FsckArguments),
     /// Shows structures as they are on devices, which may be damaged or in use; does not write to them
     Dump(DumpArguments),
+    /// Reads all that the pool holds while it serves, to find what its devices have lost
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
     /// What reads and checks have found to be lost
     #[command(subcommand)]
     Damage(DamageCommand),
@@ -221,6 +224,28 @@ pub(crate) enum PoolCommand {
     ResizeStatus,
     /// Gives up shrinking: the device keeps its share
     ResizeCancel,
+}
+
+/// The scrub.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Starts to read all that the pool holds, and to compare it with its checksums
+    Start {
+        /// Bytes that it reads a second at most, as in 100MiB
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        rate: Option<u64>,
+        /// Waits for the end of it
+        #[arg(long)]
+        wait: bool,
+    },
+    /// How the newest one goes
+    Status,
+    /// Lets it wait, also over a restart of the daemon
+    Pause,
+    /// Lets it go on
+    Resume,
+    /// Gives it up
+    Cancel,
 }
 
 /// The damage list.

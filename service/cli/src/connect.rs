@@ -7,6 +7,7 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::v1::export_service_client::ExportServiceClient;
 use proto::v1::file_service_client::FileServiceClient;
 use proto::v1::pool_service_client::PoolServiceClient;
+use proto::v1::scrub_service_client::ScrubServiceClient;
 use proto::v1::snapshot_service_client::SnapshotServiceClient;
 use proto::v1::stats_service_client::StatsServiceClient;
 use proto::v1::subvolume_service_client::SubvolumeServiceClient;
@@ -61,6 +62,10 @@ impl Session {
 
     pub(crate) fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn scrubs(&self) -> ScrubServiceClient<Channel> {
+        ScrubServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn snapshots(&self) -> SnapshotServiceClient<Channel> {

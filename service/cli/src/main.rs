@@ -20,6 +20,7 @@ mod options;
 mod output;
 mod put;
 mod resize;
+mod scrub;
 mod size;
 mod snapshots;
 mod target;
@@ -88,6 +89,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,
         Command::Fsck(arguments) => admin::check(session, &arguments, output).await,
+        Command::Scrub(command) => scrub::run(session, command, output).await,
         Command::Damage(command) => damage::run(session, command, output).await,
         Command::Stats => admin::stats(session, output).await,
         Command::Allocinfo(arguments) => allocinfo::run(session, &arguments, output).await,

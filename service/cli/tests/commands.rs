@@ -279,6 +279,23 @@ fn options_are_shown_and_changed() {
 }
 
 #[test]
+fn scrubs() {
+    let stand = Stand::new();
+    assert_eq!(stand.ok(&["scrub", "status"]), "the pool was never scrubbed\n");
+    let started = stand.ok(&["scrub", "start", "--rate", "1MiB"]);
+    assert!(started.contains("running") && started.contains("(25 %)"), "{started}");
+    assert!(started.contains("1 MiB a second at most"), "{started}");
+    stand.fails(5, &["scrub", "start"]);
+    assert!(stand.ok(&["scrub", "pause"]).contains("paused"));
+    assert_eq!(stand.json(&["scrub", "resume"])["state"], "running");
+    // What it found is an error of its own.
+    let output = stand.run(&["scrub", "cancel"]);
+    assert_eq!(output.status.code(), Some(8));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("a block"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cairn damage list"));
+}
+
+#[test]
 fn volumes_and_exports() {
     let stand = Stand::new();
     assert_eq!(

@@ -84,6 +84,31 @@ async fn options_of_volumes_and_trees() {
     assert_eq!((found.used_bytes, found.saved_bytes), (Some(8192), Some(16384)));
 }
 
+/// Both shards of the pool are told, and tell.
+#[tokio::test]
+async fn a_scrub_is_started_watched_and_given_up() {
+    let stand = Stand::new().await;
+    let mut scrubs = stand.scrubs();
+    let now = scrubs.get_scrub(v1::GetScrubRequest {}).await.unwrap().into_inner().scrub.unwrap();
+    assert_eq!(now, v1::Scrub::default());
+    let start = v1::StartScrubRequest { bytes_per_second: 1001 };
+    let now = scrubs.start_scrub(start).await.unwrap().into_inner().scrub.unwrap();
+    assert_eq!((now.state(), now.bytes_per_second), (v1::ScrubState::Running, 1002));
+    assert_eq!((now.began_ns, now.total_bytes, now.done_bytes), (5, 8192, 2048));
+    let again = scrubs.start_scrub(start).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition, "{again:?}");
+    let pause = v1::PauseScrubRequest {};
+    let now = scrubs.pause_scrub(pause).await.unwrap().into_inner().scrub.unwrap();
+    assert_eq!(now.state(), v1::ScrubState::Paused);
+    let resume = v1::ResumeScrubRequest {};
+    let now = scrubs.resume_scrub(resume).await.unwrap().into_inner().scrub.unwrap();
+    assert_eq!(now.state(), v1::ScrubState::Running);
+    let cancel = v1::CancelScrubRequest {};
+    let now = scrubs.cancel_scrub(cancel).await.unwrap().into_inner().scrub.unwrap();
+    assert_eq!((now.state(), now.ended_ns), (v1::ScrubState::Cancelled, 9));
+    assert_eq!((now.problem_count, now.last_problem.as_str()), (2, "a block"));
+}
+
 fn export_of(nqn: &str, volumes: &[&str]) -> v1::CreateExportRequest {
     let namespaces = volumes
         .iter()

@@ -1,5 +1,5 @@
 //! A client of the pool's tables: subvolumes and records that come and go, all of it durable when answered;
-//! and of the sizes of its members.
+//! of the sizes of its members, and of the scrub.
 
 use engine_store::api::PutMode;
 use engine_store::error::StoreError;
@@ -15,13 +15,14 @@ pub const PASSING: &str = "passing-";
 /// Works on the tables until the session's operations are used up.
 pub async fn run(mut context: ClientContext) {
     while context.next_operation().await {
-        let goes_on = match context.random.below(9) {
+        let goes_on = match context.random.below(10) {
             0 | 1 => create(&mut context).await,
             2 => delete(&mut context).await,
             3 => list(&context).await,
             4 | 5 => put(&mut context).await,
             6 => remove_record(&mut context).await,
             7 => super::members::resize(&mut context).await,
+            8 => super::scrub::work(&mut context).await,
             _ => records(&context).await,
         };
         if !goes_on {

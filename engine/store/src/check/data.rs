@@ -65,7 +65,11 @@ pub(super) async fn check(
 }
 
 /// Reads blocks of the shard; those that are lost are told, and go on the damage list.
-async fn read_blocks(context: &Context, range: BlockRange, problems: &mut Problems) -> Result<()> {
+pub(crate) async fn read_blocks(
+    context: &Context,
+    range: BlockRange,
+    problems: &mut Problems,
+) -> Result<()> {
     match context.data.read_medium(range).await {
         Ok(_) => (range.from..range.to).for_each(|_| problems.count("blocks verified")),
         // Which of them.

@@ -26,7 +26,7 @@ use crate::namespace::{Inode, Namespace};
 use crate::subvolume::Tables;
 
 pub(crate) use census::{Census, Key};
-pub(crate) use data::suspects;
+pub(crate) use data::{read_blocks, suspects};
 pub(crate) use paths::paths;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use progress::Verified;
@@ -43,6 +43,17 @@ pub(crate) struct Problems {
 }
 
 impl Problems {
+    pub(crate) fn new(context: &Context) -> Self {
+        Self {
+            shard: context.shard(),
+            lines: Vec::new(),
+            max: context.limits.fsck_problems_max,
+            more: 0,
+            checked: BTreeMap::new(),
+            notes: Vec::new(),
+        }
+    }
+
     fn add(&mut self, text: impl Into<String>) {
         if self.lines.len() < self.max {
             self.lines.push(format!("shard {}: {}", self.shard, text.into()));
@@ -59,7 +70,7 @@ impl Problems {
         *self.checked.entry(what).or_default() += 1;
     }
 
-    fn into_report(mut self) -> FsckReport {
+    pub(crate) fn into_report(mut self) -> FsckReport {
         if self.more > 0 {
             self.lines.push(format!("shard {}: and {} more problems", self.shard, self.more));
         }
@@ -75,14 +86,7 @@ pub(crate) async fn fsck(
     pool_tables: Option<&Rc<Tables>>,
     verify: Verify,
 ) -> Result<FsckReport> {
-    let mut problems = Problems {
-        shard: context.shard(),
-        lines: Vec::new(),
-        max: context.limits.fsck_problems_max,
-        more: 0,
-        checked: BTreeMap::new(),
-        notes: Vec::new(),
-    };
+    let mut problems = Problems::new(context);
     let mut report = FsckReport::default();
     let whole = context.engine.check(&mut report).await?;
     if whole {

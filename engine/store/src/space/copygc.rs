@@ -207,11 +207,7 @@ impl Engine {
     /// Moves everything that lives in a bucket.
     pub(super) async fn empty_bucket(&self, id: BucketId) -> Result<()> {
         let _emptying = Emptying::new(&self.space, id);
-        let victim = {
-            let mut tables = self.space.tables.borrow_mut();
-            let bucket = tables.bucket(id);
-            Victim { id, generation: bucket.generation, filled_at: bucket.filled_at }
-        };
+        let victim = self.victim_of(id);
         let mut summary = self.summary_of(id).await?;
         // What was cut by a client while it was moved stays behind.
         for _ in 0..PASSES_MAX {
@@ -236,6 +232,13 @@ impl Engine {
         }
         self.space.gc_buckets.set(self.space.gc_buckets.get() + 1);
         Ok(())
+    }
+
+    /// A bucket, as it is now.
+    pub(super) fn victim_of(&self, id: BucketId) -> Victim {
+        let mut tables = self.space.tables.borrow_mut();
+        let bucket = tables.bucket(id);
+        Victim { id, generation: bucket.generation, filled_at: bucket.filled_at }
     }
 
     /// Leaves out of a summary what is known to live no more.

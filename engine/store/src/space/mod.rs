@@ -23,6 +23,7 @@ mod regions;
 mod reserve;
 mod resize;
 mod runs;
+mod scrub;
 mod summary;
 mod table;
 mod victims;

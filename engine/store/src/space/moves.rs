@@ -41,8 +41,8 @@ const WARM_ENTRIES: usize = 32;
 /// Dead blocks that are read along rather than cut a read in two.
 const GAP_BLOCKS_MAX: u64 = 8;
 
-/// An extent to be moved, as it was found.
-struct Found {
+/// An extent in a bucket, as it was found.
+pub(super) struct Found {
     position: Position,
     value: Value,
     extent: Extent,
@@ -52,12 +52,17 @@ struct Found {
 
 /// What is to be moved together.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     found: Vec<Found>,
     blocks: u32,
 }
 
 impl Batch {
+    /// Its extents.
+    pub(super) fn extents(&self) -> impl Iterator<Item = &Extent> {
+        self.found.iter().map(|found| &found.extent)
+    }
+
     fn is_full(&self) -> bool {
         self.found.len() == EXTENTS_MAX || self.blocks + EXTENT_BLOCKS_MAX > BLOCKS_MAX
     }
@@ -76,6 +81,18 @@ impl Engine {
         &self,
         victim: Victim,
         entries: &[SummaryEntry],
+    ) -> Result<()> {
+        self.gather_entries(victim, entries, async |batch| self.move_batch(victim, batch).await)
+            .await
+    }
+
+    /// Does `each` with what still lives of `entries`, some extents at a time; an error does not keep it from the
+    /// others.
+    pub(super) async fn gather_entries(
+        &self,
+        victim: Victim,
+        entries: &[SummaryEntry],
+        mut each: impl AsyncFnMut(Batch) -> Result<()>,
     ) -> Result<()> {
         let mut batch = Batch::default();
         let mut result = Ok(());
@@ -114,17 +131,18 @@ impl Engine {
                 }
                 if batch.is_full() {
                     let full = std::mem::take(&mut batch);
-                    result = result.and(self.move_batch(victim, full).await);
+                    result = result.and(each(full).await);
                 }
                 from = position.successor();
             }
         }
-        result.and(self.move_batch(victim, batch).await)
+        result.and(each(batch).await)
     }
 
     /// Moves extents, those that still are what they were when they were found.
     async fn move_batch(&self, victim: Victim, batch: Batch) -> Result<()> {
-        let (mut readable, result) = self.read_batch(batch).await;
+        let (mut readable, unread) = self.read_batch(batch).await;
+        let result = unread.into_iter().next().map_or(Ok(()), |(_, error)| Err(error));
         if readable.is_empty() {
             return result;
         }
@@ -209,13 +227,17 @@ impl Engine {
         }
     }
 
-    async fn read_batch(&self, batch: Batch) -> (Vec<(Found, Slice)>, Result<()>) {
+    /// Reads the blocks of extents; and gives those that could not be read, with the error.
+    pub(super) async fn read_batch(
+        &self,
+        batch: Batch,
+    ) -> (Vec<(Found, Slice)>, Vec<(Found, StoreError)>) {
         let mut found = batch.found;
         found.sort_by_key(|found| found.pointer.block);
         let runs = runs_of(&found, self.superblock().bucket_bytes);
         let reads = runs.iter().map(|(pointer, blocks)| self.read_blocks(pointer, *blocks));
         let read: Vec<_> = join_all(reads).await;
-        let (mut readable, mut result) = (Vec::with_capacity(found.len()), Ok(()));
+        let (mut readable, mut unread) = (Vec::with_capacity(found.len()), Vec::new());
         for found in found {
             let run =
                 runs.iter().zip(&read).rfind(|((first, _), _)| first.block <= found.pointer.block);
@@ -230,11 +252,11 @@ impl Engine {
                 _ => match self.read_alone(&found).await {
                     Ok(Some(slice)) => readable.push((found, slice)),
                     Ok(None) => {}
-                    Err(error) => result = result.and(Err(error)),
+                    Err(error) => unread.push((found, error)),
                 },
             }
         }
-        (readable, result)
+        (readable, unread)
     }
 
     /// Reads one extent again. `None`: it is no longer there.
@@ -280,6 +302,11 @@ fn runs_of(found: &[Found], bytes_max: u32) -> Vec<(Pointer, u32)> {
 }
 
 impl Found {
+    /// Its key, and its length in blocks.
+    pub(super) fn place(&self) -> (Position, u32) {
+        (self.position, self.extent.blocks)
+    }
+
     fn verify(&self, bytes: &[u8]) -> Result<()> {
         let blocks = bytes.chunks(BLOCK_SIZE as usize);
         if blocks.zip(&self.extent.checksums).any(|(block, checksum)| crc32c(block) != *checksum) {

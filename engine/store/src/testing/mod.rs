@@ -25,6 +25,7 @@ mod layers;
 mod logged;
 mod mount;
 mod resize;
+mod scrub;
 mod snapshots;
 mod space;
 mod tail;

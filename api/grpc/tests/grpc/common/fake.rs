@@ -10,8 +10,8 @@ use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, ChangeKind, ChangedPath, ChangedRange, CreateAttributes, Data, DirectoryEntry,
     FileKind, FsckReport, Link, PutMode, RenameMode, Reply, Request, ResizeJob, ResizePhase,
-    ResizeRequest, ResizeStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
-    TreeDiffCursor, Usage, Verify,
+    ResizeRequest, ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes, ShardStatus,
+    SubvolumeInfo, SubvolumeKind, TreeDiffCursor, Usage, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -39,6 +39,7 @@ struct State {
     fail: Option<StoreError>,
     syncs: usize,
     job: Option<ResizeJob>,
+    scrub: ScrubStatus,
 }
 
 /// What tests see and steer beside the requests.
@@ -433,6 +434,32 @@ fn resize(state: &mut State, request: &ResizeRequest) -> Result<Reply> {
     Ok(Reply::Resize(Box::new(status)))
 }
 
+/// Of one shard; the others say the same.
+fn scrub(state: &mut State, request: ScrubRequest) -> Reply {
+    let now = match request {
+        ScrubRequest::Start { bytes_per_second } => ScrubStatus {
+            state: ScrubState::Running,
+            began_ns: 5,
+            bytes_per_second,
+            total_bytes: 4096,
+            done_bytes: 1024,
+            ..ScrubStatus::default()
+        },
+        ScrubRequest::Status => state.scrub.clone(),
+        ScrubRequest::Pause => ScrubStatus { state: ScrubState::Paused, ..state.scrub.clone() },
+        ScrubRequest::Resume => ScrubStatus { state: ScrubState::Running, ..state.scrub.clone() },
+        ScrubRequest::Cancel => ScrubStatus {
+            state: ScrubState::Cancelled,
+            ended_ns: 9,
+            problems: 1,
+            last_problem: Some("a block".to_owned()),
+            ..state.scrub.clone()
+        },
+    };
+    state.scrub = now.clone();
+    Reply::Scrub(Box::new(now))
+}
+
 fn attributes(node: &Node) -> Reply {
     Reply::Attributes(Box::new(node.attributes.clone()))
 }
@@ -458,6 +485,7 @@ impl Fake {
                 Ok(Reply::Fsck(Box::new(report)))
             }
             Request::Resize(request) => resize(&mut state, &request),
+            Request::Scrub(request) => Ok(scrub(&mut state, request)),
             Request::Usage { .. } => {
                 Ok(Reply::Usage(Usage { own_bytes: 4096, shared_bytes: 0, saved_bytes: 8192 }))
             }

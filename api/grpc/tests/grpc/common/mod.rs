@@ -11,6 +11,7 @@ use engine_store::client::Client;
 use proto::v1::export_service_client::ExportServiceClient;
 use proto::v1::file_service_client::FileServiceClient;
 use proto::v1::pool_service_client::PoolServiceClient;
+use proto::v1::scrub_service_client::ScrubServiceClient;
 use proto::v1::snapshot_service_client::SnapshotServiceClient;
 use proto::v1::stats_service_client::StatsServiceClient;
 use proto::v1::subvolume_service_client::SubvolumeServiceClient;
@@ -78,6 +79,10 @@ impl Stand {
 
     pub fn volumes(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone())
+    }
+
+    pub fn scrubs(&self) -> ScrubServiceClient<Channel> {
+        ScrubServiceClient::new(self.channel.clone())
     }
 
     pub fn snapshots(&self) -> SnapshotServiceClient<Channel> {

@@ -4,8 +4,8 @@
 //! How far it is are counters of the shard, changed in one transaction, now and then: after a crash a little is read
 //! again. What is lost goes on the damage list. A node that cannot be read and is cached is written anew.
 //!
-//! At most one scrub of a shard goes on; each time it is started or resumed it has another *turn*, and what was going on
-//! ends when it notices.
+//! At most one scrub of a shard goes on; each time it is started or resumed it has another *turn*, and what was going
+//! on ends when it notices.
 
 mod nodes;
 mod types;

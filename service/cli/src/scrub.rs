@@ -61,6 +61,7 @@ async fn watch(session: &Session, mut scrub: v1::Scrub, output: &Output) -> Resu
     Ok(scrub)
 }
 
+#[allow(clippy::disallowed_methods)] // A program for people tells how long it will take.
 fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_nanos() as u64)

@@ -189,7 +189,7 @@ impl DataPath {
         let blocks = range.to - range.from;
         let len = crate::api::data_len(&data);
         assert!(len == blocks * engine_base::BLOCK_SIZE, "data does not fit its range");
-        let reservation = self.engine.reserve_to_write(blocks).await?;
+        let reservation = self.reserve(&range).await?;
         let stored = self.engine.pack(&range, data).await;
         let slot = Rc::new(Slot::default());
         let piece = Piece { range, stored, reservation, until, slot: Rc::clone(&slot) };

@@ -178,6 +178,21 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sp
     Ok(spans)
 }
 
+/// Blocks that the parts which a write to a range leaves of a frame count for, beyond what the frame does.
+pub(crate) async fn growth_by(mut engine: &Engine, range: &BlockRange) -> Result<u64> {
+    let parts = |extent: ExtentView<'_>, start: u64, end: u64| {
+        // One that begins in the range, or ends in it, leaves one part at most.
+        if start >= range.from || end <= range.to {
+            return 0;
+        }
+        let left = extent.live_blocks_of(0, (range.from - start) as u32);
+        let right = extent.live_blocks_of((range.to - start) as u32, extent.blocks());
+        u64::from((left + right).saturating_sub(extent.live_blocks()))
+    };
+    let found = next_extent(&mut engine, range, range.first_key(range.from), parts).await?;
+    Ok(found.map_or(0, |(_, growth)| growth))
+}
+
 /// Deletes the extents of the range's version in it and trims those that reach into it, within `transaction`. Where
 /// the version sees others, these show up: see [`hide_range`](layers::hide_range). Stops after [`BULK_UPDATES_MAX`]
 /// changes and then tells from which block on the work is still to be done, in another transaction. A range of 256

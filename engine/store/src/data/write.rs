@@ -10,12 +10,12 @@ use smallvec::SmallVec;
 
 use super::DataPath;
 use super::layers::{absorb_blocks, hide_range};
-use super::map::{BlockRange, clear_range};
+use super::map::{BlockRange, clear_range, growth_by};
 use super::pack::{Frame, Frames, Whole};
 use super::place::Placed;
 use crate::api::{Data, SIZE_BYTES_MAX};
-use crate::engine::WritePoint;
-use crate::error::Result;
+use crate::engine::{Reservation, WritePoint};
+use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, Pointer};
 use crate::flight::Flight;
 use crate::key::Value;
@@ -50,13 +50,29 @@ impl DataPath {
         let range = self.written_as(range).await?;
         let blocks = range.to - range.from;
         assert!(crate::api::data_len(data) == blocks * BLOCK_SIZE, "data does not fit its range");
-        let reservation = self.engine.reserve_to_write(blocks).await?;
+        let reservation = self.reserve(&range).await?;
         let stored = self.engine.pack(&range, data.clone()).await;
         let wholes: SmallVec<[Whole; 1]> = stored.frames.iter().map(Frame::whole).collect();
         let placed =
             self.engine.place(WritePoint::Data, &stored.data, &wholes, reservation).await?;
         let replacement = Replacement::new(&placed, range, 0, &stored.checksums, &stored.frames);
         Ok(Prepared { replacement, _placed: placed })
+    }
+
+    /// Room for a write: for its blocks, and for what becomes live of what it does not replace. Where there is enough,
+    /// for the most that this can be.
+    ///
+    /// # Errors
+    /// `NoSpace`, at once; when the index cannot be read.
+    pub(super) async fn reserve(&self, range: &BlockRange) -> Result<Reservation> {
+        let (blocks, growth) = (range.to - range.from, self.engine.space.growth_blocks());
+        match self.engine.reserve(blocks + growth).await {
+            Err(StoreError::NoSpace { .. }) if growth > 0 => {
+                let growth = Box::pin(growth_by(&self.engine, range)).await?;
+                self.engine.reserve(blocks + growth).await
+            }
+            result => result,
+        }
     }
 
     /// Commits what does not fit the last transaction. Only a write that was scattered over very

@@ -123,8 +123,7 @@ impl Space {
         let data_blocks = u64::from(self.data_blocks());
         let granted = self.available_blocks(unwritten_bytes) + more * data_blocks;
         // One bucket is kept back, for the index: it grows by whole buckets.
-        let kept = data_blocks + self.growth_blocks();
-        granted.saturating_sub(kept) * INDEX_SHARE / (INDEX_SHARE + 1)
+        granted.saturating_sub(data_blocks) * INDEX_SHARE / (INDEX_SHARE + 1)
     }
 }
 
@@ -134,11 +133,6 @@ impl Engine {
         let blocks = u64::from(blocks);
         self.space.tables.borrow_mut().reserved_blocks += blocks;
         Reservation { space: Rc::clone(&self.space), blocks, index_blocks: 0 }
-    }
-
-    /// [`Engine::reserve`] for one write of `blocks` blocks, with what may become live of what it does not replace.
-    pub(crate) async fn reserve_to_write(&self, blocks: u64) -> Result<Reservation> {
-        self.reserve(blocks + self.space.growth_blocks()).await
     }
 
     /// Sets space aside for an operation that writes `blocks` data blocks, with what its index updates

@@ -376,8 +376,8 @@ impl Space {
         self.data_blocks() * EXTENT_BLOCKS_MAX
     }
 
-    /// Blocks by which a write may make live what it does not replace: the parts that it leaves of a frame may count
-    /// for more than the frame did. None, where nothing is compressed.
+    /// Most blocks by which a write may make live what it does not replace: the parts that it leaves of a frame may
+    /// count for more than the frame did. None, where nothing is compressed.
     pub(crate) fn growth_blocks(&self) -> u64 {
         if self.saved_blocks.get() > 0 { u64::from(EXTENT_BLOCKS_MAX - 1) } else { 0 }
     }

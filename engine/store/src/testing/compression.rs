@@ -318,6 +318,29 @@ fn cutting_frames_of_a_full_pool_ends_in_no_space_and_nothing_else() {
     });
 }
 
+/// That something is compressed takes nothing off what can be written, to the last block.
+#[test]
+fn what_is_said_to_be_free_can_be_written_beside_frames() {
+    with_seeds(|seed| {
+        let pool = small_pool(seed, 1, 24);
+        pool.run(async move |pool| {
+            let mut random = Random::new(seed);
+            let mut text = Volume::new(&pool, "text", MIB, zstd()).await;
+            text.write(0, &[1; 256], &mut random).await.unwrap();
+            assert!(counter(&pool, "space_saved_blocks") > 0);
+            let status = pool.client().status().await.unwrap();
+            let free = status[0].available_bytes / BLOCK_SIZE;
+            let mut noise = Volume::new(&pool, "noise", 64 * MIB, zstd()).await;
+            for at in 0..free as usize {
+                let written = noise.write(at, &[at as u32 * 3 + 3], &mut random).await;
+                assert_eq!(written, Ok(()), "{at} of {free}");
+            }
+            noise.verify_all().await;
+            fsck(&pool).await;
+        });
+    });
+}
+
 /// A frame is decoded once for all reads of its blocks that come soon after.
 #[test]
 fn decoded_blocks_are_cached() {

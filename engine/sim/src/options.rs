@@ -245,7 +245,7 @@ impl Options {
 
     /// Makes a pool that gets full: its volumes are larger than it is, and written widely. So admission
     /// refuses, copygc works at its limit, and shards need each other's regions.
-    fn fill_up(&mut self) {
+    pub(crate) fn fill_up(&mut self) {
         let shards = u64::from(self.shard_count);
         let size_bytes = 24 * MIB * shards;
         self.members.truncate(1);

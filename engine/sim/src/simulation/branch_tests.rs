@@ -54,6 +54,15 @@ fn quiet(seed: u64, faults: FaultMode) -> Options {
     options
 }
 
+/// A pool that gets full, so that copygc has work to do.
+fn full(seed: u64, faults: FaultMode) -> Options {
+    let mut options = Options::of_seed(seed, 1200, faults, None);
+    options.damage = None;
+    options.fill_up();
+    options.fills_runs_first = seed.is_multiple_of(2);
+    options
+}
+
 #[test]
 fn every_branch_of_recovery_is_reached() {
     let names: Vec<&str> = reached::Branch::ALL.iter().map(|(_, words)| *words).collect();
@@ -62,10 +71,11 @@ fn every_branch_of_recovery_is_reached() {
     }
     let kinds = [FaultMode::Crash, FaultMode::Eio, FaultMode::Damage];
     let runs = (1..=SEEDS).flat_map(|seed| {
-        kinds.map(|kind| match seed % 3 {
-            0 => Options::of_seed(seed, 300, kind, None),
-            1 => busy(seed, kind),
-            _ => quiet(seed, kind),
+        kinds.map(|kind| match (seed % 3, kind) {
+            (0, FaultMode::Crash) => full(seed, kind),
+            (0, kind) => Options::of_seed(seed, 300, kind, None),
+            (1, kind) => busy(seed, kind),
+            (_, kind) => quiet(seed, kind),
         })
     });
     let mut missing = names;

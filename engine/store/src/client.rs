@@ -161,7 +161,7 @@ impl<L: Link> Client<L> {
     /// on after the answer.
     ///
     /// # Errors
-    /// `Busy` while one goes on or is paused; where it had not begun it has not.
+    /// `Busy` while one goes on or is paused.
     pub async fn scrub_start(&self, bytes_per_second: u64) -> Result<ScrubStatus> {
         let before = self.scrub(ScrubRequest::Status).await?;
         if matches!(before.state, ScrubState::Running | ScrubState::Paused) {

@@ -338,6 +338,8 @@ impl Engine {
         tables.live_blocks = tables.live_blocks.wrapping_add_signed(i64::from(delta));
         let (data_blocks, closed) = (self.space.data_blocks(), tables.is_closed(id));
         let state = tables.bucket(id);
+        self.space.changes.set(self.space.changes.get() + 1);
+        state.changed = self.space.changes.get();
         // An extent that is cut goes, and comes again in part: what comes counts.
         for (_, blocks) in change.freed.iter().filter(|(freed, _)| *freed == id) {
             state.dead.mark(blocks.clone(), data_blocks);

@@ -313,7 +313,7 @@ impl Space {
     }
 
     /// Keeps the table of a region loaded, if it is.
-    fn pin_loaded(self: &Rc<Self>, region: RegionId) -> Option<RegionPin> {
+    pub(super) fn pin_loaded(self: &Rc<Self>, region: RegionId) -> Option<RegionPin> {
         let mut tables = self.tables.borrow_mut();
         if !tables.known.is_loaded(region) {
             return None;
@@ -545,6 +545,8 @@ impl Tables {
     /// A region is this shard's from now on, with so many buckets that can be allocated.
     pub(super) fn own_region(&mut self, space: &Space, region: RegionId, usable: u32) {
         self.owned += u64::from(usable);
+        // Its buckets begin anew, maybe under generations that they had here before.
+        self.runs.clear();
         self.known.change(region, |known| {
             known.owned = true;
             known.usable = usable;
@@ -603,6 +605,7 @@ impl Tables {
 
     /// Ends were moved: so many buckets of a region can be allocated now.
     pub(super) fn set_usable(&mut self, region: RegionId, usable: u32) {
+        self.runs.clear();
         self.known.change(region, |known| known.usable = usable);
     }
 
@@ -624,6 +627,7 @@ impl Tables {
     /// Forgets regions that a member has not any more, of which it now has `regions`. They are empty, and
     /// their tallies are on disk.
     pub(super) fn forget_regions(&mut self, member: u8, regions: u32) {
+        self.runs.clear();
         let gone = self.known.known.range((member, regions)..=(member, u32::MAX));
         let gone: Vec<RegionId> = gone.map(|(region, _)| *region).collect();
         for region in gone {

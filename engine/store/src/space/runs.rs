@@ -6,12 +6,16 @@
 //! moved is put in the longest run of dead blocks of some bucket.
 //!
 //! What makes that safe:
-//! - No extent names the blocks of a run: that is what a walk over the index found, in buckets that hold exactly as
-//!   many live blocks as the walk found in them, before it and after it, to which nothing appends and in which no
-//!   write is on its way. Nothing is placed there later but by whoever takes the run, once.
+//! - No extent names the blocks of a run: that is what a walk over the index found, in buckets whose extents did not
+//!   change meanwhile (a count of live blocks does not tell: a part of a frame counts as much as the frame), to which
+//!   nothing appends and in which no write is on its way. Nothing is placed there later but by whoever takes the run, once.
 //! - A flush after the walk makes durable that they are dead. So no recovery names them again.
+//! - What was found is forgotten when a region comes or an end moves: only while regions stay do generations tell one
+//!   use of a bucket from the next.
 //! - The generation of the bucket stays, as the other blocks keep their pointers. Whoever still reads what died there
 //!   meets another checksum than he expects, and looks up again; data caches forget everything.
+
+use std::collections::BTreeSet;
 
 use engine_base::hash::FastMap;
 
@@ -45,6 +49,8 @@ struct Seen {
     generation: u32,
     /// As counted before the walk.
     live_blocks: u32,
+    /// The last change of its extents before the walk.
+    changed: u64,
     /// As the extents that were found count.
     found_blocks: u64,
     /// Whether an extent names the block.
@@ -155,6 +161,13 @@ impl Engine {
     /// Runs of dead blocks, the longest last.
     async fn find_runs(&self) -> Result<Vec<Run>> {
         let mut seen = self.buckets_to_fill();
+        // A table that was loaded anew would not know of changes.
+        let _pins: Vec<_> = {
+            let tables = self.space.tables.borrow();
+            let regions: BTreeSet<_> = seen.keys().map(|id| tables.region_of(*id)).collect();
+            drop(tables);
+            regions.into_iter().filter_map(|region| self.space.pin_loaded(region)).collect()
+        };
         let per_bucket = u64::from(self.space.bucket_blocks());
         // What does not fit the runs would use them up.
         let mut longest_frame = 1;
@@ -180,13 +193,14 @@ impl Engine {
     fn buckets_to_fill(&self) -> FastMap<BucketId, Seen> {
         let tables = self.space.tables.borrow();
         let all = tables.buckets.iter().filter(|(id, bucket)| tables.may_be_filled(**id, bucket));
-        let mut all: Vec<(u32, BucketId, u32)> =
-            all.map(|(id, bucket)| (bucket.live_blocks, *id, bucket.generation)).collect();
+        let mut all: Vec<(u32, BucketId, u32, u64)> = all
+            .map(|(id, bucket)| (bucket.live_blocks, *id, bucket.generation, bucket.changed))
+            .collect();
         all.sort_unstable();
         all.truncate(BUCKETS_MAX);
-        let seen = |(live_blocks, id, generation)| {
+        let seen = |(live_blocks, id, generation, changed)| {
             let named = vec![false; tables.data_blocks as usize];
-            (id, Seen { generation, live_blocks, found_blocks: 0, named })
+            (id, Seen { generation, live_blocks, changed, found_blocks: 0, named })
         };
         all.into_iter().map(seen).collect()
     }
@@ -197,6 +211,7 @@ impl Engine {
         let unchanged = seen.iter().filter(|(id, seen)| {
             tables.buckets.get(id).is_some_and(|bucket| {
                 bucket.generation == seen.generation
+                    && bucket.changed == seen.changed
                     && bucket.live_blocks == seen.live_blocks
                     && seen.found_blocks == u64::from(seen.live_blocks)
                     && tables.may_be_filled(**id, bucket)
@@ -223,8 +238,13 @@ mod tests {
 
     #[test]
     fn the_longest_run_is_found_wherever_it_is() {
-        let mut seen =
-            Seen { generation: 1, live_blocks: 0, found_blocks: 0, named: vec![false; 10] };
+        let mut seen = Seen {
+            generation: 1,
+            live_blocks: 0,
+            changed: 0,
+            found_blocks: 0,
+            named: vec![false; 10],
+        };
         assert_eq!(seen.longest_run(), (0, 10));
         seen.name(4, 2);
         assert_eq!(seen.longest_run(), (0, 4));

@@ -65,6 +65,8 @@ pub(crate) struct Bucket {
     pub(crate) stuck: bool,
     /// What the shard had written when it was filled; see [`super::victims`].
     pub(crate) filled_at: u64,
+    /// Number of the last change of the extents that name it, since its table was loaded.
+    pub(crate) changed: u64,
     /// How [`Tables`] knows it.
     pub(super) known_as: KnownAs,
     /// What was placed in it since it was opened; `None` when the summary is on disk, or lost.
@@ -99,6 +101,7 @@ impl Bucket {
             draining: false,
             stuck: false,
             filled_at: 0,
+            changed: 0,
             known_as: KnownAs::Nothing,
             summary: None,
             dead: DeadBlocks::default(),
@@ -278,6 +281,8 @@ pub(crate) struct Space {
     pub(super) hopeless: Hopeless,
     /// Blocks that compression saves.
     pub(crate) saved_blocks: Cell<u64>,
+    /// Changes of extents, of all buckets.
+    pub(crate) changes: Cell<u64>,
     pub(crate) gc_moved_blocks: Cell<u64>,
     pub(crate) gc_buckets: Cell<u64>,
     pub(crate) summary_misses: Cell<u64>,
@@ -314,6 +319,7 @@ impl Space {
             evacuation_error: RefCell::default(),
             hopeless: Hopeless::default(),
             saved_blocks: Cell::new(0),
+            changes: Cell::new(0),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
             summary_misses: Cell::new(0),

@@ -6,9 +6,10 @@
 //! moved is put in the longest run of dead blocks of some bucket.
 //!
 //! What makes that safe:
-//! - No extent names the blocks of a run: that is what a walk over the index found, in buckets whose extents did not
-//!   change meanwhile (a count of live blocks does not tell: a part of a frame counts as much as the frame), to which
-//!   nothing appends and in which no write is on its way. Nothing is placed there later but by whoever takes the run, once.
+//! - No extent names the blocks of a run: that is what a walk over the index found, in buckets whose extents did
+//!   not change meanwhile (a count of live blocks does not tell: a part of a frame counts as much as the frame), to
+//!   which nothing appends and in which no write is on its way. Nothing is placed there later but by whoever takes
+//!   the run, once.
 //! - A flush after the walk makes durable that they are dead. So no recovery names them again.
 //! - What was found is forgotten when a region comes or an end moves: only while regions stay do generations tell one
 //!   use of a bucket from the next.

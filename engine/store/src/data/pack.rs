@@ -144,7 +144,7 @@ impl Engine {
     /// The blocks of an extent in what is on disk for it, which verified.
     ///
     /// # Errors
-    /// `DataLoss` when it cannot be decoded, and when memory is refused.
+    /// `DataLoss` when it cannot be decoded; `OutOfMemory`.
     pub(crate) fn decoded(&self, extent: &Extent, disk: Slice) -> Result<Slice> {
         let Some(frame) = extent.frame else { return Ok(disk) };
         let mut output = Buffer::try_new_dirty(frame.blocks as usize * BLOCK_SIZE as usize)?;

@@ -99,7 +99,7 @@ impl Engine {
         while allocated < blocks {
             let want = (blocks - allocated) as u32;
             let fits = |room: u32| fitting(wholes, allocated, room);
-            let allocation = self.allocate_fitting(point, want, &fits, &mut reservation).await?;
+            let allocation = self.allocate(point, want, &fits, &mut reservation).await?;
             assert!(allocation.blocks >= 1 && allocation.blocks <= want);
             allocated += u64::from(allocation.blocks);
             allocations.push(allocation);

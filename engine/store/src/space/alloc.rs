@@ -116,22 +116,12 @@ impl Space {
 }
 
 impl Engine {
-    /// Allocates up to `blocks` adjacent blocks in one bucket, out of `reservation`.
+    /// Allocates up to `blocks` adjacent blocks in one bucket, out of `reservation`: of those that are left in it, as
+    /// many as `fits` says. When that is none, they stay dead, and another bucket is taken.
     ///
     /// # Errors
     /// When the engine has stopped; space itself is there, it was reserved.
-    pub async fn allocate(
-        &self,
-        point: WritePoint,
-        blocks: u32,
-        reservation: &mut Reservation,
-    ) -> Result<Allocation> {
-        self.allocate_fitting(point, blocks, &|room| room, reservation).await
-    }
-
-    /// [`Engine::allocate`], where of adjacent blocks only as many are taken as `fits` says; when that is none, what is
-    /// left of the bucket stays dead.
-    pub(crate) async fn allocate_fitting(
+    pub(crate) async fn allocate(
         &self,
         point: WritePoint,
         blocks: u32,

@@ -138,7 +138,9 @@ impl TreeModel {
     #[must_use]
     pub fn of(copy: &TreeCopy, home: ShardId, shard_count: u16, number: u64) -> Self {
         let state = copy.known().cloned().unwrap_or_default();
-        let next_node = state.ids().max().unwrap_or(ROOT) + 1;
+        // Replies have named more nodes than are in the state: no other node takes the name of one of these.
+        let named = copy.inodes.keys().copied();
+        let next_node = state.ids().chain(named).max().unwrap_or(ROOT) + 1;
         Self {
             home,
             shard_count,

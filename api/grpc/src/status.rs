@@ -42,6 +42,7 @@ pub fn row(error: &StoreError) -> (Code, &'static str) {
         StoreError::Unsupported { .. } => (Code::Unimplemented, "UNSUPPORTED"),
         StoreError::ShuttingDown { .. } => (Code::Unavailable, "SHUTTING_DOWN"),
         StoreError::Restart => (Code::Internal, "RESTART"),
+        StoreError::TransactionFull(_) => (Code::Internal, "TRANSACTION_FULL"),
     }
 }
 
@@ -209,6 +210,7 @@ mod tests {
             E::Unsupported { what: text() },
             E::ShuttingDown { why: text() },
             E::Restart,
+            E::TransactionFull(9),
         ]
     }
 
@@ -234,6 +236,7 @@ mod tests {
             E::Unsupported { .. } => 17,
             E::ShuttingDown { .. } => 18,
             E::Restart => 19,
+            E::TransactionFull(_) => 20,
         }
     }
 

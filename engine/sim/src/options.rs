@@ -116,6 +116,8 @@ pub struct VolumeMix {
     pub snapshot: u64,
     /// How new data is stored, where a volume has one client.
     pub options: u64,
+    /// Copies within it, where a volume has one client.
+    pub copy: u64,
     /// Most blocks of one write.
     pub blocks_max: u64,
     /// Chance in 8 that an operation falls on the hot spot.
@@ -145,6 +147,8 @@ pub struct TreeMix {
     pub snapshot: u64,
     /// How new data is stored.
     pub options: u64,
+    /// Copies from file to file.
+    pub copy: u64,
     /// Most nodes of a tree.
     pub nodes_max: u64,
     /// Most bytes of one write.
@@ -348,6 +352,7 @@ impl Options {
             resize: 1,
             snapshot: 1,
             options: 1,
+            copy: 2,
             blocks_max: *random.pick(&[4, 64]),
             hot_eighths: 4,
         };
@@ -362,6 +367,7 @@ impl Options {
             sync: 1,
             snapshot: 1,
             options: 1,
+            copy: 2,
             nodes_max: 20,
             bytes_max: *random.pick(&[5_000, 130_000]),
             size_max: *random.pick(&[64 * KIB, 10 * MIB]),
@@ -504,6 +510,7 @@ fn volume_mix(random: &mut Random) -> VolumeMix {
         resize: weight(random, 1),
         snapshot: 0,
         options: 0,
+        copy: weight(random, 6),
         blocks_max: *random.pick(&[1, 4, 16, 64]),
         hot_eighths: *random.pick(&[0, 4, 7]),
     }
@@ -521,6 +528,7 @@ fn tree_mix(random: &mut Random) -> TreeMix {
         sync: weight(random, 4),
         snapshot: 0,
         options: 0,
+        copy: weight(random, 6),
         nodes_max: *random.pick(&[8, 40, 150]),
         bytes_max: *random.pick(&[100, 5_000, 40_000, 130_000]),
         size_max: *random.pick(&[16 * KIB, 256 * KIB, MIB, 10 * MIB]),

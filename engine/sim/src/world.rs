@@ -329,7 +329,7 @@ impl World {
         match error {
             StoreError::NoSpace { .. } | StoreError::Overloaded { .. } => Refusal::NoRoom,
             // It never leaves the engine.
-            StoreError::Restart => Refusal::Wrong,
+            StoreError::Restart | StoreError::TransactionFull(_) => Refusal::Wrong,
             _ if self.anything_goes => Refusal::Device,
             StoreError::Device(_)
             | StoreError::ShuttingDown { .. }

@@ -145,7 +145,11 @@ impl Context {
     /// Data of a subvolume on this shard.
     fn usage(&self, subvolume: SubvolumeId) -> Result<Usage> {
         let version = self.current(subvolume)?.version;
-        let of = |id: u32| self.engine.counter(Counter::data_blocks(id)) * BLOCK_SIZE;
+        // What a version refers to counts in full, whoever else does.
+        let of = |id: u32| {
+            let referenced = self.engine.counter(Counter::referenced_blocks(id));
+            (self.engine.counter(Counter::data_blocks(id)) + referenced) * BLOCK_SIZE
+        };
         let saved = |id: u32| self.engine.counter(Counter::saved_blocks(id)) * BLOCK_SIZE;
         Ok(match self.engine.versions.view(version) {
             None => {

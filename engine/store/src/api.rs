@@ -38,6 +38,8 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 1536;
 pub const RECORD_BYTES_MAX: usize = 1536;
 /// Most bytes in one data request.
 pub const DATA_BYTES_MAX: u64 = 1 << 20;
+/// Most bytes that one [`Request::FileCopy`] copies.
+pub const COPY_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of a file or volume: 2^52 blocks would fit the format; 2^60 bytes is plenty.
 pub const SIZE_BYTES_MAX: u64 = 1 << 60;
 
@@ -114,6 +116,17 @@ pub enum Request {
         of: Whose,
         /// Byte offset.
         offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Lets a range hold what another holds, which is on this shard, too, by reference; each within one chunk, and all
+    /// multiples of 4096. The two do not overlap. Each block of the target holds what it did or what the source did at
+    /// some moment meanwhile. -> `Copied`
+    DataCopy {
+        /// First byte of the source.
+        source: DataPlace,
+        /// First byte of the target.
+        target: DataPlace,
         /// Bytes.
         len: u64,
     },
@@ -393,6 +406,16 @@ pub enum Request {
         /// The bytes, at most [`DATA_BYTES_MAX`].
         data: Data,
     },
+    /// Lets a range of a file be what another file of a tree with the same home has there, up to its end, as far as can
+    /// be by reference (FICLONERANGE). The target grows. Offsets are multiples of 4096. -> `Copied`
+    FileCopy {
+        /// Where from; the source ends where its file does.
+        source: FilePlace,
+        /// Where to; asked of its home.
+        target: FilePlace,
+        /// Bytes, at most [`COPY_BYTES_MAX`].
+        len: u64,
+    },
     /// Makes a range read as zeroes and frees its whole blocks (FALLOC_FL_PUNCH_HOLE |
     /// FALLOC_FL_KEEP_SIZE). Any offset and length. -> `Unit`
     FilePunch {
@@ -591,6 +614,8 @@ pub enum Reply {
     Region(Option<Region>),
     /// Regions.
     Regions(Vec<Region>),
+    /// What a copy did; less than was asked for where the source ends.
+    Copied(CopyStats),
     /// A number.
     Count(u64),
     /// An inode.

@@ -4,8 +4,12 @@
 //! nothing changed while it walked. Where something always does, commits of clients wait for one walk, but not for
 //! long; what could not be compared all the same is told as such, and is not called a problem.
 
+mod sharing;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+pub(crate) use sharing::SharingSeen;
 
 use futures::future::{Either, select};
 
@@ -44,6 +48,8 @@ pub(crate) struct Walk {
     pub(crate) buckets: BTreeMap<(u8, u32), Counted>,
     /// Those that count blocks of versions.
     pub(crate) counters: BTreeMap<Counter, u64>,
+    /// Shared extents, and who refers to them.
+    sharing: SharingSeen,
     /// Used ranges of members: start block -> (blocks, who).
     ranges: BTreeMap<(u8, u64), (u64, String)>,
     problems: Vec<String>,
@@ -150,6 +156,9 @@ impl Engine {
             self.walk_tree(tree, &mut walk).await?;
         }
         self.compare_space(&mut walk);
+        for text in walk.sharing.problems() {
+            walk.problem(text);
+        }
         Ok((walk, before == (self.commits.get(), self.cache.rewrites.get())))
     }
 
@@ -263,6 +272,11 @@ impl Engine {
             }
             *last = Some(*position);
             let (live, version) = (u64::from(extent.live_blocks()), position.snapshot);
+            walk.sharing.note(*position, &extent);
+            if extent.address().is_some() {
+                *walk.counters.entry(Counter::referenced_blocks(version)).or_default() += blocks;
+                continue;
+            }
             if !extent.is_hole() {
                 *walk.counters.entry(Counter::data_blocks(version)).or_default() += live;
             }
@@ -347,7 +361,7 @@ impl Engine {
         drop(tables);
         for (counter, blocks) in &walk.counters {
             let (says, version) = (self.counter(*counter), counter.0 as u32);
-            let what = if counter.is_saved_blocks() { "saved blocks" } else { "blocks" };
+            let what = counter.of_version();
             if says != *blocks {
                 problems.push(format!(
                     "version {version}: the counter says {says} {what}, the index {blocks}"

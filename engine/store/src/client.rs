@@ -3,6 +3,8 @@
 //! Generic over the [`Link`], so the same code runs on a core (futures that are not `Send`) and on
 //! control threads (futures that are).
 
+mod copy;
+
 use engine_base::ids::CHUNK_SIZE_LOG2;
 use engine_base::{BLOCK_SIZE, InodeNumber, ShardId, SubvolumeId};
 use engine_memory::Slice;
@@ -16,6 +18,8 @@ use crate::api::{
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
+
+pub(crate) use copy::copy_parts;
 
 /// A volume to read and write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +60,8 @@ pub struct Client<L> {
     link: L,
 }
 
-macro_rules! expect {
+/// The answer of a kind.
+macro_rules! answer {
     ($call:expr, $kind:ident) => {
         match $call.await? {
             Reply::$kind(value) => Ok(value),
@@ -64,6 +69,7 @@ macro_rules! expect {
         }
     };
 }
+use answer;
 
 impl<L: Link> Client<L> {
     /// A client over `link`.
@@ -229,25 +235,25 @@ impl<L: Link> Client<L> {
     ) -> Result<SubvolumeInfo> {
         let name = name.to_owned();
         let request = Request::SubvolumeCreate { name, kind, size_bytes, block_size, options };
-        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// Changes how new data of a subvolume is stored.
     pub async fn subvolume_set(&self, name: &str, set: SetOptions) -> Result<SubvolumeInfo> {
         let request = Request::SubvolumeSet { name: name.to_owned(), set };
-        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// Finds a subvolume by name.
     pub async fn subvolume_get(&self, name: &str) -> Result<SubvolumeInfo> {
         let request = Request::SubvolumeGet { name: name.to_owned() };
-        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// Lists subvolumes by name, `limit` at most, after the name `after`.
     pub async fn subvolume_list(&self, after: &str, limit: u32) -> Result<Vec<SubvolumeInfo>> {
         let request = Request::SubvolumeList { after: after.to_owned(), limit };
-        expect!(self.link.call(ShardId(0), request), Subvolumes)
+        answer!(self.link.call(ShardId(0), request), Subvolumes)
     }
 
     /// Data that a subvolume holds on all shards.
@@ -281,14 +287,14 @@ impl<L: Link> Client<L> {
     /// Makes snapshots, all of one instant.
     pub async fn snapshot_create(&self, snapshots: &[NewSnapshot]) -> Result<Vec<SubvolumeInfo>> {
         let request = Request::SnapshotCreate { snapshots: snapshots.to_vec() };
-        expect!(self.link.call(ShardId(0), request), Subvolumes)
+        answer!(self.link.call(ShardId(0), request), Subvolumes)
     }
 
     /// Makes a volume what it was at one of its snapshots.
     pub async fn subvolume_rollback(&self, name: &str, snapshot: &str) -> Result<SubvolumeInfo> {
         let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
         let request = Request::SubvolumeRollback { name, snapshot };
-        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// The ranges in which a snapshot of a volume does not hold the same blocks as another of the same volume does, or
@@ -356,7 +362,7 @@ impl<L: Link> Client<L> {
     /// Resizes a volume.
     pub async fn volume_resize(&self, name: &str, size_bytes: u64) -> Result<SubvolumeInfo> {
         let request = Request::VolumeResize { name: name.to_owned(), size_bytes };
-        expect!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
     /// Keeps a record.
@@ -374,7 +380,7 @@ impl<L: Link> Client<L> {
     /// All records of a collection.
     pub async fn record_list(&self, collection: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let request = Request::RecordList { collection: collection.to_owned() };
-        expect!(self.link.call(ShardId(0), request), Records)
+        answer!(self.link.call(ShardId(0), request), Records)
     }
 
     /// Removes a record.
@@ -414,7 +420,7 @@ impl<L: Link> Client<L> {
         let mut parts = Self::parts(offset, len, DATA_BYTES_MAX).peekable();
         let Some(first) = parts.next() else { return Ok(Data::new()) };
         if parts.peek().is_none() {
-            return expect!(call(first.0, first.1), Data);
+            return answer!(call(first.0, first.1), Data);
         }
         let calls = std::iter::once(first).chain(parts).map(|(offset, len)| call(offset, len));
         let mut whole = Data::new();
@@ -486,7 +492,7 @@ impl<L: Link> Client<L> {
     }
 
     async fn attributes(&self, tree: TreeRef, request: Request) -> Result<Attributes> {
-        expect!(self.link.call(self.home(tree), request), Attributes).map(|attributes| *attributes)
+        answer!(self.link.call(self.home(tree), request), Attributes).map(|attributes| *attributes)
     }
 
     /// Attributes of an inode.
@@ -532,7 +538,7 @@ impl<L: Link> Client<L> {
 
     /// Target of a symbolic link.
     pub async fn read_link(&self, tree: TreeRef, inode: InodeNumber) -> Result<Vec<u8>> {
-        expect!(self.link.call(self.home(tree), Request::ReadLink { tree, inode }), Bytes)
+        answer!(self.link.call(self.home(tree), Request::ReadLink { tree, inode }), Bytes)
     }
 
     /// Adds a name to an inode.
@@ -587,7 +593,7 @@ impl<L: Link> Client<L> {
         limit: u32,
     ) -> Result<Vec<DirectoryEntry>> {
         let request = Request::ReadDirectory { tree, directory, cookie, limit };
-        expect!(self.link.call(self.home(tree), request), Entries)
+        answer!(self.link.call(self.home(tree), request), Entries)
     }
 
     /// Reads from a file, at most [`DATA_BYTES_MAX`] bytes.
@@ -599,7 +605,7 @@ impl<L: Link> Client<L> {
         len: u32,
     ) -> Result<Data> {
         let request = Request::FileRead { tree, inode, offset, len };
-        expect!(self.link.call(self.home(tree), request), Data)
+        answer!(self.link.call(self.home(tree), request), Data)
     }
 
     /// Writes to a file, at most [`DATA_BYTES_MAX`] bytes.
@@ -637,7 +643,7 @@ impl<L: Link> Client<L> {
         name: &[u8],
     ) -> Result<Vec<u8>> {
         let request = Request::XattrGet { tree, inode, name: name.to_vec() };
-        expect!(self.link.call(self.home(tree), request), Bytes)
+        answer!(self.link.call(self.home(tree), request), Bytes)
     }
 
     /// Sets an extended attribute.
@@ -655,7 +661,7 @@ impl<L: Link> Client<L> {
 
     /// Names of all extended attributes.
     pub async fn xattr_list(&self, tree: TreeRef, inode: InodeNumber) -> Result<Vec<Vec<u8>>> {
-        expect!(self.link.call(self.home(tree), Request::XattrList { tree, inode }), Names)
+        answer!(self.link.call(self.home(tree), Request::XattrList { tree, inode }), Names)
     }
 
     /// Removes an extended attribute.

@@ -67,10 +67,7 @@ impl Engine {
             return self.validate(&transaction);
         }
         if transaction.updates.len() > UPDATES_MAX {
-            return Err(StoreError::invalid(format!(
-                "a transaction of {} updates; {UPDATES_MAX} are the most",
-                transaction.updates.len()
-            )));
+            return Err(StoreError::TransactionFull(transaction.updates.len()));
         }
         let values = |update: &crate::transaction::Update| {
             update.value.as_ref().map_or(0, |value| value.len())
@@ -250,6 +247,10 @@ impl Engine {
         if extent.is_hole() {
             return Ok(());
         }
+        if extent.is_reference() {
+            change.count(Counter::referenced_blocks(position.snapshot), signed(extent.blocks()));
+            return Ok(());
+        }
         change.count(Counter::data_blocks(position.snapshot), blocks);
         if extent.live_blocks() < extent.blocks() {
             let saved = signed(extent.blocks() - extent.live_blocks());
@@ -387,6 +388,9 @@ impl Engine {
             }
             Record::CounterAtLeast { least, .. } => state.value = state.value.max(least),
             _ => {}
+        }
+        if counter == Counter::SHARED_BLOCKS {
+            self.space.shares.set(state.value > 0);
         }
         if counter.is_saved_blocks() {
             let saved = self.space.saved_blocks.get().wrapping_sub(before);

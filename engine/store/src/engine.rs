@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use crate::btree::{Cache, Node, NodePin};
 use crate::codec::Codec;
 use crate::damage::DamageList;
+use crate::data::Unsharing;
 use crate::error::{Result, StoreError};
 use crate::flight::Flights;
 use crate::journal::{Class, Holder, Journal, Next, Record, RecordWriter};
@@ -116,6 +117,8 @@ pub struct Engine {
     pub(crate) codec: Codec,
     /// Data that is on its way.
     pub(crate) flights: Rc<Flights>,
+    /// Shared extents that are perhaps not shared any more.
+    pub(crate) unsharing: Unsharing,
     /// Whose keys a version sees.
     pub(crate) versions: Versions,
     /// Areas of versions that are noted in the index.
@@ -169,6 +172,7 @@ impl Engine {
         runtime.spawn("index read-ahead", Box::pin(ahead));
         let evacuation = Scoped::new(alloc_site!("copygc"), Rc::clone(&engine).evacuation_loop());
         runtime.spawn("evacuation", Box::pin(evacuation));
+        runtime.spawn("unsharing", Box::pin(Rc::clone(&engine).unshare_loop()));
         runtime.spawn("damage list", Box::pin(Rc::clone(&engine).damage_loop()));
         let members = (0_u8..).zip(&engine.config.members);
         let discard = members.filter(|(_, queue)| queue.info().discard).map(|(index, _)| index);
@@ -630,6 +634,7 @@ impl Engine {
         }
         out.push(("btree_reserve_uses", self.reserve.uses()));
         self.flights.counters(&mut out);
+        self.unsharing.counters(&mut out);
         self.codec.counters(&mut out);
         self.space.counters(&mut out);
         out

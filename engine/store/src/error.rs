@@ -126,6 +126,9 @@ pub enum StoreError {
     /// A transaction met a conflict and must run again. Never leaves the engine.
     #[error("transaction restart")]
     Restart,
+    /// A transaction would change more keys than one may: it must be cut into several. Never leaves the engine.
+    #[error("a transaction of {0} changes, more than one takes")]
+    TransactionFull(usize),
 }
 
 impl StoreError {

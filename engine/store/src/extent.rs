@@ -9,6 +9,9 @@
 //! decoded blocks, and moving a part elsewhere never takes more than it counted for.
 //!
 //! A *hole* has no pointers: its blocks read as zeroes, whatever versions above hold there ([`crate::version`]).
+//!
+//! Blocks that several places have in common are one *shared* extent, at a key of its own, its [`Address`], and a
+//! *reference* to it at each of these places ([`crate::data`]).
 
 use smallvec::SmallVec;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -44,8 +47,9 @@ struct ExtentHeader {
     compression: u8,
     /// Encryption: 0 none; others are reserved.
     encryption: u8,
-    /// Reserved, zero.
-    reserved: u8,
+    /// 0: of one inode alone; 1: a reference, an [`ExtentAddress`] follows and nothing else; 2: shared,
+    /// [`ExtentHolders`] follow the checksums.
+    sharing: u8,
     /// Logical length in blocks.
     blocks: U16,
     /// Blocks on disk (equal to `blocks` unless compressed; 0 of a hole).
@@ -72,10 +76,36 @@ struct ExtentPointer {
     reserved: [u8; 3],
 }
 
+/// An address on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct ExtentAddress {
+    /// Its space: see [`Address`].
+    space: U64,
+    /// Its first block in that.
+    block: U64,
+}
+
+/// Holders on disk.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct ExtentHolders {
+    /// How many, at least 1.
+    count: U32,
+    /// Their versions, by exclusive or.
+    version: U32,
+    /// Their inodes, by exclusive or.
+    inode: U64,
+    /// Their shifts, by exclusive or.
+    shift: U64,
+}
+
 const _: () = assert!(size_of::<ExtentHeader>() == 16);
+const _: () = assert!(size_of::<ExtentAddress>() == 16);
+const _: () = assert!(size_of::<ExtentHolders>() == 24);
 const _: () = assert!(size_of::<ExtentPointer>() == 16);
 const _: () = assert!(
-    16 + 16 * POINTERS_MAX + 4 * (EXTENT_BLOCKS_MAX as usize) <= crate::key::VALUE_BYTES_MAX
+    16 + 16 * POINTERS_MAX + 4 * (EXTENT_BLOCKS_MAX as usize) + 24 <= crate::key::VALUE_BYTES_MAX
 );
 
 /// One copy of an extent.
@@ -90,7 +120,7 @@ pub struct Pointer {
 }
 
 /// A decoded extent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Length in blocks, 1 to [`EXTENT_BLOCKS_MAX`].
     pub blocks: u32,
@@ -100,6 +130,150 @@ pub struct Extent {
     pub checksums: SmallVec<[u32; 4]>,
     /// How its blocks are found in what is on disk; `None`: they are what is there.
     pub frame: Option<FramePart>,
+    /// Whether others have its blocks, too.
+    pub sharing: Sharing,
+}
+
+/// Who has the blocks of an extent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// The inode and version of its key, alone.
+    #[default]
+    Alone,
+    /// They are at this address, perhaps in several shared extents; the extent has nothing itself.
+    Reference(Address),
+    /// Those who refer to it; its key is its address.
+    Shared(Holders),
+}
+
+/// Where shared blocks are found in the extents tree, for as long as they are shared: named after the place on disk
+/// where they were when that began, so that all that came to be shared in a bucket is side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// In place of an inode: [`Address::SPACES`], the member's number shifted left by 32, the generation of the
+    /// bucket, and [`Address::FRAMES`] for blocks of a frame.
+    pub space: u64,
+    /// The block on the member; of a frame, 32 times the frame's first block plus the number of the decoded block.
+    pub block: u64,
+}
+
+impl Address {
+    /// Where the numbers of spaces begin. Inodes have lower ones.
+    pub const SPACES: u64 = 1 << 63;
+    /// Of blocks in frames.
+    pub const FRAMES: u64 = 1 << 62;
+
+    /// Of the first block of an extent that is no reference and no hole.
+    pub(crate) fn of(extent: &Extent) -> Self {
+        let Pointer { member, generation, block } = extent.pointers[0];
+        let frames = if extent.frame.is_some() { Self::FRAMES } else { 0 };
+        let space = Self::space(frames, member, generation);
+        match extent.frame {
+            None => Self { space, block },
+            Some(frame) => {
+                Self { space, block: block * Self::blocks_per_frame() + u64::from(frame.offset) }
+            }
+        }
+    }
+
+    /// The space of what was in buckets of a generation.
+    pub(crate) fn space(frames: u64, member: u8, generation: u32) -> u64 {
+        Self::SPACES | frames | u64::from(member) << 32 | u64::from(generation)
+    }
+
+    /// Addresses that the first block of a frame stands for.
+    pub(crate) fn blocks_per_frame() -> u64 {
+        u64::from(EXTENT_BLOCKS_MAX)
+    }
+
+    /// So many blocks on.
+    pub(crate) fn after(self, blocks: u64) -> Self {
+        Self { block: self.block + blocks, ..self }
+    }
+
+    /// Whether a key of the extents tree is an address rather than a place in an inode.
+    pub(crate) fn is_space(inode: u64) -> bool {
+        inode >= Self::SPACES
+    }
+}
+
+/// A reference to a shared extent, told by where the extent's blocks are seen through it. Cutting a reference does not
+/// change what it is to the extents that it still covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Inode with the reference.
+    pub inode: u64,
+    /// Version of it.
+    pub version: u32,
+    /// Block of the inode, less the block of the address (wrapping).
+    pub shift: u64,
+}
+
+/// All references to a shared extent: how many, and who they are taken together by exclusive or. Of one reference that
+/// is who it is; so the last one is found without a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// How many.
+    pub count: u32,
+    together: Together,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Together {
+    inode: u64,
+    version: u32,
+    shift: u64,
+}
+
+impl Holders {
+    /// One.
+    #[must_use]
+    pub fn one(holder: Holder) -> Self {
+        let mut this = Self { count: 1, together: Together::default() };
+        this.toggle(holder);
+        this
+    }
+
+    /// Adds one. False: there are as many as can be counted.
+    #[must_use]
+    pub fn add(&mut self, holder: Holder) -> bool {
+        let Some(count) = self.count.checked_add(1) else { return false };
+        self.count = count;
+        self.toggle(holder);
+        true
+    }
+
+    /// Takes one away, which is among them.
+    pub fn remove(&mut self, holder: Holder) {
+        self.count = self.count.saturating_sub(1);
+        self.toggle(holder);
+    }
+
+    /// The last one.
+    #[must_use]
+    pub fn only(&self) -> Option<Holder> {
+        let Together { inode, version, shift } = self.together;
+        (self.count == 1).then_some(Holder { inode, version, shift })
+    }
+
+    /// What takes these away, for [`Holders::merge`].
+    pub(crate) fn gone(self) -> Self {
+        Self { count: self.count.wrapping_neg(), ..self }
+    }
+
+    /// Adds others, or what takes them away.
+    pub(crate) fn merge(&mut self, others: Self) {
+        let Together { inode, version, shift } = others.together;
+        self.count = self.count.wrapping_add(others.count);
+        self.toggle(Holder { inode, version, shift });
+    }
+
+    /// Adds or takes away one without counting.
+    fn toggle(&mut self, holder: Holder) {
+        self.together.inode ^= holder.inode;
+        self.together.version ^= holder.version;
+        self.together.shift ^= holder.shift;
+    }
 }
 
 /// The part of a frame that an extent is.
@@ -141,13 +315,37 @@ impl Extent {
     /// A hole of so many blocks.
     #[must_use]
     pub fn hole(blocks: u32) -> Self {
-        Self { blocks, pointers: SmallVec::new(), checksums: SmallVec::new(), frame: None }
+        Self { blocks, ..Self::default() }
+    }
+
+    /// A reference to so many shared blocks.
+    #[must_use]
+    pub fn reference(address: Address, blocks: u32) -> Self {
+        Self { blocks, sharing: Sharing::Reference(address), ..Self::default() }
     }
 
     /// Whether it says that there is nothing.
     #[must_use]
     pub fn is_hole(&self) -> bool {
-        self.pointers.is_empty()
+        self.pointers.is_empty() && self.address().is_none()
+    }
+
+    /// Who refers to it, of a shared extent.
+    #[must_use]
+    pub fn holders(&self) -> Option<Holders> {
+        match self.sharing {
+            Sharing::Shared(holders) => Some(holders),
+            Sharing::Alone | Sharing::Reference(_) => None,
+        }
+    }
+
+    /// Where its blocks are, of a reference.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        match self.sharing {
+            Sharing::Reference(address) => Some(address),
+            Sharing::Alone | Sharing::Shared(_) => None,
+        }
     }
 
     /// Blocks on each device that it names.
@@ -175,12 +373,14 @@ impl Extent {
         assert!(self.pointers.len() <= POINTERS_MAX);
         assert!(match self.frame {
             None =>
-                self.is_hole() && self.checksums.is_empty() || self.disk_blocks() == self.blocks,
+                self.pointers.is_empty() && self.checksums.is_empty()
+                    || self.disk_blocks() == self.blocks,
             Some(frame) =>
                 self.disk_blocks() < frame.blocks && frame.offset + self.blocks <= frame.blocks,
         });
         let checksums = self.checksums.iter().copied().map(U32::new);
-        encode(self.blocks, self.frame, self.pointers.iter().copied(), checksums)
+        let (blocks, frame, sharing) = (self.blocks, self.frame, self.sharing);
+        encode((blocks, frame, sharing), self.pointers.iter().copied(), checksums)
     }
 
     /// Parses a value of the extents tree.
@@ -200,8 +400,8 @@ impl Extent {
     pub fn cut(&self, start: u32, blocks: u32) -> Self {
         assert!(blocks >= 1 && start + blocks <= self.blocks);
         if let Some(frame) = self.frame {
-            let frame = FramePart { offset: frame.offset + start, ..frame };
-            return Self { blocks, frame: Some(frame), ..self.clone() };
+            let frame = Some(FramePart { offset: frame.offset + start, ..frame });
+            return Self { blocks, frame, sharing: self.sharing.after(start), ..self.clone() };
         }
         let pointers = self
             .pointers
@@ -209,7 +409,47 @@ impl Extent {
             .map(|pointer| Pointer { block: pointer.block + u64::from(start), ..*pointer })
             .collect();
         let checksums = part_of(&self.checksums, start, blocks).into();
-        Self { blocks, pointers, checksums, frame: None }
+        Self { blocks, pointers, checksums, frame: None, sharing: self.sharing.after(start) }
+    }
+}
+
+impl Sharing {
+    /// Of what begins so many blocks on.
+    fn after(self, blocks: u32) -> Self {
+        match self {
+            Self::Reference(address) => Self::Reference(address.after(u64::from(blocks))),
+            Self::Alone | Self::Shared(_) => self,
+        }
+    }
+
+    fn to_disk(self) -> u8 {
+        match self {
+            Self::Alone => 0,
+            Self::Reference(_) => 1,
+            Self::Shared(_) => 2,
+        }
+    }
+}
+
+impl Extent {
+    /// This extent and the one behind it as one, when they were cut from one and lie as they did then.
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
+        let blocks = self.blocks + next.blocks;
+        let [pointer] = self.pointers.as_slice() else { return None };
+        if blocks > EXTENT_BLOCKS_MAX || self.sharing != next.sharing {
+            return None;
+        }
+        if let (Some(frame), Some(follows)) = (self.frame, next.frame) {
+            let expected = FramePart { offset: frame.offset + self.blocks, ..frame };
+            let same = self.pointers == next.pointers && self.checksums == next.checksums;
+            return (same && follows == expected).then(|| Self { blocks, ..self.clone() });
+        }
+        let behind = Pointer { block: pointer.block + u64::from(self.blocks), ..*pointer };
+        if self.frame.is_some() || next.frame.is_some() || next.pointers.as_slice() != [behind] {
+            return None;
+        }
+        let checksums = self.checksums.iter().chain(&next.checksums).copied().collect();
+        Some(Self { blocks, checksums, ..self.clone() })
     }
 }
 
@@ -223,8 +463,7 @@ fn part_of<T>(checksums: &[T], start: u32, blocks: u32) -> &[T] {
 
 /// The bytes of an extent with these pointers and checksums.
 fn encode(
-    blocks: u32,
-    frame: Option<FramePart>,
+    (blocks, frame, sharing): (u32, Option<FramePart>, Sharing),
     pointers: impl ExactSizeIterator<Item = Pointer>,
     checksums: impl ExactSizeIterator<Item = U32>,
 ) -> Value {
@@ -239,7 +478,7 @@ fn encode(
         checksum: u8::from(pointers.len() > 0),
         compression,
         encryption: 0,
-        reserved: 0,
+        sharing: sharing.to_disk(),
         blocks: U16::new(blocks as u16),
         disk_blocks: U16::new(disk_blocks),
         decoded_offset_blocks: U16::new(decoded_offset),
@@ -248,7 +487,12 @@ fn encode(
     };
     let bytes = size_of::<ExtentHeader>()
         + size_of::<ExtentPointer>() * pointers.len()
-        + size_of::<U32>() * checksums.len();
+        + size_of::<U32>() * checksums.len()
+        + match sharing {
+            Sharing::Alone => 0,
+            Sharing::Reference(_) => size_of::<ExtentAddress>(),
+            Sharing::Shared(_) => size_of::<ExtentHolders>(),
+        };
     let mut value = Value::with_capacity(bytes);
     value.extend_from_slice(header.as_bytes());
     for pointer in pointers {
@@ -263,6 +507,22 @@ fn encode(
     for checksum in checksums {
         value.extend_from_slice(checksum.as_bytes());
     }
+    match sharing {
+        Sharing::Alone => {}
+        Sharing::Reference(Address { space, block }) => {
+            let disk = ExtentAddress { space: U64::new(space), block: U64::new(block) };
+            value.extend_from_slice(disk.as_bytes());
+        }
+        Sharing::Shared(Holders { count, together }) => {
+            let disk = ExtentHolders {
+                count: U32::new(count),
+                version: U32::new(together.version),
+                inode: U64::new(together.inode),
+                shift: U64::new(together.shift),
+            };
+            value.extend_from_slice(disk.as_bytes());
+        }
+    }
     value
 }
 
@@ -275,6 +535,7 @@ pub(crate) struct ExtentView<'a> {
     /// One for each block on disk.
     checksums: &'a [U32],
     frame: Option<FramePart>,
+    sharing: Sharing,
 }
 
 /// Parses what an extent says of its lengths: the blocks on disk, and of which frame it is a part.
@@ -286,6 +547,7 @@ fn lengths(header: &ExtentHeader) -> std::result::Result<(u32, Option<FramePart>
     if blocks == 0 || blocks > EXTENT_BLOCKS_MAX {
         return Err("length is out of range");
     }
+    // Or a reference.
     let is_hole = header.pointers == 0;
     if header.encryption != 0 || header.checksum != u8::from(!is_hole) {
         return Err("uses encryption or a checksum this version lacks");
@@ -309,6 +571,21 @@ fn lengths(header: &ExtentHeader) -> std::result::Result<(u32, Option<FramePart>
     Ok((disk_blocks, Some(FramePart { algorithm, blocks: decoded_blocks, offset })))
 }
 
+/// Parses what follows the checksums of an extent.
+fn sharing(kind: u8, bytes: &[u8]) -> Option<Sharing> {
+    if kind == 1 {
+        let disk = ExtentAddress::ref_from_bytes(bytes).ok()?;
+        let address = Address { space: disk.space.get(), block: disk.block.get() };
+        let known = address.block < MEMBER_BLOCKS_MAX * Address::blocks_per_frame();
+        return (known && Address::is_space(address.space)).then_some(Sharing::Reference(address));
+    }
+    let disk = ExtentHolders::ref_from_bytes(bytes).ok().filter(|_| kind == 2)?;
+    let (version, inode, shift) = (disk.version.get(), disk.inode.get(), disk.shift.get());
+    let together = Together { inode, version, shift };
+    let holders = Holders { count: disk.count.get(), together };
+    (holders.count > 0).then_some(Sharing::Shared(holders))
+}
+
 impl<'a> ExtentView<'a> {
     /// Parses a value of the extents tree.
     ///
@@ -330,13 +607,22 @@ impl<'a> ExtentView<'a> {
         let length = || bad("length does not fit its pointers and checksums");
         let (pointers, rest) = <[ExtentPointer]>::ref_from_prefix_with_elems(rest, pointer_count)
             .map_err(|_| length())?;
-        let checksums =
-            <[U32]>::ref_from_bytes_with_elems(rest, disk_blocks as usize).map_err(|_| length())?;
+        let (checksums, rest) = <[U32]>::ref_from_prefix_with_elems(rest, disk_blocks as usize)
+            .map_err(|_| length())?;
+        let sharing = match (header.sharing, rest.len()) {
+            (0, 0) => Sharing::Alone,
+            (0 | 1 | 2, _) => {
+                let sharing = sharing(header.sharing, rest);
+                let fits = |it: &Sharing| (pointer_count == 0) == (it.to_disk() == 1);
+                sharing.filter(fits).ok_or_else(|| bad("what it shares does not fit it"))?
+            }
+            _ => return Err(bad("is shared in a way that is not known")),
+        };
         // Whoever uses it counts in bytes from here on.
         if pointers.iter().any(|pointer| pointer.block.get() >= MEMBER_BLOCKS_MAX) {
             return Err(bad("lies past the end of any member"));
         }
-        Ok(Self { blocks, pointers, checksums, frame })
+        Ok(Self { blocks, pointers, checksums, frame, sharing })
     }
 
     /// Length in blocks, 1 to [`EXTENT_BLOCKS_MAX`].
@@ -346,12 +632,33 @@ impl<'a> ExtentView<'a> {
 
     /// Whether it says that there is nothing.
     pub(crate) fn is_hole(&self) -> bool {
-        self.pointers.is_empty()
+        self.pointers.is_empty() && !self.is_reference()
+    }
+
+    /// Whether what it has is elsewhere.
+    pub(crate) fn is_reference(&self) -> bool {
+        matches!(self.sharing, Sharing::Reference(_))
+    }
+
+    /// As [`Extent::address`].
+    pub(crate) fn address(&self) -> Option<Address> {
+        match self.sharing {
+            Sharing::Reference(address) => Some(address),
+            Sharing::Alone | Sharing::Shared(_) => None,
+        }
     }
 
     /// As [`Extent::disk_blocks`].
     pub(crate) fn disk_blocks(&self) -> u32 {
         self.checksums.len() as u32
+    }
+
+    /// Who refers to it, of a shared extent.
+    pub(crate) fn holders(&self) -> Option<Holders> {
+        match self.sharing {
+            Sharing::Shared(holders) => Some(holders),
+            Sharing::Alone | Sharing::Reference(_) => None,
+        }
     }
 
     /// As [`Extent::live_blocks`].
@@ -390,13 +697,15 @@ impl<'a> ExtentView<'a> {
     pub(crate) fn cut(&self, start: u32, blocks: u32) -> Extent {
         let (frame, pointers, checksums) = self.part(start, blocks);
         let checksums = checksums.iter().map(|checksum| checksum.get()).collect();
-        Extent { blocks, pointers: pointers.collect(), checksums, frame }
+        let sharing = self.sharing.after(start);
+        Extent { blocks, pointers: pointers.collect(), checksums, frame, sharing }
     }
 
     /// [`ExtentView::cut`], as the bytes for the index.
     pub(crate) fn encode_cut(&self, start: u32, blocks: u32) -> Value {
         let (frame, pointers, checksums) = self.part(start, blocks);
-        encode(blocks, frame, pointers, checksums.iter().copied())
+        let sharing = self.sharing.after(start);
+        encode((blocks, frame, sharing), pointers, checksums.iter().copied())
     }
 
     fn part(
@@ -425,8 +734,117 @@ mod tests {
             blocks: 3,
             pointers: [Pointer { member: 2, generation: 7, block: 1 << 40 }].into_iter().collect(),
             checksums: [1, 2, 3].into_iter().collect(),
-            frame: None,
+            ..Extent::default()
         }
+    }
+
+    fn address() -> Address {
+        Address { space: Address::space(0, 3, 9), block: 77 }
+    }
+
+    fn shared() -> Extent {
+        let mut holders = Holders::one(Holder { inode: 5, version: 6, shift: 7 });
+        assert!(holders.add(Holder { inode: 50, version: 60, shift: 70 }));
+        Extent { sharing: Sharing::Shared(holders), ..sample() }
+    }
+
+    #[test]
+    fn a_reference_is_cut_as_what_it_refers_to() {
+        let reference = Extent::reference(address(), 9);
+        let value = reference.encode();
+        assert_eq!(Extent::decode(&value), Ok(reference.clone()));
+        let view = ExtentView::parse(&value).unwrap();
+        assert!(view.is_reference() && !view.is_hole() && !reference.is_hole());
+        assert_eq!((view.blocks(), view.disk_blocks(), view.live_blocks()), (9, 0, 0));
+        let part = reference.cut(4, 5);
+        assert_eq!((part.address(), part.blocks), (Some(address().after(4)), 5));
+        assert_eq!(view.cut(4, 5), part);
+        assert_eq!(view.encode_cut(4, 5), part.encode());
+    }
+
+    #[test]
+    fn parts_of_a_shared_extent_have_its_holders() {
+        for whole in [shared(), Extent { sharing: shared().sharing, ..compressed() }] {
+            let value = whole.encode();
+            assert_eq!(Extent::decode(&value), Ok(whole.clone()));
+            assert_eq!(whole.cut(1, 2).sharing, whole.sharing);
+            let view = ExtentView::parse(&value).unwrap();
+            assert_eq!(view.encode_cut(1, 2), whole.cut(1, 2).encode());
+        }
+    }
+
+    #[test]
+    fn what_was_cut_is_joined_again() {
+        for whole in [sample(), compressed(), shared()] {
+            let (first, second) = (whole.cut(0, 1), whole.cut(1, whole.blocks - 1));
+            assert_eq!(first.joined(&second), Some(whole.clone()));
+            assert_eq!(second.joined(&first), None);
+            let mut elsewhere = second.clone();
+            elsewhere.pointers[0].block += 1;
+            assert_eq!(first.joined(&elsewhere), None);
+        }
+        let longest = Extent { blocks: EXTENT_BLOCKS_MAX, ..sample() };
+        assert_eq!(longest.joined(&sample()), None);
+        assert_eq!(compressed().cut(0, 1).joined(&sample()), None);
+    }
+
+    #[test]
+    fn the_last_holder_is_known() {
+        let holder = |number: u64| Holder {
+            inode: number,
+            version: number as u32 * 3,
+            shift: number.wrapping_neg(),
+        };
+        let mut holders = Holders::one(holder(1));
+        assert_eq!(holders.only(), Some(holder(1)));
+        for number in 2..9 {
+            assert!(holders.add(holder(number)));
+            assert_eq!(holders.only(), None);
+        }
+        for number in [3, 1, 8, 2, 4, 7, 5] {
+            holders.remove(holder(number));
+        }
+        assert_eq!(holders.only(), Some(holder(6)));
+        holders.remove(holder(6));
+        assert_eq!(holders, Holders::default());
+        holders.count = u32::MAX;
+        assert!(!holders.add(holder(1)), "no more can be counted");
+    }
+
+    #[test]
+    fn an_address_is_where_blocks_were_when_they_came_to_be_shared() {
+        let plain = sample();
+        let expected = Address { space: 1 << 63 | 2 << 32 | 7, block: 1 << 40 };
+        assert_eq!(Address::of(&plain), expected);
+        assert_eq!(Address::of(&plain.cut(2, 1)), expected.after(2));
+        let frame = Address::of(&compressed().cut(3, 2));
+        assert_eq!(frame.space, expected.space | 1 << 62);
+        assert_eq!(frame.block, (1 << 45) + 3);
+        assert!(Address::is_space(frame.space) && !Address::is_space(u64::MAX >> 1));
+    }
+
+    #[test]
+    fn what_is_shared_and_does_not_fit_is_refused() {
+        let as_kind = |mut value: Value, kind: u8| {
+            value[5] = kind;
+            Extent::decode(&value).is_err()
+        };
+        let reference = Extent::reference(address(), 9).encode();
+        assert!(as_kind(reference.clone(), 0) && as_kind(reference.clone(), 2));
+        assert!(as_kind(reference.clone(), 3));
+        assert!(as_kind(shared().encode(), 0) && as_kind(shared().encode(), 1));
+        assert!(as_kind(sample().encode(), 1) && as_kind(sample().encode(), 2));
+        assert!(as_kind(Extent::hole(4).encode(), 1) && as_kind(Extent::hole(4).encode(), 2));
+        let mut elsewhere = reference.clone();
+        elsewhere[16 + 7] = 0;
+        assert!(Extent::decode(&elsewhere).is_err(), "an inode is no address");
+        let mut far = reference;
+        far[24 + 7] = 1;
+        assert!(Extent::decode(&far).is_err(), "past any member");
+        let mut nobody = shared().encode();
+        let at = nobody.len() - 24;
+        nobody[at] = 0;
+        assert!(Extent::decode(&nobody).is_err(), "shared by nobody");
     }
 
     fn compressed() -> Extent {
@@ -518,7 +936,8 @@ mod tests {
 
     #[test]
     fn any_damage_is_an_error_or_another_extent_but_no_panic() {
-        for good in [sample().encode(), compressed().encode()] {
+        let reference = Extent::reference(address(), 9).encode();
+        for good in [sample().encode(), compressed().encode(), shared().encode(), reference] {
             for at in 0..good.len() {
                 for bit in 0..8 {
                     let mut bad = good.clone();

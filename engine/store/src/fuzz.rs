@@ -144,7 +144,7 @@ mod tests {
             blocks: 2,
             pointers: [Pointer { member: 0, generation: 1, block: 9 }].into_iter().collect(),
             checksums: [1, 2].into_iter().collect(),
-            frame: None,
+            ..crate::extent::Extent::default()
         };
         let part = FramePart { algorithm: Algorithm::Lz4, blocks: 8, offset: 3 };
         let compressed = crate::extent::Extent { frame: Some(part), ..extent.clone() };

@@ -201,6 +201,9 @@ impl Counter {
     /// What is to be read next.
     pub const SCRUB_PLACE: Self = Self(14);
 
+    /// Live data blocks of what is shared on this shard, which is of no version.
+    pub const SHARED_BLOCKS: Self = Self::data_blocks(0);
+
     /// Live data blocks of a version on this shard; kept by the engine itself from the extents that
     /// transactions put and delete.
     #[must_use]
@@ -212,6 +215,22 @@ impl Counter {
     #[must_use]
     pub const fn saved_blocks(snapshot: u32) -> Self {
         Self((2 << 32) | snapshot as u64)
+    }
+
+    /// Blocks of a version on this shard that are references: they live elsewhere, perhaps for others, too.
+    #[must_use]
+    pub const fn referenced_blocks(snapshot: u32) -> Self {
+        Self((3 << 32) | snapshot as u64)
+    }
+
+    /// What it counts of a version's blocks, in words.
+    #[must_use]
+    pub const fn of_version(self) -> &'static str {
+        match self.0 >> 32 {
+            2 => "saved blocks",
+            3 => "referenced blocks",
+            _ => "blocks",
+        }
     }
 
     /// Whether it is one of [`Counter::saved_blocks`].

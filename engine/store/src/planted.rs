@@ -70,11 +70,19 @@ pub enum Bug {
     FramePartMisread,
     /// A part of a frame counts for nothing when others are left.
     FramePartUncounted,
+    /// Of three who refer to the same blocks, the third is not counted.
+    ReferenceUncounted,
+    /// Who no longer refers to a single block is still counted.
+    ReferenceKept,
+    /// When two versions become one, references keep the name of the younger.
+    ReferenceNotRenamed,
+    /// What came to be shared is moved as if it were not.
+    HoldersForgotten,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 32] = [
+    pub const ALL: [(&'static str, Self); 36] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -107,6 +115,10 @@ impl Bug {
         ("frame-offset-forgotten", Self::FrameOffsetForgotten),
         ("frame-part-misread", Self::FramePartMisread),
         ("frame-part-uncounted", Self::FramePartUncounted),
+        ("reference-uncounted", Self::ReferenceUncounted),
+        ("reference-kept", Self::ReferenceKept),
+        ("reference-not-renamed", Self::ReferenceNotRenamed),
+        ("holders-forgotten", Self::HoldersForgotten),
     ];
 }
 

@@ -50,11 +50,14 @@ pub enum Branch {
     FrameDecoded,
     FramePartMoved,
     ScrubGoesOn,
+    CopiedNotShared,
+    SharedMoved,
+    Unshared,
 }
 
 impl Branch {
     /// Every branch, with what it is in words.
-    pub const ALL: [(Self, &'static str); 40] = [
+    pub const ALL: [(Self, &'static str); 43] = [
         (Self::SuperblockMended, "superblock: a bad or old copy written anew"),
         (Self::JournalWithoutFlush, "journal: no flush entry, refused"),
         (Self::JournalEntryLost, "journal: a flushed entry missing, refused"),
@@ -95,6 +98,12 @@ impl Branch {
         (Self::FrameDecoded, "compression: a frame decoded"),
         (Self::FramePartMoved, "compression: a part of a frame stored anew by copygc"),
         (Self::ScrubGoesOn, "scrub: gone on with after a restart"),
+        (
+            Self::CopiedNotShared,
+            "copy: its place names something else that is shared, so read and written",
+        ),
+        (Self::SharedMoved, "copygc: what came to be shared in the bucket, found by its address"),
+        (Self::Unshared, "copy: what is shared with nobody any more made ordinary again"),
     ];
 }
 

@@ -26,6 +26,7 @@ use engine_device::QueueExt as _;
 use crate::btree::{Cache, Node, NodePointer};
 use crate::codec::Codec;
 use crate::damage::DamageList;
+use crate::data::Unsharing;
 use crate::engine::{Engine, EngineConfig, Held, Opening, Stamps};
 use crate::error::{Result, StoreError};
 use crate::journal::format::records;
@@ -80,6 +81,7 @@ pub(crate) async fn recover(
         cache: Cache::new(cache_bytes, space.superblock().node_bytes as usize),
         space,
         flights: Rc::default(),
+        unsharing: Unsharing::default(),
         codec: Codec::default(),
         versions: Versions::default(),
         known_areas: KnownAreas::default(),

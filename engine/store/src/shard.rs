@@ -22,7 +22,8 @@ use engine_memory::profile::Scoped;
 
 use crate::RegionSource;
 use crate::api::{
-    DATA_BYTES_MAX, Data, KnownVersion, Region, Reply, Request, ShardStatus, Whose, data_len,
+    CopyStats, DATA_BYTES_MAX, Data, DataPlace, KnownVersion, Region, Reply, Request, ShardStatus,
+    Whose, data_len,
 };
 use crate::context::{Context, block_range};
 use crate::data::{BlockRange, Compared, Until};
@@ -236,6 +237,7 @@ impl Shard {
             request @ (Request::DataDiscard { .. }
             | Request::DataPunch { .. }
             | Request::DataForget { .. }
+            | Request::DataCopy { .. }
             | Request::DataDiff { .. }) => self.handle_data(request).await,
             Request::Status => self.status().await.map(|status| Reply::Status(Box::new(status))),
             request @ (Request::SubvolumeCreate { .. }
@@ -302,6 +304,9 @@ impl Shard {
             }
             Request::DataForget { inodes, version } => {
                 self.data_forget(&inodes, version).await.map(|()| Reply::Unit)
+            }
+            Request::DataCopy { source, target, len } => {
+                self.data_copy(source, target, len).await.map(Reply::Copied)
             }
             Request::DataDiff { inode, base, subvolume, from, to, limit } => {
                 self.data_diff(inode, (base, subvolume), (from, to), limit).await
@@ -459,6 +464,34 @@ impl Shard {
             )));
         }
         self.context.data.write(range, data, until).await
+    }
+
+    async fn data_copy(&self, source: DataPlace, target: DataPlace, len: u64) -> Result<CopyStats> {
+        // The pass of the target may have to wait for a snapshot; the source's never does.
+        let (_pass, to, end) = self.context.to_write(target.of).await?;
+        let from = self.context.to_read(source.of).await?;
+        let _source_pass = self.context.gate.enter(from)?;
+        let target = self.chunk_range(target.inode, to, target.offset, len)?;
+        let from = self.chunk_range(source.inode, from, source.offset, len)?;
+        let source_end = match source.of {
+            Whose::Subvolume(subvolume) => self.context.current(subvolume)?.end_block,
+            Whose::Version(_) => u64::MAX,
+        };
+        if target.to > end || from.to > source_end {
+            return Err(StoreError::invalid(format!(
+                "copy of {len} bytes: past the end of the volume, which was resized"
+            )));
+        }
+        let same = (from.inode, from.snapshot) == (target.inode, target.snapshot);
+        if same && from.from < target.to && target.from < from.to {
+            return Err(StoreError::invalid("a copy within a volume: the ranges overlap"));
+        }
+        if len == 0 {
+            return Ok(CopyStats::default());
+        }
+        let done = self.context.data.copy(from, target).await?;
+        let bytes = |blocks| blocks * engine_base::BLOCK_SIZE;
+        Ok(CopyStats { shared_bytes: bytes(done.shared), copied_bytes: bytes(done.copied) })
     }
 
     async fn data_discard(

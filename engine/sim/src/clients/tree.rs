@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use engine_base::InodeNumber;
 use engine_store::api::{
-    Attributes, CreateAttributes, Data, FileKind, PutMode, RenameMode, SetAttributes, TreeRef,
+    Attributes, CreateAttributes, Data, FileKind, FilePlace, PutMode, RenameMode, SetAttributes,
+    TreeRef,
 };
 use engine_store::error::StoreError;
 
@@ -31,6 +32,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
         mix.sync,
         mix.snapshot,
         mix.options,
+        mix.copy,
     ];
     super::options::check(&context, &name).await;
     let client = TreeClient { name, reference, mix };
@@ -40,6 +42,10 @@ pub async fn run(mut context: ClientContext, name: String, mix: TreeMix) {
             7 => client.sync(&mut context).await,
             8 => client.snapshots(&mut context).await,
             9 => super::options::change(&mut context, &client.name).await,
+            10 => match client.draw_copy(&mut context) {
+                Some(op) => client.perform(&context, op).await,
+                None => client.look(&mut context).await,
+            },
             kind => match client.draw(&mut context, kind) {
                 Some(op) => client.perform(&context, op).await,
                 None => client.look(&mut context).await,
@@ -195,6 +201,34 @@ impl TreeClient {
         let len = context.random.range(1, self.mix.bytes_max);
         let version = self.model(context).new_version();
         Some(TreeOp::Write { node, offset, len, version })
+    }
+
+    /// A copy from a file to another, or within one.
+    fn draw_copy(&self, context: &mut ClientContext) -> Option<TreeOp> {
+        let (from, node) = (self.some_file(context)?, self.some_file(context)?);
+        let at = self.some_offset(context, from);
+        let mut offset = match context.random.chance(1, 2) {
+            true => at,
+            false => self.some_offset(context, node),
+        };
+        let size = self.model(context).state().file(from).map_or(0, |file| file.size);
+        let most = if context.random.chance(1, 3) { size + 1 } else { self.mix.bytes_max * 4 };
+        let mut len = context.random.range(1, most.min(2 << 20));
+        let (at, part) = match context.random.chance(2, 3) {
+            true => (at / 4096 * 4096, 4096),
+            false => (at, 1),
+        };
+        offset = offset / part * part;
+        if at % 4096 != 0 {
+            // One request reads and one writes: what is refused has not grown the file.
+            offset += u64::from(offset % 4096 == at % 4096);
+            len = len.min(1 << 20);
+        }
+        if from == node {
+            // Not over itself.
+            len = len.min(at.abs_diff(offset));
+        }
+        (len > 0).then_some(TreeOp::Copy { from, at, node, offset, len })
     }
 
     fn draw_cut(&self, context: &mut ClientContext) -> Option<TreeOp> {
@@ -378,6 +412,14 @@ impl TreeClient {
                 let data = Data::from_iter([super::slice_of(&bytes)]);
                 client.file_write(tree, inode(node), *offset, data).await.map(Some)
             }
+            TreeOp::Copy { from, at, node, offset, len } => {
+                let place = |node, offset| FilePlace { tree, inode: inode(node), offset };
+                let copied = client.file_copy(place(from, *at), place(node, *offset), *len).await?;
+                if copied.shared_bytes > 0 {
+                    context.world.borrow_mut().mark("file_copy_shared");
+                }
+                Ok(None)
+            }
             TreeOp::Punch { node, offset, len } => {
                 client.file_punch(tree, inode(node), *offset, *len).await.map(|()| None)
             }
@@ -447,6 +489,7 @@ fn kind_of(op: &TreeOp) -> &'static str {
         TreeOp::Rename { mode: RenameMode::NoReplace, .. } => "rename_noreplace",
         TreeOp::Rename { mode: RenameMode::Exchange, .. } => "rename_exchange",
         TreeOp::Write { .. } => "file_write",
+        TreeOp::Copy { .. } => "file_copy",
         TreeOp::Punch { .. } => "punch",
         TreeOp::Resize { .. } => "truncate",
         TreeOp::Own { .. } => "chown",

@@ -5,7 +5,7 @@ use engine_memory::Buffer;
 use engine_store::api::{Data, data_len};
 use engine_store::client::{VolumeRef, cut};
 
-use crate::model::volume::{Ending, WriteTicket};
+use crate::model::volume::{Ending, Origin, WriteTicket};
 use crate::options::VolumeMix;
 use crate::stamp;
 use crate::world::{ClientContext, Refusal, VolumeSlot, World, bytes_of};
@@ -19,8 +19,9 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
     };
     let resize = if clients == 1 { mix.resize } else { 0 };
     let options = if clients == 1 { mix.options } else { 0 };
+    let copy = if clients == 1 { mix.copy } else { 0 };
     let weights =
-        [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize, mix.snapshot, options];
+        [mix.write, mix.read, mix.discard, mix.flush, mix.fua, resize, mix.snapshot, options, copy];
     super::options::check(&context, &name).await;
     let mut client = VolumeClient { name, reference, mix };
     while context.next_operation().await {
@@ -36,6 +37,7 @@ pub async fn run(mut context: ClientContext, name: String, mix: VolumeMix) {
             4 => client.write(&mut context, true).await,
             5 => client.resize(&mut context).await,
             6 => client.snapshots(&mut context, clients == 1).await,
+            8 => client.copy(&mut context).await,
             _ => super::options::change(&mut context, &client.name).await,
         };
         if !goes_on {
@@ -137,8 +139,8 @@ impl VolumeClient {
             Err(error) => match world.judge(error) {
                 // Several requests: the parts on other chunks may be done.
                 Refusal::NoRoom if chunk(first) != chunk(first + count - 1) => Ending::Unknown,
-                // A discard works in steps.
-                Refusal::NoRoom if ticket.version == 0 => Ending::Unknown,
+                // A discard works in steps, and so does a copy.
+                Refusal::NoRoom if matches!(ticket.version, 0 | u64::MAX) => Ending::Unknown,
                 Refusal::NoRoom => Ending::Refused,
                 Refusal::Device => {
                     goes_on = false;
@@ -162,6 +164,52 @@ impl VolumeClient {
         let numbers = [first, count, ticket.version];
         world.event(context.executor.now_ns(), context.number, what, numbers);
         goes_on
+    }
+
+    /// Copies a range within the volume. Nobody else works in it, so it is known what the range holds.
+    async fn copy(&mut self, context: &mut ClientContext) -> bool {
+        let (first, count) = self.range(context, self.mix.blocks_max * 2);
+        let size = self.slot(&mut context.world.borrow_mut()).model.size_blocks;
+        let chunk = (1 << engine_base::ids::CHUNK_SIZE_LOG2) / BLOCK_SIZE;
+        let stripe = chunk * u64::from(context.shard_count);
+        let to = match context.random.below(4) {
+            // The same place of another chunk of the shard.
+            0 if first + stripe + count <= size => first + stripe,
+            0 if first >= stripe => first - stripe,
+            _ => context.random.range(0, size - count),
+        };
+        if to < first + count && first < to + count {
+            return true;
+        }
+        let (offset, len) = (bytes_of(first), bytes_of(count));
+        let data = match context.client.volume_read(&self.reference, offset, len).await {
+            Ok(data) => data,
+            Err(error) => return context.tolerates("read before a copy", &error),
+        };
+        let ticket = {
+            let world = &mut *context.world.borrow_mut();
+            let slot = world.volumes.get_mut(&self.name).expect("fixed for the session");
+            let tag = slot.model.tag;
+            let origins: Vec<Option<Origin>> = (0..count)
+                .map(|index| match found_at(&data, index, tag, first + index) {
+                    stamp::Found::Version(version) => Some((tag, first + index, version)),
+                    stamp::Found::Misplaced { volume, block, version } => {
+                        Some((volume, block, version))
+                    }
+                    // What is wrong is told by who reads it.
+                    _ => None,
+                })
+                .collect();
+            slot.model.start_copy(&mut world.promises, to, &origins)
+        };
+        let (from, there) = ((&self.reference, offset), (&self.reference, bytes_of(to)));
+        let result = context.client.volume_copy(from, there, len).await;
+        if let Ok(stats) = &result
+            && stats.shared_bytes > 0
+        {
+            context.world.borrow_mut().mark("copy_shared");
+        }
+        self.end(context, ticket, ("copy", to, count), result.map(drop), false)
     }
 
     async fn read(&mut self, context: &mut ClientContext) -> bool {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::volume::{Broken, History, Shown, VolumeModel};
+use super::volume::{Broken, Copied, History, Shown, VolumeModel, version_of};
 use crate::stamp::Found;
 
 /// Model of one snapshot.
@@ -20,6 +20,8 @@ pub struct SnapshotModel {
     started: u64,
     /// What each block may hold; one that is not here holds zeroes.
     blocks: BTreeMap<u64, History>,
+    /// What was copied to the volume from elsewhere.
+    copied: Copied,
     /// What was seen of it.
     seen: BTreeMap<u64, u64>,
     /// Begins of the writes that were seen: it is of an instant after the last of them.
@@ -35,6 +37,7 @@ impl SnapshotModel {
             size_blocks: volume.size_blocks,
             started,
             blocks: volume.histories(),
+            copied: volume.copied().clone(),
             seen: BTreeMap::new(),
             not_before: started,
         }
@@ -51,11 +54,8 @@ impl SnapshotModel {
     /// The first block that holds what it may not.
     pub fn check(&mut self, found: &BTreeMap<u64, Found>) -> Result<(), Broken> {
         for (&block, &found) in found {
-            let version = match found {
-                Found::Zeroes => 0,
-                Found::Version(version) => version,
-                other => return Err(self.message(block, &format!("holds {other:?}"))),
-            };
+            let version = version_of(&self.copied, found)
+                .map_err(|other| self.message(block, &format!("holds {other:?}")))?;
             if let Some(known) = self.seen.get(&block) {
                 if *known != version {
                     let why = format!("holds version {version}, and was {known} before");

@@ -5,6 +5,8 @@
 //! - After a crash a block holds a write that no *durable* write came after. Durable is what was
 //!   flushed, what asked for it, and (the prefix) what came before anything that is there.
 //! - A block is always wholly one write.
+//! - A copy is a write of what was read at the source: its blocks say where they were written first. What such a block
+//!   holds has a version of its own where it was copied to.
 
 use std::collections::BTreeMap;
 
@@ -104,6 +106,28 @@ pub struct VolumeModel {
     shard_count: u16,
     next_version: u64,
     blocks: BTreeMap<u64, History>,
+    copied: Copied,
+}
+
+/// Where a block was written first: volume, block, version.
+pub type Origin = (u64, u64, u64);
+
+/// What was copied from elsewhere, and the version that it has here.
+pub type Copied = BTreeMap<Origin, u64>;
+
+/// The version of what was found in a block.
+///
+/// # Errors
+/// When nobody wrote it there.
+pub fn version_of(copied: &Copied, found: Found) -> Result<u64, Found> {
+    match found {
+        Found::Zeroes => Ok(0),
+        Found::Version(version) => Ok(version),
+        Found::Misplaced { volume, block, version } => {
+            copied.get(&(volume, block, version)).copied().ok_or(found)
+        }
+        Found::Mixed { .. } | Found::Garbage => Err(found),
+    }
 }
 
 /// A promise that was broken.
@@ -113,7 +137,14 @@ impl VolumeModel {
     /// A new volume, all zeroes.
     #[must_use]
     pub fn new(tag: u64, inode: InodeNumber, size_blocks: u64, shard_count: u16) -> Self {
-        Self { tag, inode, size_blocks, shard_count, next_version: 1, blocks: BTreeMap::new() }
+        let (blocks, copied) = (BTreeMap::new(), Copied::new());
+        Self { tag, inode, size_blocks, shard_count, next_version: 1, blocks, copied }
+    }
+
+    /// What was copied from elsewhere.
+    #[must_use]
+    pub fn copied(&self) -> &Copied {
+        &self.copied
     }
 
     /// The shard that holds a block.
@@ -182,11 +213,43 @@ impl VolumeModel {
         blocks: u64,
         discard: bool,
     ) -> WriteTicket {
-        let started = promises.start();
         let version = if discard { 0 } else { self.next_version };
         self.next_version += u64::from(!discard);
+        let started = self.start_of(promises, first, (0..blocks).map(|_| version));
+        WriteTicket { started, version, first, blocks }
+    }
+
+    /// A copy of blocks that hold this to `first` and the following starts.
+    pub fn start_copy(
+        &mut self,
+        promises: &mut Promises,
+        first: u64,
+        origins: &[Option<Origin>],
+    ) -> WriteTicket {
+        let versions: Vec<u64> = (first..)
+            .zip(origins)
+            .map(|(block, origin)| match *origin {
+                None => 0,
+                Some((tag, at, version)) if (tag, at) == (self.tag, block) => version,
+                Some(origin) => *self.copied.entry(origin).or_insert_with(|| {
+                    self.next_version += 1;
+                    self.next_version - 1
+                }),
+            })
+            .collect();
+        let started = self.start_of(promises, first, versions.iter().copied());
+        WriteTicket { started, version: u64::MAX, first, blocks: origins.len() as u64 }
+    }
+
+    fn start_of(
+        &mut self,
+        promises: &mut Promises,
+        first: u64,
+        versions: impl Iterator<Item = u64>,
+    ) -> u64 {
+        let started = promises.start();
         let oldest = promises.oldest_active();
-        for block in first..first + blocks {
+        for (block, version) in (first..).zip(versions) {
             let floor = promises.floor(self.shard_of(block));
             let history = self.history(block);
             prune(history, oldest, floor);
@@ -198,7 +261,7 @@ impl VolumeModel {
                 durable: false,
             });
         }
-        WriteTicket { started, version, first, blocks }
+        started
     }
 
     /// That write has ended. `durable`: it asked to be.
@@ -258,15 +321,13 @@ impl VolumeModel {
     }
 
     fn version_of(&self, block: u64, found: Found) -> Result<u64, Broken> {
-        match found {
-            Found::Zeroes => Ok(0),
-            Found::Version(version) => Ok(version),
-            other => Err(format!(
+        version_of(&self.copied, found).map_err(|other| {
+            format!(
                 "volume {} block {block} (shard {}) holds {other:?}",
                 self.tag,
                 self.shard_of(block)
-            )),
-        }
+            )
+        })
     }
 
     /// After a crash: what the blocks hold proves that these shards recovered at least to these
@@ -511,6 +572,30 @@ mod tests {
         assert!(after_crash(&promises, &model, &[(1, one), (2, two)]).is_ok());
         assert!(after_crash(&promises, &model, &[(1, one), (2, Found::Zeroes)]).is_err());
         assert!(after_crash(&promises, &model, &[(1, Found::Zeroes)]).is_err());
+    }
+
+    #[test]
+    fn a_copy_holds_what_was_written_elsewhere() {
+        let (mut promises, mut model) = model();
+        let first = write(&mut promises, &mut model, 1);
+        let origin = (1, 1, first);
+        let copied = Found::Misplaced { volume: 1, block: 1, version: first };
+        let read = |promises: &mut Promises, model: &VolumeModel, block, found| {
+            model.check_read(block, found, promises.start())
+        };
+        assert!(read(&mut promises, &model, 5, copied).is_err());
+        let ticket = model.start_copy(&mut promises, 5, &[Some(origin), None, Some((1, 7, 99))]);
+        model.end_write(&mut promises, ticket, Ending::Done, false);
+        assert!(read(&mut promises, &model, 5, copied).is_ok());
+        assert!(read(&mut promises, &model, 5, Found::Zeroes).is_err());
+        assert!(read(&mut promises, &model, 6, Found::Zeroes).is_ok());
+        // Where it was written first it is what it was, also when it comes back.
+        assert!(read(&mut promises, &model, 7, Found::Version(99)).is_ok());
+        let second = write(&mut promises, &mut model, 5);
+        assert!(read(&mut promises, &model, 5, copied).is_err());
+        promises.crash(true);
+        assert!(after_crash(&promises, &model, &[(5, copied)]).is_ok());
+        assert!(after_crash(&promises, &model, &[(5, Found::Version(second))]).is_ok());
     }
 
     #[test]

@@ -85,6 +85,48 @@ impl SetOptions {
     }
 }
 
+/// A place in the data of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPlace {
+    /// Inode.
+    pub inode: InodeNumber,
+    /// Whose.
+    pub of: Whose,
+    /// Byte offset.
+    pub offset: u64,
+}
+
+/// A place in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilePlace {
+    /// Tree.
+    pub tree: TreeRef,
+    /// File.
+    pub inode: InodeNumber,
+    /// Byte offset.
+    pub offset: u64,
+}
+
+/// What a copy did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// Bytes that both places have in common now; holes count.
+    pub shared_bytes: u64,
+    /// Bytes that were read and written.
+    pub copied_bytes: u64,
+}
+
+impl CopyStats {
+    /// With those of another part.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            shared_bytes: self.shared_bytes + other.shared_bytes,
+            copied_bytes: self.copied_bytes + other.copied_bytes,
+        }
+    }
+}
+
 /// A subvolume as shown to clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubvolumeInfo {

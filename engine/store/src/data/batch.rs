@@ -35,7 +35,7 @@ use super::write::{Checksums, Replacement};
 
 use crate::api::Data;
 use crate::engine::{Reservation, WritePoint};
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::flight::Flight;
 use crate::limits::INSERTS_PER_TRANSACTION_MAX;
 use crate::times::Timed;
@@ -307,6 +307,8 @@ impl DataPath {
                 .await;
             match together {
                 Ok(()) => return runs,
+                // What is cut may be more than a transaction takes, where much of it is shared.
+                Err(StoreError::TransactionFull(_)) => {}
                 Err(error) if runs.len() == 1 || self.engine.stopped().is_some() => {
                     answer(runs, &Err(error));
                     return Vec::new();

@@ -8,6 +8,7 @@ use engine_base::SnapshotId;
 use smallvec::SmallVec;
 
 use super::map::{BlockRange, Span, Spans, clear_range, next_extent};
+use super::shared;
 use crate::engine::{Engine, Scan};
 use crate::error::{Result, StoreError};
 use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView};
@@ -96,17 +97,45 @@ impl Cover {
 
 /// What a version sees of a range, all at one instant.
 pub(super) async fn lookup(engine: &Engine, range: &BlockRange, view: &View) -> Result<Spans> {
-    engine
-        .transact(async |transaction| {
-            let mut spans = Spans::new();
-            let mut at = range.from;
-            while let Some(window) = next_window(transaction, range, view.ids(), at).await? {
-                spans.extend(cover(transaction, &window, view.ids()).await?.spans());
-                at = window.to;
-            }
-            Ok(spans)
-        })
-        .await
+    engine.transact(async |transaction| spans(transaction, range, view).await).await
+}
+
+/// As [`lookup`], within `transaction`, which has changed nothing of it.
+pub(super) async fn spans(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+    view: &View,
+) -> Result<Spans> {
+    let mut spans = Spans::new();
+    let mut at = range.from;
+    while let Some(window) = next_window(transaction, range, view.ids(), at).await? {
+        spans.extend(cover(transaction, &window, view.ids()).await?.spans());
+        at = window.to;
+    }
+    Ok(spans)
+}
+
+/// Who has data of a range as a version sees it, up to the end of the first window with any: blocks and version, in
+/// order; and where that window ends.
+pub(super) async fn owners(
+    transaction: &mut Transaction<'_>,
+    range: &BlockRange,
+    view: &View,
+) -> Result<(Vec<(u64, u64, SnapshotId)>, u64)> {
+    let Some(window) = next_window(transaction, range, view.ids(), range.from).await? else {
+        return Ok((Vec::new(), range.to));
+    };
+    let cover = cover(transaction, &window, view.ids()).await?;
+    let mut block = window.from;
+    let mut owners = Vec::new();
+    for run in cover.blocks.chunk_by(|before, block| before == block) {
+        let (from, (rank, piece)) = (block, run[0]);
+        block += run.len() as u64;
+        if rank != NOBODY && !cover.pieces[piece as usize].extent.is_hole() {
+            owners.push((from, block, SnapshotId(view.ids()[rank as usize])));
+        }
+    }
+    Ok((owners, window.to))
 }
 
 /// Makes holes of a range of a version that sees others: its own extents go, and holes hide those of others, as far
@@ -149,13 +178,13 @@ pub(crate) async fn absorb_blocks(
     // Holes are there to hide; where nothing is above, nothing is hidden.
     let hides = engine.versions.view(into).is_some_and(|view| !view.above().is_empty());
     let whole = |extent: ExtentView<'_>, start: u64, _| {
-        (start, extent.is_hole(), extent.encode_cut(0, extent.blocks()))
+        (start, extent.is_hole(), extent.address(), extent.encode_cut(0, extent.blocks()))
     };
     loop {
         let rest = engine
             .transact(async |transaction| {
                 let mut from = range.first_key(range.from);
-                while let Some((position, (start, is_hole, value))) =
+                while let Some((position, (start, is_hole, address, value))) =
                     next_extent(transaction, &range, from, whole).await?
                 {
                     if transaction.update_count() >= BULK_UPDATES_MAX {
@@ -165,6 +194,12 @@ pub(crate) async fn absorb_blocks(
                         BlockRange { snapshot: into, from: start, to: position.offset, ..range };
                     let rest = clear_range(transaction, &to).await?;
                     assert!(rest.is_none(), "an extent covers more than one transaction can clear");
+                    if let Some(address) = address {
+                        let holder = |of| shared::holder(range.inode, of, start, address);
+                        let there = shared::range_at(address, position.offset - start);
+                        let (from, to) = (holder(range.snapshot), holder(into));
+                        Box::pin(shared::rename(transaction, &there, from, to)).await?;
+                    }
                     if hides || !is_hole {
                         transaction.put(Tree::Extents, to.key(position.offset), value);
                     }

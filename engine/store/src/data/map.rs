@@ -3,10 +3,10 @@
 use engine_base::{InodeNumber, SnapshotId};
 use smallvec::SmallVec;
 
-use super::layers;
+use super::{layers, shared};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
+use crate::extent::{Address, EXTENT_BLOCKS_MAX, Extent, ExtentView, Pointer};
 use crate::key::{Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::transaction::Transaction;
@@ -157,9 +157,18 @@ pub(super) async fn next_extent<T>(
 
 /// The parts of extents that cover the range, in order, as its version sees them; holes are left out.
 pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Spans> {
-    if let Some(view) = engine.versions.view(range.snapshot) {
-        return Box::pin(layers::lookup(engine, range, &view)).await;
+    let spans = match engine.versions.view(range.snapshot) {
+        Some(view) => Box::pin(layers::lookup(engine, range, &view)).await?,
+        None => own_spans(&mut engine, range).await?,
+    };
+    if spans.iter().any(|span| span.extent.address().is_some()) {
+        return Box::pin(shared::lookup(engine, range)).await;
     }
+    Ok(spans)
+}
+
+/// The parts of extents of the range's own version that cover it, in order, holes left out, references as they are.
+pub(super) async fn own_spans(extents: &mut impl Extents, range: &BlockRange) -> Result<Spans> {
     let mut spans = Spans::new();
     let mut at = range.from;
     while at < range.to {
@@ -170,7 +179,7 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sp
             let part = || extent.cut((first - start) as u32, (end - first) as u32);
             (!extent.is_hole()).then(|| Span { block: first, extent: part() })
         };
-        let found = next_extent(&mut engine, range, from, part).await?;
+        let found = next_extent(extents, range, from, part).await?;
         let Some((position, span)) = found else { break };
         spans.extend(span);
         at = position.offset.min(range.to);
@@ -182,15 +191,53 @@ pub(crate) async fn lookup(mut engine: &Engine, range: &BlockRange) -> Result<Sp
 pub(crate) async fn growth_by(mut engine: &Engine, range: &BlockRange) -> Result<u64> {
     let parts = |extent: ExtentView<'_>, start: u64, end: u64| {
         // One that begins in the range, or ends in it, leaves one part at most.
-        if start >= range.from || end <= range.to {
-            return 0;
-        }
-        let left = extent.live_blocks_of(0, (range.from - start) as u32);
-        let right = extent.live_blocks_of((range.to - start) as u32, extent.blocks());
-        u64::from((left + right).saturating_sub(extent.live_blocks()))
+        let cut = start < range.from && end > range.to;
+        let growth = cut.then(|| {
+            let left = extent.live_blocks_of(0, (range.from - start) as u32);
+            let right = extent.live_blocks_of((range.to - start) as u32, extent.blocks());
+            u64::from((left + right).saturating_sub(extent.live_blocks()))
+        });
+        growth.unwrap_or(0)
     };
     let found = next_extent(&mut engine, range, range.first_key(range.from), parts).await?;
+    let mut growth = found.map_or(0, |(_, growth)| growth);
+    if engine.space.shares.get() {
+        for edge in [range.from, range.to] {
+            growth += growth_of_shared(engine, range, edge).await?;
+        }
+    }
+    Ok(growth)
+}
+
+/// Blocks that a shared extent counts for more when it is cut where a reference is, at `edge`: all of it may stay.
+async fn growth_of_shared(mut engine: &Engine, range: &BlockRange, edge: u64) -> Result<u64> {
+    let block = BlockRange { from: edge, to: edge.saturating_add(1), ..*range };
+    let seen = |extent: ExtentView<'_>, start: u64, _| (start, extent.address());
+    let found = next_extent(&mut engine, &block, block.first_key(edge), seen).await?;
+    let Some((_, (start, Some(address)))) = found.filter(|(_, (start, _))| *start < edge) else {
+        return Ok(0);
+    };
+    let there = shared::range_at(address.after(edge - start), 1);
+    let parts = |extent: ExtentView<'_>, start: u64, _| {
+        let within = there.from.saturating_sub(start) as u32;
+        let left = extent.live_blocks_of(0, within);
+        let right = extent.live_blocks_of(within, extent.blocks());
+        u64::from((left + right).saturating_sub(extent.live_blocks()))
+    };
+    let found = next_extent(&mut engine, &there, there.first_key(there.from), parts).await?;
     Ok(found.map_or(0, |(_, growth)| growth))
+}
+
+/// Takes a reference away that begins at `start` and is at `address` there, as far as it is in `gone`.
+pub(super) async fn release(
+    transaction: &mut Transaction<'_>,
+    gone: &BlockRange,
+    start: u64,
+    address: Address,
+) -> Result<()> {
+    let holder = shared::holder(gone.inode, gone.snapshot, start, address);
+    let there = shared::range_at(address.after(gone.from - start), gone.to - gone.from);
+    shared::release(transaction, &there, holder).await
 }
 
 /// Deletes the extents of the range's version in it and trims those that reach into it, within `transaction`. Where
@@ -203,18 +250,26 @@ pub(crate) async fn clear_range(
 ) -> Result<Option<u64>> {
     let mut from = range.first_key(range.from);
     let budget = transaction.update_count() + BULK_UPDATES_MAX + 2;
-    // What stays of an extent before the range, and past it.
+    // What stays of an extent before the range, and past it, and what it refers to.
     let rests = |extent: ExtentView<'_>, start: u64, end: u64| {
         let left = (start < range.from).then(|| extent.encode_cut(0, (range.from - start) as u32));
         let right = (end > range.to)
             .then(|| extent.encode_cut((range.to - start) as u32, (end - range.to) as u32));
-        (start, left, right)
+        (start, left, right, extent.address())
     };
-    while let Some((position, (start, left, right))) =
+    while let Some((position, (start, left, right, address))) =
         next_extent(transaction, range, from, rests).await?
     {
         if transaction.update_count() >= budget {
             return Ok(Some(start.max(range.from)));
+        }
+        if let Some(address) = address {
+            let gone = BlockRange {
+                from: start.max(range.from),
+                to: position.offset.min(range.to),
+                ..*range
+            };
+            Box::pin(release(transaction, &gone, start, address)).await?;
         }
         if let Some(left) = left {
             transaction.put(Tree::Extents, range.key(range.from), left);

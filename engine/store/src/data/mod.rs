@@ -6,6 +6,7 @@
 //! - Data is on the device, or on its way there and known to be ([`crate::flight`]), when a transaction names it; the
 //!   space it replaces is not reused before that transaction is durable (the engine sees to it).
 //! - One transaction replaces any block wholly: old or new, never a mixture.
+//! - What several places have in common is counted ([`shared`]).
 //!
 //! Knows nothing of files and sizes: a block that no extent names reads as zeroes. Futures that write
 //! must run to their end: a device may still be writing into space that a dropped future gave back.
@@ -14,12 +15,15 @@ mod ahead;
 mod batch;
 mod cache;
 mod changed;
+mod copy;
 mod layers;
 mod map;
 mod pack;
 mod place;
 mod read;
 mod rescue;
+mod shared;
+mod unshare;
 mod write;
 
 use std::rc::Rc;
@@ -35,6 +39,8 @@ pub(crate) use batch::Until;
 pub(crate) use changed::Compared;
 pub(crate) use layers::absorb_blocks;
 pub(crate) use map::{BlockRange, lookup};
+pub(crate) use shared::{drop_extent, keys_of_bucket};
+pub(crate) use unshare::Unsharing;
 pub(crate) use write::{Prepared, block_checksums, forget_in, punch_in};
 
 /// Bytes of zeroes kept for holes.

@@ -2,6 +2,7 @@
 //! [`DataPath::prepare`] does all but the last, so that a caller can commit more (a file's size) in
 //! the same transaction. Writes that need no more are gathered ([`super::batch`]).
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use engine_base::checksum::{crc32c, crc32c_append};
@@ -35,6 +36,8 @@ struct Insert {
 pub(super) struct Replacement {
     pub(super) range: BlockRange,
     inserts: SmallVec<[Insert; 2]>,
+    /// Inserts of one transaction.
+    per_transaction: Cell<usize>,
 }
 
 /// Blocks that are on the device and not yet in the index. Hold it until the transaction that
@@ -76,7 +79,7 @@ impl DataPath {
     }
 
     /// Commits what does not fit the last transaction. Only a write that was scattered over very
-    /// many pieces of free space has any.
+    /// many pieces of free space has any, or one over much that is shared.
     pub(crate) async fn commit_all_but_last(&self, prepared: &Prepared) -> Result<()> {
         self.commit_early(&prepared.replacement, None).await
     }
@@ -87,6 +90,16 @@ impl DataPath {
         replacement: &Replacement,
         flight: &Rc<Flight>,
     ) -> Result<()> {
+        loop {
+            let committed = self.commit_pieces(replacement, flight).await;
+            match committed {
+                Err(StoreError::TransactionFull(_)) if replacement.cut_smaller() => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn commit_pieces(&self, replacement: &Replacement, flight: &Rc<Flight>) -> Result<()> {
         self.commit_early(replacement, Some(flight)).await?;
         self.engine
             .transact(async |transaction| {
@@ -102,7 +115,7 @@ impl DataPath {
         flight: Option<&Rc<Flight>>,
     ) -> Result<()> {
         let (early, _) = replacement.split();
-        for batch in early.chunks(INSERTS_PER_TRANSACTION_MAX) {
+        for batch in early.chunks(replacement.per_transaction.get()) {
             self.engine
                 .transact(async |transaction| {
                     if let Some(flight) = flight {
@@ -211,7 +224,8 @@ impl Replacement {
         checksums: &[u32],
         frames: &Frames,
     ) -> Self {
-        let mut this = Self { range, inserts: SmallVec::new() };
+        let per_transaction = Cell::new(INSERTS_PER_TRANSACTION_MAX);
+        let mut this = Self { range, inserts: SmallVec::new(), per_transaction };
         // How far it is, in blocks of the range and of what is stored for them.
         let (mut at, mut disk) = (0, 0);
         for frame in frames {
@@ -241,7 +255,7 @@ impl Replacement {
                     blocks,
                     pointers: [pointer].into_iter().collect(),
                     checksums: checksums[first..first + blocks as usize].into(),
-                    frame: None,
+                    ..Extent::default()
                 };
                 self.add(from + u64::from(offset), &extent);
                 first += blocks as usize;
@@ -259,6 +273,7 @@ impl Replacement {
             pointers: [parts[0].0].into_iter().collect(),
             checksums: checksums[first..first + blocks].into(),
             frame: Some(frame.part()),
+            ..Extent::default()
         };
         self.add(self.range.from + frame.from, &extent);
     }
@@ -272,7 +287,12 @@ impl Replacement {
 impl Prepared {
     /// Whether [`Prepared::insert_last`] inserts all.
     pub(crate) fn is_one_transaction(&self) -> bool {
-        self.replacement.inserts.len() <= INSERTS_PER_TRANSACTION_MAX
+        self.replacement.inserts.len() <= self.replacement.per_transaction.get()
+    }
+
+    /// As [`Replacement::cut_smaller`].
+    pub(crate) fn cut_smaller(&self) -> bool {
+        self.replacement.cut_smaller()
     }
 
     /// Puts the last (nearly always the only) batch of extents in place of what was there.
@@ -287,8 +307,14 @@ impl Replacement {
         self.inserts.len()
     }
 
+    /// Puts one extent in each transaction from here on, after one was refused as too large. False: it did before. To
+    /// begin anew puts what was put already once more.
+    fn cut_smaller(&self) -> bool {
+        self.per_transaction.replace(1) > 1 && self.inserts.len() > 1
+    }
+
     fn split(&self) -> (&[Insert], &[Insert]) {
-        let last = self.inserts.len().min(INSERTS_PER_TRANSACTION_MAX);
+        let last = self.inserts.len().min(self.per_transaction.get());
         self.inserts.split_at(self.inserts.len() - last)
     }
 
@@ -301,8 +327,10 @@ impl Replacement {
     async fn insert(&self, transaction: &mut Transaction<'_>, batch: &[Insert]) -> Result<()> {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
         let range = BlockRange { from: first.from, to: last.end, ..self.range };
-        let rest = clear_range(transaction, &range).await?;
-        assert!(rest.is_none(), "a write covers more than one transaction can clear");
+        if clear_range(transaction, &range).await?.is_some() {
+            // Only where much is shared: what is cut there changes as well.
+            return Err(StoreError::TransactionFull(transaction.update_count()));
+        }
         for insert in batch {
             transaction.put_fresh_extent(self.range.key(insert.end), insert.value.clone());
         }

@@ -204,6 +204,14 @@ fn extent(at: Position, extent: &Extent) -> Item {
             ("hole", true.into()),
         ]);
     }
+    if let Some(address) = extent.address() {
+        return Item::Map(vec![
+            ("start", at.offset.saturating_sub(u64::from(extent.blocks)).into()),
+            ("blocks", extent.blocks.into()),
+            ("refers_to_space", Item::Text(format!("{:016x}", address.space))),
+            ("refers_to_block", address.block.into()),
+        ]);
+    }
     let pointers = extent.pointers.iter().map(|pointer| {
         Item::Map(vec![
             ("member", pointer.member.into()),
@@ -218,6 +226,9 @@ fn extent(at: Position, extent: &Extent) -> Item {
         ("pointers", Item::List(pointers.collect())),
         ("checksums", Item::Text(sums.join(" "))),
     ];
+    if let Some(holders) = extent.holders() {
+        fields.push(("references", holders.count.into()));
+    }
     if let Some(frame) = extent.frame {
         fields.push(("compression", Item::Text(frame.algorithm.to_string())));
         fields.push(("disk_blocks", extent.disk_blocks().into()));

@@ -15,6 +15,7 @@ use crate::api::{Attributes, DATA_BYTES_MAX, Data, Request, SIZE_BYTES_MAX, Tree
 use crate::background::Held;
 use crate::client::cut;
 use crate::context::block_range;
+use crate::data::Prepared;
 use crate::error::{Result, StoreError};
 use crate::lock::Access;
 use crate::times::Timed;
@@ -126,7 +127,12 @@ impl Namespace {
 
     /// Makes it durable that other shards may hold blocks up to the end of this write. The file is
     /// locked alone if the limit changes.
-    async fn raise_limit(&self, target: InodeRef, inode: &Inode, end: u64) -> Result<()> {
+    pub(super) async fn raise_limit(
+        &self,
+        target: InodeRef,
+        inode: &Inode,
+        end: u64,
+    ) -> Result<()> {
         let end = align_up(end, BLOCK_SIZE);
         if end <= inode.data_limit {
             return Ok(());
@@ -232,38 +238,50 @@ impl Namespace {
             Some((from, to)) => {
                 let data = cut(blocks, (from - start) as usize, (to - from) as usize);
                 let range = block_range(number, snapshot, from, to - from)?;
-                let prepared = context.data.prepare(range, &data).await?;
-                self.commit_early(target, &prepared, to).await?;
-                Some((prepared, to))
+                Some((context.data.prepare(range, &data).await?, to))
             }
             None => None,
         };
+        loop {
+            match self.commit_write(target, &prepared, end).await {
+                Err(StoreError::TransactionFull(_))
+                    if prepared.as_ref().is_some_and(|(prepared, _)| prepared.cut_smaller()) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Commits this shard's part of a write, with the new size.
+    async fn commit_write(
+        &self,
+        target: InodeRef,
+        prepared: &Option<(Prepared, u64)>,
+        end: u64,
+    ) -> Result<Attributes> {
+        if let Some((prepared, to)) = prepared {
+            self.commit_early(target, prepared, *to).await?;
+        }
         // What is reserved for the data covers the inode too; without data here, no key is added.
-        let now = context.now();
-        context
+        let now = self.context.now();
+        self.context
             .engine
             .transact(async |transaction| {
                 let mut inode = target.load_file(transaction).await?;
                 inode.size = inode.size.max(end);
                 inode.touch(now);
-                if let Some((prepared, to)) = &prepared {
+                if let Some((prepared, to)) = prepared {
                     prepared.insert_last(transaction).await?;
                     inode.data_limit = inode.data_limit.max(*to);
                 }
                 target.store(transaction, &inode).await?;
-                Ok(inode.attributes(number))
+                Ok(inode.attributes(target.number))
             })
             .await
     }
 
     /// A write scattered over so many pieces that one transaction does not hold them: the limit goes
     /// first, so that what a crash leaves past the end is known.
-    async fn commit_early(
-        &self,
-        target: InodeRef,
-        prepared: &crate::data::Prepared,
-        to: u64,
-    ) -> Result<()> {
+    async fn commit_early(&self, target: InodeRef, prepared: &Prepared, to: u64) -> Result<()> {
         if prepared.is_one_transaction() {
             return Ok(());
         }
@@ -347,7 +365,8 @@ pub(super) fn copy_out(data: &Data, start: usize, out: &mut [u8]) {
     }
 }
 
-/// The parts of `from .. to` that lie in one chunk each.
+/// The parts of `from .. to` that lie in one chunk each, and are not longer than one request is for: a megabyte that
+/// begins in the middle of a block touches one block more.
 fn chunk_parts(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
     let mut at = from;
     std::iter::from_fn(move || {
@@ -355,7 +374,7 @@ fn chunk_parts(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
             return None;
         }
         let chunk_end = ((at >> CHUNK_SIZE_LOG2) + 1) << CHUNK_SIZE_LOG2;
-        let part = (at, chunk_end.min(to));
+        let part = (at, chunk_end.min(to).min(at + DATA_BYTES_MAX));
         at = part.1;
         Some(part)
     })

@@ -18,6 +18,7 @@
 //! After a crash without fsync, blocks that other shards had not flushed read as they were before, or
 //! as holes, even if the size survived. Times of access are only changed on request.
 
+mod copy;
 mod directory;
 mod dirty;
 mod file;
@@ -145,6 +146,9 @@ impl Namespace {
             }
             Request::FileWrite { tree, inode, offset, data } => {
                 self.file_write(tree, inode, offset, &data).await.map(attributes)
+            }
+            Request::FileCopy { source, target, len } => {
+                self.file_copy(source, target, len).await.map(Reply::Copied)
             }
             Request::FilePunch { tree, inode, offset, len } => {
                 self.file_punch(tree, inode, offset, len).await.map(unit)

@@ -112,7 +112,7 @@ impl Look<'_> {
         if level == 0 {
             // What this program cannot read is told by whoever needs it.
             let Ok(extent) = Extent::decode(value) else { return Ok(()) };
-            if extent.is_hole() {
+            if extent.pointers.is_empty() {
                 return Ok(());
             }
             if extent.disk_blocks() > self.blocks_left {

@@ -6,14 +6,16 @@
 //!
 //! 1. [`nodes`]: nodes that cannot be read give way to empty ones; their keys are lost and listed.
 //! 2. [`extents`]: extents that cannot be are dropped or cut.
-//! 3. [`space`]: buckets and counters are set to what the index says. From here on transactions work.
-//! 4. [`names`]: names, links, sizes of directories; what has no name goes to lost+found.
-//! 5. [`owners`], when all shards have done the above: extents of inodes that are gone.
+//! 3. [`sharing`]: shared extents are set to what the references say, references to nothing are cut.
+//! 4. [`space`]: buckets and counters are set to what the index says. From here on transactions work.
+//! 5. [`names`]: names, links, sizes of directories; what has no name goes to lost+found.
+//! 6. [`owners`], when all shards have done the above: extents of inodes that are gone.
 
 mod extents;
 mod names;
 mod nodes;
 mod owners;
+mod sharing;
 mod space;
 
 pub(crate) use nodes::MENDABLE;
@@ -59,6 +61,7 @@ pub(crate) async fn repair(
         let (_keep, _unreadable) = engine.load_all().await?;
         engine.mend_nodes(&mut repairs).await?;
         engine.mend_extents(&mut repairs).await?;
+        engine.mend_sharing(&mut repairs).await?;
         engine.mend_space(&mut repairs).await?;
         let lost = engine.note_missing_areas().await?;
         if lost > 0 {

@@ -8,7 +8,7 @@ use crate::check::{ask_owners, suspects};
 use crate::context::Context;
 use crate::data::BlockRange;
 use crate::error::Result;
-use crate::extent::ExtentView;
+use crate::extent::{Address, ExtentView};
 use crate::key::{Position, Tree};
 use crate::limits::FSCK_BATCH;
 
@@ -20,6 +20,9 @@ pub(super) async fn repair(context: &Context, repairs: &mut Repairs) -> Result<(
         let found = context.engine.read().next(Tree::Extents, from, Position::MAX).await?;
         let Some((position, value)) = found else { break };
         from = position.successor();
+        if Address::is_space(position.inode) {
+            break;
+        }
         if ExtentView::parse(&value).is_ok_and(|extent| extent.is_hole()) {
             continue;
         }

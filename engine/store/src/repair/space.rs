@@ -78,8 +78,8 @@ impl Engine {
             }
             for (counter, delta) in batch {
                 self.apply_counter(CounterUpdate::Add(*counter, *delta), self.journal.seq());
-                let version = counter.0 as u32;
-                repairs.add(format!("version {version}: its counter of blocks, by {delta}"));
+                let (version, what) = (counter.0 as u32, counter.of_version());
+                repairs.add(format!("version {version}: its counter of {what}, by {delta}"));
             }
         }
         self.settle_totals();

@@ -23,10 +23,10 @@ use super::copygc::Victim;
 use super::format::SummaryEntry;
 use crate::api::Data;
 use crate::codec::Compression;
-use crate::data::block_checksums;
+use crate::data::{block_checksums, keys_of_bucket};
 use crate::engine::Engine;
 use crate::error::{Result, StoreError};
-use crate::extent::{EXTENT_BLOCKS_MAX, Extent, FramePart, Pointer};
+use crate::extent::{EXTENT_BLOCKS_MAX, Extent, FramePart, Pointer, Sharing};
 use crate::journal::Class;
 use crate::key::{Position, Tree, Value};
 use crate::planted::{self, Bug};
@@ -136,7 +136,44 @@ impl Engine {
                 from = position.successor();
             }
         }
-        result.and(each(batch).await)
+        let shared = self.gather_shared(victim, &mut batch, &mut each).await;
+        result.and(shared).and(each(batch).await)
+    }
+
+    /// As [`Engine::gather_entries`], of what came to be shared while it was in the bucket: no summary names it as it
+    /// is now, and its address tells where it was.
+    async fn gather_shared(
+        &self,
+        victim: Victim,
+        batch: &mut Batch,
+        each: &mut impl AsyncFnMut(Batch) -> Result<()>,
+    ) -> Result<()> {
+        if !self.space.shares.get() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        let first = self.space.first_block(victim.id);
+        let end = first + u64::from(self.space.data_blocks());
+        for (mut from, to) in keys_of_bucket((victim.id.0, victim.generation), first, end) {
+            while self.still_lives(victim)
+                && let Some((position, value)) = self.read().next(Tree::Extents, from, to).await?
+            {
+                let extent = Extent::decode(&value)?;
+                let here = |pointer: &&Pointer| {
+                    pointer.generation == victim.generation
+                        && self.space.bucket_of(pointer.member, pointer.block) == victim.id
+                };
+                if let Some(pointer) = extent.pointers.iter().find(here).copied() {
+                    mark(Branch::SharedMoved);
+                    batch.push(Found { position, value, extent, pointer });
+                }
+                if batch.is_full() {
+                    result = result.and(each(std::mem::take(batch)).await);
+                }
+                from = position.successor();
+            }
+        }
+        result
     }
 
     /// Moves extents, those that still are what they were when they were found.
@@ -196,6 +233,13 @@ impl Engine {
     /// still there.
     /// What an extent is to be at its new place, but for that, and what lies there then; `slice`: what lies at the old.
     fn as_moved(&self, extent: &Extent, slice: Slice) -> (Extent, Slice) {
+        if planted::is(Bug::HoldersForgotten)
+            && let Some(mut holders) = extent.holders()
+            && holders.count > 2
+        {
+            holders.count = 2;
+            return (Extent { sharing: Sharing::Shared(holders), ..extent.clone() }, slice);
+        }
         let Some(frame) = extent.frame.filter(|_| !extent.is_whole()) else {
             return (extent.clone(), slice);
         };

@@ -281,6 +281,8 @@ pub(crate) struct Space {
     pub(super) hopeless: Hopeless,
     /// Blocks that compression saves.
     pub(crate) saved_blocks: Cell<u64>,
+    /// Whether anything is shared.
+    pub(crate) shares: Cell<bool>,
     /// Changes of extents, of all buckets.
     pub(crate) changes: Cell<u64>,
     pub(crate) gc_moved_blocks: Cell<u64>,
@@ -319,6 +321,7 @@ impl Space {
             evacuation_error: RefCell::default(),
             hopeless: Hopeless::default(),
             saved_blocks: Cell::new(0),
+            shares: Cell::new(false),
             changes: Cell::new(0),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
@@ -385,7 +388,13 @@ impl Space {
     /// Most blocks by which a write may make live what it does not replace: the parts that it leaves of a frame may
     /// count for more than the frame did. None, where nothing is compressed.
     pub(crate) fn growth_blocks(&self) -> u64 {
-        if self.saved_blocks.get() > 0 { u64::from(EXTENT_BLOCKS_MAX - 1) } else { 0 }
+        let each = u64::from(EXTENT_BLOCKS_MAX - 1);
+        match (self.saved_blocks.get(), self.shares.get()) {
+            (0, _) => 0,
+            (_, false) => each,
+            // What is shared stays where it is cut, and may be another frame at either end.
+            (_, true) => 2 * each,
+        }
     }
 
     /// Blocks of a node slot.

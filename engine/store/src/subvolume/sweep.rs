@@ -9,7 +9,7 @@ use super::format::Root;
 use super::step::roots;
 use crate::api::Request;
 use crate::context::Context;
-use crate::data::{BlockRange, absorb_blocks};
+use crate::data::{BlockRange, absorb_blocks, drop_extent};
 use crate::error::{Result, StoreError};
 use crate::key::{Counter, Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
@@ -40,6 +40,9 @@ pub(super) async fn delete(
                 && !inode.copied
             {
                 transaction.add(Counter::INODES, -1);
+            }
+            if tree == Tree::Extents {
+                return drop_extent(transaction, position, value).await;
             }
             transaction.delete(tree, position);
             Ok(())

@@ -5,11 +5,14 @@
 
 mod executor;
 mod pool;
+mod reflink;
+mod reflink_files;
 mod repair;
 
 mod batches;
 mod compression;
 mod concurrency;
+mod contents;
 mod copygc;
 mod damage;
 mod damage_list;

@@ -14,6 +14,7 @@ use engine_base::{BLOCK_SIZE, InodeNumber, SnapshotId};
 use crate::api::TreeDiffCursor;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::extent::Address;
 use crate::key::{Position, Tree, Value};
 use crate::limits::BULK_UPDATES_MAX;
 use crate::transaction::{Transaction, Update};
@@ -44,6 +45,8 @@ impl Area {
         let chunk = position.offset.saturating_sub(1) / CHUNK_BLOCKS;
         let data = Self::of_data(InodeNumber(position.inode), chunk, shard_count);
         match tree {
+            // What is shared is of no version.
+            Tree::Extents if Address::is_space(position.inode) => None,
             Tree::Extents => Some(data),
             _ if tree.is_versioned() => Some(Self { chunk: None, ..data }),
             _ => None,

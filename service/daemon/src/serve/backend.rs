@@ -113,7 +113,8 @@ fn cause(error: &StoreError, write: bool) -> BackendError {
         | StoreError::CrossSubvolume
         | StoreError::TooManySymlinks { .. }
         | StoreError::TooManyLinks { .. }
-        | StoreError::Restart => BackendError::Internal,
+        | StoreError::Restart
+        | StoreError::TransactionFull(_) => BackendError::Internal,
     }
 }
 

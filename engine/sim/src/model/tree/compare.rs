@@ -158,8 +158,13 @@ impl Matching<'_> {
             }
             (NodeKind::File(wanted), NodeKind::File(data)) => {
                 let after = partial.as_ref().filter(|partial| partial.node == expected);
-                let after = after.map(|partial| &partial.after);
-                self.contents(expected, (wanted, after), data, difference);
+                let mut after = after.map(|partial| partial.after.clone());
+                if partial.as_ref().is_some_and(|partial| partial.size_last)
+                    && let Some(after) = &mut after
+                {
+                    after.cut_page(data.size);
+                }
+                self.contents(expected, (wanted, after.as_ref()), data, difference);
             }
             (NodeKind::Symlink(wanted), NodeKind::Symlink(target)) if wanted == target => {}
             _ => difference.add(|| format!("node {expected}: another kind or target")),
@@ -229,6 +234,8 @@ fn attributes(id: NodeId, want: &Node, have: &Node, is_root: bool, difference: &
 struct Partial {
     node: NodeId,
     after: FileData,
+    /// Its blocks may be there while the file ends where it did before.
+    size_last: bool,
 }
 
 impl Partial {
@@ -236,6 +243,7 @@ impl Partial {
         let node = op.changes_content_of()?;
         let mut state = state.clone();
         state.apply(op).ok()?;
-        Some(Self { node, after: state.file(node)?.clone() })
+        let size_last = matches!(op, TreeOp::Copy { .. });
+        Some(Self { node, after: state.file(node)?.clone(), size_last })
     }
 }

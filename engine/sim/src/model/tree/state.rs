@@ -92,6 +92,8 @@ pub enum TreeOp {
     Rename { from: (NodeId, Vec<u8>), to: (NodeId, Vec<u8>), mode: RenameMode },
     /// Content of version `version` at `offset`.
     Write { node: NodeId, offset: u64, len: u64, version: u64 },
+    /// What another file has, by reference.
+    Copy { from: NodeId, at: u64, node: NodeId, offset: u64, len: u64 },
     /// A hole.
     Punch { node: NodeId, offset: u64, len: u64 },
     /// A change of content that was refused for want of room, with these of its pages changed: the
@@ -114,9 +116,10 @@ impl TreeOp {
     #[must_use]
     pub fn changes_content_of(&self) -> Option<NodeId> {
         match self {
-            Self::Write { node, .. } | Self::Punch { node, .. } | Self::Resize { node, .. } => {
-                Some(*node)
-            }
+            Self::Write { node, .. }
+            | Self::Copy { node, .. }
+            | Self::Punch { node, .. }
+            | Self::Resize { node, .. } => Some(*node),
             Self::Partly { op, .. } => op.changes_content_of(),
             _ => None,
         }
@@ -126,9 +129,9 @@ impl TreeOp {
     #[must_use]
     pub fn range(&self) -> Option<(u64, u64)> {
         match self {
-            Self::Write { offset, len, .. } | Self::Punch { offset, len, .. } => {
-                Some((*offset, offset.saturating_add(*len)))
-            }
+            Self::Write { offset, len, .. }
+            | Self::Copy { offset, len, .. }
+            | Self::Punch { offset, len, .. } => Some((*offset, offset.saturating_add(*len))),
             _ => None,
         }
     }
@@ -159,6 +162,9 @@ impl std::fmt::Debug for TreeOp {
             }
             Self::Write { node, offset, len, version } => {
                 write!(f, "write {node} at {offset}+{len} version {version}")
+            }
+            Self::Copy { from, at, node, offset, len } => {
+                write!(f, "copy {from} at {at} to {node} at {offset}+{len}")
             }
             Self::Punch { node, offset, len } => write!(f, "punch {node} at {offset}+{len}"),
             Self::Partly { op, pages } => write!(f, "pages {pages:?} of {op:?}"),
@@ -228,6 +234,19 @@ impl FileData {
         self.size = self.size.max(offset + len);
     }
 
+    /// Puts bytes that another file had.
+    fn put(&mut self, offset: u64, source: &[u8]) {
+        if source.is_empty() {
+            return;
+        }
+        let len = source.len() as u64;
+        self.change(offset, len, |bytes, at| {
+            let from = (at - offset) as usize;
+            bytes.copy_from_slice(&source[from..from + bytes.len()]);
+        });
+        self.size = self.size.max(offset + len);
+    }
+
     fn punch(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.size);
         if offset >= end {
@@ -270,6 +289,14 @@ impl FileData {
             }
         }
         Ok(changed)
+    }
+
+    /// What the page in which `size` lies shows of a file that ends there.
+    pub(super) fn cut_page(&mut self, size: u64) {
+        let within = size % PAGE_BYTES;
+        if within > 0 && size < self.size {
+            self.change(size, PAGE_BYTES - within, |bytes, _| bytes.fill(0));
+        }
     }
 
     fn resize(&mut self, size: u64) {
@@ -429,6 +456,10 @@ impl TreeState {
             TreeOp::Rename { from, to, mode } => self.rename(from, to, *mode)?,
             TreeOp::Write { node, offset, len, version } => {
                 self.file_mut(*node)?.write(*offset, *len, *version);
+            }
+            TreeOp::Copy { from, at, node, offset, len } => {
+                let source = self.file_mut(*from)?.read(*at, *len);
+                self.file_mut(*node)?.put(*offset, &source);
             }
             TreeOp::Punch { node, offset, len } => self.file_mut(*node)?.punch(*offset, *len),
             TreeOp::Partly { op, pages } => self.apply_partly(op, pages)?,

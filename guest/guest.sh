@@ -100,6 +100,23 @@ fio_verify() {
     }
 }
 
+# Lets the target copy two ranges, and compares: copy_verify DEVICE. It writes the first 16 MiB.
+copy_verify() {
+    local device=$1 mib
+    # Blocks of a MiB.
+    mib=$(((1 << 20) / $(blockdev --getss "$device")))
+    dd if=/dev/urandom of="$device" bs=1M count=16 oflag=direct 2>/dev/null
+    # Blocks 0-based: 3 MiB from 2 MiB on, and the first MiB, to 8 MiB and behind it.
+    nvme copy "$device" --format=0 --sdlba=$((8 * mib)) --slbs="$((2 * mib)),0" \
+        --blocks="$((3 * mib - 1)),$((mib - 1))"
+    {
+        dd if="$device" bs=1M skip=2 count=3 iflag=direct 2>/dev/null
+        dd if="$device" bs=1M count=1 iflag=direct 2>/dev/null
+    } >/tmp/copy.source
+    dd if="$device" of=/tmp/copy.target bs=1M skip=8 count=4 iflag=direct 2>/dev/null
+    cmp /tmp/copy.source /tmp/copy.target || fail "a copied range differs from its source"
+}
+
 # Makes a file system, copies the tree /usr, checks it, compares it after a new mount: file_system
 # KIND DEVICE. It ends unmounted, with the tree in it.
 file_system() {

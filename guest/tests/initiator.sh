@@ -47,6 +47,8 @@ guest_main() {
     file_system xfs "$files"
     step "fio with verification"
     fio_verify "$blocks" 48m
+    step "copies by the target"
+    copy_verify "$blocks"
     expect_clean_kernel_log "$from"
 
     from=$(log_position)

@@ -38,6 +38,7 @@ guest_main() {
         device=$(wait_for_device "$nqn" "$nsid")
         step "$device has blocks of $(blockdev --getss "$device") bytes"
         fio_verify "$device" 32m
+        copy_verify "$device"
     done
     file_system ext4 "$device"
     file_system xfs "$device"

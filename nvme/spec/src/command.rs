@@ -5,7 +5,7 @@
 
 use crate::queue::{SGL_IN_CAPSULE, SGL_TRANSPORT, Sqe};
 use crate::status::Status;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 
 /// Opcodes of the admin command set (Base 2.0, figure 138).
 pub mod admin_opcode {
@@ -37,6 +37,8 @@ pub mod io_opcode {
     pub const WRITE_ZEROES: u8 = 0x08;
     /// Dataset Management.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+    /// Copy.
+    pub const COPY: u8 = 0x19;
 }
 
 /// The opcode of all Fabrics commands.
@@ -97,6 +99,11 @@ impl DataPointer {
 
 fn reject_fused(sqe: &Sqe) -> Result<(), Status> {
     if sqe.flags & 3 != 0 { Err(Status::INVALID_FIELD) } else { Ok(()) }
+}
+
+/// DTYPE of Write and Copy: no directives are supported (Base 2.0, section 8.7).
+fn reject_directive(dw12: u32) -> Result<(), Status> {
+    if (dw12 >> 20) & 0xf != 0 { Err(Status::INVALID_FIELD) } else { Ok(()) }
 }
 
 /// An admin command other than a Fabrics command.
@@ -315,6 +322,19 @@ pub enum IoCommand {
         /// Where the ranges are.
         data: DataPointer,
     },
+    /// Copy within a namespace, by descriptors of format 0 (NVM 1.0, section 3.2.2).
+    Copy {
+        /// Namespace.
+        nsid: u32,
+        /// First logical block of the destination (SDLBA).
+        destination: u64,
+        /// Source ranges in the data, 1 to 256.
+        range_count: u16,
+        /// Force unit access.
+        fua: bool,
+        /// Where the source ranges are.
+        data: DataPointer,
+    },
 }
 
 impl IoCommand {
@@ -335,10 +355,7 @@ impl IoCommand {
             io_opcode::FLUSH => Ok(Self::Flush { nsid }),
             io_opcode::READ => Ok(Self::Read { nsid, range, data: DataPointer::parse(sqe)? }),
             io_opcode::WRITE => {
-                // DTYPE: no directives are supported (Base 2.0, section 8.7).
-                if (dw12 >> 20) & 0xf != 0 {
-                    return Err(Status::INVALID_FIELD);
-                }
+                reject_directive(dw12)?;
                 Ok(Self::Write { nsid, range, fua, data: DataPointer::parse(sqe)? })
             }
             io_opcode::WRITE_ZEROES => {
@@ -350,6 +367,20 @@ impl IoCommand {
                 deallocate: sqe.cdw11.get() & 4 != 0,
                 data: DataPointer::parse(sqe)?,
             }),
+            io_opcode::COPY => {
+                reject_directive(dw12)?;
+                // Descriptor format: the others are for protection information and other namespaces.
+                if (dw12 >> 8) & 0xf != 0 {
+                    return Err(Status::INVALID_FIELD);
+                }
+                Ok(Self::Copy {
+                    nsid,
+                    destination: range.first,
+                    range_count: (dw12 & 0xff) as u16 + 1,
+                    fua,
+                    data: DataPointer::parse(sqe)?,
+                })
+            }
             _ => Err(Status::INVALID_OPCODE),
         }
     }
@@ -362,7 +393,8 @@ impl IoCommand {
             | Self::Read { nsid, .. }
             | Self::Write { nsid, .. }
             | Self::WriteZeroes { nsid, .. }
-            | Self::DatasetManagement { nsid, .. } => nsid,
+            | Self::DatasetManagement { nsid, .. }
+            | Self::Copy { nsid, .. } => nsid,
         }
     }
 }
@@ -382,10 +414,38 @@ wire! {
 /// Most ranges in one Dataset Management command.
 pub const DSM_RANGES_MAX: usize = 256;
 
+wire! {
+    /// A source range of Copy, descriptor format 0 (NVM 1.0, section 3.2.2).
+    pub struct CopyRange: 32 {
+        #[doc(hidden)]
+        0 => reserved_0: U64,
+        /// SLBA: first logical block.
+        8 => first: U64,
+        /// NLB: logical blocks, 0-based.
+        16 => blocks: U16,
+        #[doc(hidden)]
+        18 => reserved_18: [u8; 6],
+        /// EILBRT: protection information, unused without.
+        24 => expected_reference_tag: U32,
+        /// ELBAT.
+        28 => expected_application_tag: U16,
+        /// ELBATM.
+        30 => expected_application_tag_mask: U16,
+    }
+}
+
+impl CopyRange {
+    /// The range that the descriptor names.
+    #[must_use]
+    pub fn range(&self) -> LbaRange {
+        LbaRange { first: self.first.get(), blocks: u32::from(self.blocks.get()) + 1 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::little_endian::U16;
+    use zerocopy::FromBytes;
 
     fn sqe(opcode: u8) -> Sqe {
         let mut sqe = Sqe::zeroed();
@@ -412,6 +472,39 @@ mod tests {
                 data: DataPointer::Transport { len: 4096 },
             })
         );
+    }
+
+    #[test]
+    fn copy_fields() {
+        let mut raw = sqe(io_opcode::COPY);
+        raw.nsid = U32::new(2);
+        raw.cdw10 = U32::new(5);
+        raw.cdw11 = U32::new(1);
+        // FUA; LR, both PRINFO fields and what else is reserved are passed over.
+        raw.cdw12 = U32::new(1 << 31 | 1 << 30 | 0xf << 26 | 0xf << 12 | 255);
+        raw.sgl.length = U32::new(8192);
+        let parsed = IoCommand::Copy {
+            nsid: 2,
+            destination: 0x1_0000_0005,
+            range_count: 256,
+            fua: true,
+            data: DataPointer::Transport { len: 8192 },
+        };
+        assert_eq!(IoCommand::parse(&raw), Ok(parsed));
+        assert_eq!(parsed.nsid(), 2);
+        for refused in [1 << 8, 0xf << 8, 1 << 20, 0xf << 20] {
+            raw.cdw12 = U32::new(refused);
+            assert_eq!(IoCommand::parse(&raw), Err(Status::INVALID_FIELD), "{refused:#x}");
+        }
+    }
+
+    #[test]
+    fn copy_range_fields() {
+        let mut bytes = [0; 32];
+        bytes[8..18].copy_from_slice(&[3, 2, 1, 0, 0, 0, 0, 9, 0xff, 0xff]);
+        bytes[24..].fill(0xee);
+        let range = CopyRange::read_from_bytes(&bytes).unwrap().range();
+        assert_eq!(range, LbaRange { first: 0x0900_0000_0001_0203, blocks: 65536 });
     }
 
     #[test]

@@ -135,7 +135,7 @@ wire! {
         531 => write_protect: u8,
         /// ACWU.
         532 => acwu: U16,
-        /// OCFS: copy formats.
+        /// OCFS: copy formats; bit 0 is format 0.
         534 => copy_formats: U16,
         /// SGLS: SGL support.
         536 => sgl_support: U32,
@@ -178,6 +178,10 @@ pub const IO_DATASET_MANAGEMENT: u16 = 1 << 2;
 pub const IO_WRITE_ZEROES: u16 = 1 << 3;
 /// ONCS: the save and select fields of features are supported.
 pub const IO_FEATURE_SELECT: u16 = 1 << 4;
+/// ONCS: Copy.
+pub const IO_COPY: u16 = 1 << 8;
+/// OCFS: descriptor format 0.
+pub const COPY_FORMAT_0: u16 = 1;
 /// SGLS: SGLs without alignment (bits 1:0 = 01b), in-capsule offset (20), transport data block (21).
 pub const SGL_TCP: u32 = 1 | 1 << 20 | 1 << 21;
 /// OAES: namespace attribute notices.
@@ -259,8 +263,14 @@ wire! {
         70 => preferred_deallocate_alignment: U16,
         /// NOWS: optimal write size, 0-based.
         72 => optimal_write_size: U16,
+        /// MSSRL: logical blocks of a source range of Copy.
+        74 => copy_range_size_max: U16,
+        /// MCL: logical blocks of a Copy.
+        76 => copy_size_max: U32,
+        /// MSRC: source ranges of a Copy, 0-based.
+        80 => copy_ranges_max: u8,
         #[doc(hidden)]
-        74 => reserved_74: [u8; 18],
+        81 => reserved_81: [u8; 11],
         /// ANAGRPID.
         92 => ana_group: U32,
         #[doc(hidden)]

@@ -87,6 +87,18 @@ pub enum IoRequest {
         /// Complete only when durable.
         fua: bool,
     },
+    /// Let the blocks from `offset` on hold what those of the sources do, one source behind the other
+    /// and in their order. No source overlaps the destination. Meanwhile, and when it fails, each block
+    /// of the destination holds what it did or what its source did meanwhile. A failure is
+    /// [`IoOutput::Stopped`] where it is known which source it was.
+    Copy {
+        /// 1 to 128 ranges; they may overlap each other.
+        sources: SmallVec<[ByteRange; 4]>,
+        /// First byte of the destination.
+        offset: u64,
+        /// Complete only when durable.
+        fua: bool,
+    },
 }
 
 /// What an operation yields.
@@ -96,6 +108,13 @@ pub enum IoOutput {
     Done,
     /// The bytes read, in order.
     Data(SmallVec<[Slice; 4]>),
+    /// A copy failed half way.
+    Stopped {
+        /// Sources that were copied whole, so the number of the first that was not.
+        copied: u32,
+        /// Why that one was not.
+        cause: BackendError,
+    },
 }
 
 /// The end of an operation.

@@ -100,6 +100,11 @@ pub(crate) const CONTROLLERS_MAX: usize = 4096;
 pub(crate) const SUBSYSTEMS_MAX: usize = 4096;
 /// Listeners of a target.
 pub(crate) const LISTENERS_MAX: usize = 64;
+/// Source ranges of one Copy (MSRC + 1): with 32 bytes each they fit a page, which Linux hands over.
+pub(crate) const COPY_RANGES_MAX: usize = 128;
+/// Bytes of one Copy (MCL), so that one that must be read and written ends long before a host's patience
+/// (30 s with Linux), and what it does to others is bounded.
+pub(crate) const COPY_BYTES_MAX: u32 = 64 << 20;
 /// Keep alive granularity (KAS): 1 s, in units of 100 ms.
 pub(crate) const KEEP_ALIVE_GRANULARITY_100MS: u16 = 10;
 /// Longest keep alive timeout accepted, so that a dead host's controller goes within the hour.

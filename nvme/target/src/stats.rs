@@ -16,14 +16,23 @@ pub enum OperationKind {
     Deallocate,
     /// Write Zeroes.
     WriteZeroes,
+    /// Copy.
+    Copy,
     /// Admin and Fabrics commands.
     Admin,
 }
 
 impl OperationKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Read, Self::Write, Self::Flush, Self::Deallocate, Self::WriteZeroes, Self::Admin];
+    pub const ALL: [Self; 7] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Deallocate,
+        Self::WriteZeroes,
+        Self::Copy,
+        Self::Admin,
+    ];
 
     /// The name used in metrics.
     #[must_use]
@@ -34,6 +43,7 @@ impl OperationKind {
             Self::Flush => "flush",
             Self::Deallocate => "deallocate",
             Self::WriteZeroes => "write_zeroes",
+            Self::Copy => "copy",
             Self::Admin => "admin",
         }
     }

@@ -56,7 +56,7 @@ fn run(seed: u64) {
             let bytes = range.len();
             let mut status = Status::SUCCESS;
             let mut data = Vec::new();
-            let cid = match random.below(10) {
+            let cid = match random.below(11) {
                 0..=3 => {
                     let mut new = vec![0; bytes];
                     random.fill(&mut new);
@@ -76,6 +76,15 @@ fn run(seed: u64) {
                     model[range].fill(0);
                     let in_capsule = random.chance(1, 2);
                     host.deallocate(1, &[(first, blocks as u32)], in_capsule)
+                }
+                9 if blocks >= 2 => {
+                    // The second half becomes the first, in two ranges where there are two blocks.
+                    let (half, in_capsule) = (blocks as u32 / 2, random.chance(1, 2));
+                    let len = (half as usize) << shift;
+                    model.copy_within(range.start..range.start + len, range.start + len);
+                    let ranges = [(first, 1), (first + 1, half - 1)];
+                    let count = if half > 1 { 2 } else { 1 };
+                    host.copy(1, first + u64::from(half), &ranges[..count], in_capsule)
                 }
                 _ => {
                     status = Status::LBA_OUT_OF_RANGE;

@@ -72,9 +72,9 @@ impl<B: Backend> Connection<B> {
                 self.check_io(index, &command)?;
                 Ok(match command {
                     IoCommand::Read { data, .. } => Plan::Room(data.len()),
-                    IoCommand::Write { data, .. } | IoCommand::DatasetManagement { data, .. } => {
-                        Plan::HostData(data)
-                    }
+                    IoCommand::Write { data, .. }
+                    | IoCommand::DatasetManagement { data, .. }
+                    | IoCommand::Copy { data, .. } => Plan::HostData(data),
                     IoCommand::Flush { .. } | IoCommand::WriteZeroes { .. } => Plan::Nothing,
                 })
             }
@@ -221,5 +221,6 @@ fn kind_of(command: &IoCommand) -> OperationKind {
         IoCommand::Write { .. } => OperationKind::Write,
         IoCommand::WriteZeroes { .. } => OperationKind::WriteZeroes,
         IoCommand::DatasetManagement { .. } => OperationKind::Deallocate,
+        IoCommand::Copy { .. } => OperationKind::Copy,
     }
 }

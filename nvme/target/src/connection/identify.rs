@@ -1,11 +1,12 @@
 //! Identify (Base 2.0, section 5.17).
 
 use super::Connection;
+use super::copy::CopyLimits;
 use crate::backend::{Backend, Namespace};
 use crate::controller::{Controller, ControllerKind};
 use crate::limits::{
-    ABORTS_MAX, ASYNC_EVENTS_MAX, ERROR_LOG_MAX, KEEP_ALIVE_GRANULARITY_100MS, Limits,
-    NAMESPACES_MAX,
+    ABORTS_MAX, ASYNC_EVENTS_MAX, COPY_RANGES_MAX, ERROR_LOG_MAX, KEEP_ALIVE_GRANULARITY_100MS,
+    Limits, NAMESPACES_MAX,
 };
 use crate::subsystem::SharedNamespace;
 use nvme_spec::command::{AdminCommand, NSID_ALL};
@@ -149,7 +150,9 @@ fn identify_controller(controller: &Controller, limits: &Limits) -> IdentifyCont
     id.cqe_size = 0x44;
     id.namespace_count = U32::new(NAMESPACES_MAX);
     id.namespaces_max = U32::new(NAMESPACES_MAX);
-    id.optional_io = U16::new(identify::IO_DATASET_MANAGEMENT | identify::IO_WRITE_ZEROES);
+    id.optional_io =
+        U16::new(identify::IO_DATASET_MANAGEMENT | identify::IO_WRITE_ZEROES | identify::IO_COPY);
+    id.copy_formats = U16::new(identify::COPY_FORMAT_0);
     // A volatile write cache is present; Flush is for one namespace (bits 2:1 = 10b).
     id.write_cache = 0b101;
     id.io_capsule_16b = U32::new((64 + limits.in_capsule_data_max) / 16);
@@ -190,6 +193,10 @@ fn namespace_structure(namespace: &SharedNamespace, used_bytes: Option<u64>) -> 
     id.preferred_write_alignment = preferred;
     id.preferred_deallocate_granularity = preferred;
     id.preferred_deallocate_alignment = preferred;
+    let copy = CopyLimits::new(config.block_size_log2);
+    id.copy_range_size_max = U16::new(copy.range_blocks_max);
+    id.copy_size_max = U32::new(copy.blocks_max);
+    id.copy_ranges_max = (COPY_RANGES_MAX - 1) as u8;
     id.nvm_capacity[0] = U64::new(size_blocks << config.block_size_log2);
     id.attributes = u8::from(namespace.read_only.load(Ordering::Acquire));
     id.nguid = config.nguid;

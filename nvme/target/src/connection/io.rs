@@ -3,10 +3,13 @@
 use super::Connection;
 use super::namespace::CoreNamespace;
 use crate::backend::{Backend, ByteRange, IoOutput, IoRequest, IoResult, Namespace};
+use crate::connection::copy::{CopyLimits, copy_sources};
 use crate::connection::slot::SlotState;
 use crate::controller::AbortReply;
+use crate::limits::COPY_RANGES_MAX;
+use crate::stats::OperationKind;
 use crate::subsystem::lock;
-use nvme_spec::command::{DSM_RANGES_MAX, DsmRange};
+use nvme_spec::command::{CopyRange, DSM_RANGES_MAX, DsmRange};
 use nvme_spec::{DataPointer, IoCommand, LbaRange, Status};
 use smallvec::SmallVec;
 use std::rc::Rc;
@@ -81,11 +84,13 @@ impl<B: Backend> Connection<B> {
                 range.check_within(size_blocks)?;
             }
             IoCommand::DatasetManagement { range_count, data, .. } => {
-                let (len, whole) = (data.len() as usize, size_of::<DsmRange>());
-                // Linux always hands over a whole page, however few ranges it names.
-                if len < usize::from(range_count) * whole || len > DSM_RANGES_MAX * whole {
-                    return Err(Status::DATA_SGL_LENGTH_INVALID);
+                check_ranges_len(data, range_count, (DSM_RANGES_MAX, size_of::<DsmRange>()))?;
+            }
+            IoCommand::Copy { range_count, data, .. } => {
+                if usize::from(range_count) > COPY_RANGES_MAX {
+                    return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED);
                 }
+                check_ranges_len(data, range_count, (COPY_RANGES_MAX, size_of::<CopyRange>()))?;
             }
             IoCommand::Flush { .. } => {}
         }
@@ -153,6 +158,17 @@ impl<B: Backend> Connection<B> {
                 self.slots[usize::from(index)].data_len = u32::try_from(sum).unwrap_or(u32::MAX);
                 IoRequest::Deallocate { ranges }
             }
+            IoCommand::Copy { destination, range_count, fua, .. } => {
+                let limits = CopyLimits::new(namespace.shared.config.block_size_log2);
+                let size_blocks = namespace.shared.size_blocks.load(Ordering::Acquire);
+                let data = self.take_host_data(index);
+                let descriptors = &data[..usize::from(range_count) * size_of::<CopyRange>()];
+                let (sources, blocks) =
+                    copy_sources(descriptors, destination, size_blocks, limits)?;
+                self.slots[usize::from(index)].data_len = blocks << shift;
+                let sources = sources.into_iter().map(bytes).collect();
+                IoRequest::Copy { sources, offset: destination << shift, fua }
+            }
         }))
     }
 
@@ -173,7 +189,8 @@ impl<B: Backend> Connection<B> {
             return self.free_slot(index);
         }
         let slot = &self.slots[usize::from(index)];
-        let reads = slot.kind == crate::stats::OperationKind::Read;
+        let reads = slot.kind == OperationKind::Read;
+        let copies = slot.kind == OperationKind::Copy;
         match result {
             Ok(IoOutput::Data(data)) if reads => {
                 let len: usize = data.iter().map(|slice| slice.len()).sum();
@@ -188,6 +205,11 @@ impl<B: Backend> Connection<B> {
                 let charged = std::mem::take(&mut self.slots[usize::from(index)].charged);
                 self.release(charged);
                 self.complete(index, 0, Status::SUCCESS);
+            }
+            Ok(IoOutput::Stopped { copied, cause }) if copies => {
+                tracing::warn!(%cause, copied, "a copy ended early");
+                // The lowest range that was not copied (NVM 1.0, section 3.2.2).
+                self.complete(index, u64::from(copied), cause.to_status());
             }
             Ok(_) => {
                 tracing::error!("the backend answered with the wrong kind of output");
@@ -221,5 +243,20 @@ impl<B: Backend> Connection<B> {
         };
         self.complete(index, 0, Status::ABORTED_BY_REQUEST);
         true
+    }
+}
+
+/// Checks the data of a command that names ranges: `most` at most, of `range_bytes` each. There may be
+/// more than it needs: Linux always hands over a whole page, however few ranges it names.
+fn check_ranges_len(
+    data: DataPointer,
+    range_count: u16,
+    (most, range_bytes): (usize, usize),
+) -> Result<(), Status> {
+    let allowed = usize::from(range_count) * range_bytes..=most * range_bytes;
+    if allowed.contains(&(data.len() as usize)) {
+        Ok(())
+    } else {
+        Err(Status::DATA_SGL_LENGTH_INVALID)
     }
 }

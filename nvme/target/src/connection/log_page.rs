@@ -170,7 +170,9 @@ fn command_effects(discovery: bool) -> CommandEffects {
     for opcode in [io_opcode::FLUSH, io_opcode::READ] {
         log.io[usize::from(opcode)] = U32::new(EFFECT_SUPPORTED);
     }
-    for opcode in [io_opcode::WRITE, io_opcode::WRITE_ZEROES, io_opcode::DATASET_MANAGEMENT] {
+    for opcode in
+        [io_opcode::WRITE, io_opcode::WRITE_ZEROES, io_opcode::DATASET_MANAGEMENT, io_opcode::COPY]
+    {
         log.io[usize::from(opcode)] = U32::new(EFFECT_SUPPORTED | EFFECT_CONTENT_CHANGE);
     }
     log

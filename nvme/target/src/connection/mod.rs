@@ -12,6 +12,7 @@
 mod admin;
 mod command;
 mod connect;
+mod copy;
 mod identify;
 mod io;
 mod log_page;

@@ -144,12 +144,14 @@ impl<B: Backend> Connection<B> {
         entry.parameter_location = U16::new(0xffff);
         if let Some(Work::Io(command)) = slot.work {
             entry.nsid = U32::new(command.nsid());
-            if let IoCommand::Read { range, .. }
-            | IoCommand::Write { range, .. }
-            | IoCommand::WriteZeroes { range, .. } = command
-            {
-                entry.lba = U64::new(range.first);
-            }
+            let first = match command {
+                IoCommand::Read { range, .. }
+                | IoCommand::Write { range, .. }
+                | IoCommand::WriteZeroes { range, .. } => range.first,
+                IoCommand::Copy { destination, .. } => destination,
+                IoCommand::Flush { .. } | IoCommand::DatasetManagement { .. } => 0,
+            };
+            entry.lba = U64::new(first);
         }
         queue.controller.log_error(entry);
     }

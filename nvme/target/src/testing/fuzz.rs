@@ -121,6 +121,7 @@ pub fn connection_stream_corpus() -> Vec<Vec<u8>> {
         host.read(1, 0, 4, 16384);
         host.deallocate(1, &[(0, 4), (8, 8)], true);
         host.write_zeroes(1, 0, 8);
+        host.copy(1, 8, &[(0, 4), (32, 8)], true);
         host.bare(0, 1);
     });
     add(3, &|host| {

@@ -414,6 +414,32 @@ impl TestHost {
         }
         if in_capsule { self.submit(sqe, &data, Vec::new()) } else { self.submit(sqe, &[], data) }
     }
+
+    /// Copy of ranges `(first, blocks)` to block `destination`.
+    pub fn copy(
+        &mut self,
+        nsid: u32,
+        destination: u64,
+        ranges: &[(u64, u32)],
+        in_capsule: bool,
+    ) -> u16 {
+        let sqe = io_entry(io_opcode::COPY, nsid, destination, ranges.len() as u32);
+        let data = copy_ranges(ranges);
+        if in_capsule { self.submit(sqe, &data, Vec::new()) } else { self.submit(sqe, &[], data) }
+    }
+}
+
+/// The data of Copy for ranges `(first, blocks)`.
+#[must_use]
+pub fn copy_ranges(ranges: &[(u64, u32)]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for &(first, blocks) in ranges {
+        let mut range = nvme_spec::command::CopyRange::zeroed();
+        range.first = U64::new(first);
+        range.blocks = U16::new((blocks - 1) as u16);
+        data.extend_from_slice(range.as_bytes());
+    }
+    data
 }
 
 /// An entry with an opcode and a namespace.

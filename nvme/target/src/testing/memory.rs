@@ -122,6 +122,18 @@ impl MemoryVolume {
                 state.bytes[bytes].fill(0);
                 Ok(IoOutput::Done)
             }
+            IoRequest::Copy { sources, offset, .. } => {
+                let mut to = *offset;
+                for (copied, source) in (0..).zip(sources) {
+                    let ends = (within(source.offset, source.len), within(to, source.len));
+                    let (Ok(from), Ok(into)) = ends else {
+                        return Ok(IoOutput::Stopped { copied, cause: BackendError::OutOfRange });
+                    };
+                    state.bytes.copy_within(from, into.start);
+                    to += source.len;
+                }
+                Ok(IoOutput::Done)
+            }
         }
     }
 }

@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Put(PutArguments),
     /// Copies files of a file tree to local ones
     Get(GetArguments),
+    /// Copies files within the pool; by reference, so that both have the same blocks until one is written
+    Cp(CpArguments),
     /// Writes a file to standard output
     Cat {
         /// NAME:/PATH
@@ -481,6 +483,37 @@ pub(crate) struct PutArguments {
     pub(crate) sync: bool,
 }
 
+/// `cp`.
+#[derive(Args, Debug)]
+pub(crate) struct CpArguments {
+    /// NAME:/PATH
+    #[arg(value_parser = Target::parser(), required = true, value_name = "SOURCE")]
+    pub(crate) sources: Vec<Target>,
+    /// NAME:/PATH: an existing directory to copy them into, or the new name of one
+    #[arg(value_parser = Target::parser())]
+    pub(crate) destination: Target,
+    /// Whether copies are by reference: always fails where blocks cannot be shared
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true,
+          default_value = "auto", default_missing_value = "always")]
+    pub(crate) reflink: Reflink,
+    #[command(flatten)]
+    pub(crate) copy: CopyArguments,
+    /// Makes each file durable before the next
+    #[arg(long)]
+    pub(crate) sync: bool,
+}
+
+/// Whether copies are by reference, as for cp(1).
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reflink {
+    /// Where they can be
+    Auto,
+    /// They must be
+    Always,
+    /// They have blocks of their own
+    Never,
+}
+
 /// `get`.
 #[derive(Args, Debug)]
 pub(crate) struct GetArguments {
@@ -493,7 +526,7 @@ pub(crate) struct GetArguments {
     pub(crate) copy: CopyArguments,
 }
 
-/// What `put` and `get` share.
+/// What `put`, `get` and `cp` share.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct CopyArguments {
     /// Copies directories with all that is in them

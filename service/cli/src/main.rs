@@ -8,6 +8,7 @@ mod admin;
 mod allocinfo;
 mod args;
 mod connect;
+mod cp;
 mod damage;
 mod debug;
 mod dump;
@@ -98,6 +99,7 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Waits(arguments) => times::waits(session, arguments, output).await,
         Command::Top(arguments) => top::run(session, &arguments, output).await,
         Command::Put(arguments) => put::run(session, &arguments, output).await,
+        Command::Cp(arguments) => cp::run(session, &arguments, output).await,
         Command::Get(arguments) => get::run(session, &arguments, output).await,
         other => files::run(session, other, output).await,
     }

@@ -428,6 +428,46 @@ fn files_are_worked_on() {
 }
 
 #[test]
+fn files_are_copied_by_reference() {
+    let stand = Stand::new();
+    let local = stand.directory.path().join("local");
+    std::fs::create_dir_all(local.join("d/e")).unwrap();
+    std::fs::write(local.join("d/a"), vec![7; 100_000]).unwrap();
+    std::fs::set_permissions(local.join("d/a"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::hard_link(local.join("d/a"), local.join("d/e/again")).unwrap();
+    std::fs::write(local.join("d/e/small"), b"small").unwrap();
+    symlink("e/small", local.join("d/link")).unwrap();
+    stand.ok(&["fs", "create", "t"]);
+    stand.ok(&["put", "-r", text(&local.join("d")), "t:/"]);
+    let copy = |arguments: &[&str]| stand.json(&[&["cp"], arguments].concat());
+    let told = copy(&["t:/d/a", "t:/copy"]);
+    assert_eq!(told["shared_bytes"], 100_000);
+    assert_eq!((told["files"].as_u64(), told["copied_bytes"].as_u64()), (Some(1), Some(0)));
+    assert_eq!(copy(&["--reflink=never", "t:/d/a", "t:/own"])["copied_bytes"], 100_000);
+    assert_eq!(copy(&["--reflink", "t:/d/a", "t:/always"])["shared_bytes"], 100_000);
+    // A tree with all that is in it, its hard links among themselves.
+    assert_eq!(copy(&["-r", "t:/d", "t:/tree"])["files"], 2);
+    let back = stand.directory.path().join("back");
+    stand.ok(&["get", "-r", "t:/tree", text(&back)]);
+    assert_eq!(snapshot(&local.join("d")), snapshot(&back));
+    assert_eq!(stand.ok(&["cat", "t:/copy"]).len(), 100_000);
+    for (arguments, why) in [
+        (["cp", "t:/d", "t:/e"].as_slice(), "--recursive"),
+        (&["cp", "-r", "t:/d", "t:/d/e"], "into itself"),
+        (&["cp", "-r", "t:/d", "t:/d"], "into itself"),
+        (&["cp", "t:/d/a", "t:/d/a"], "the source"),
+        (&["cp", "t:/nothing", "t:/there"], "not found"),
+        (&["cp", "t:/d/a", "t:/d/link", "t:/not-there"], "must be a directory"),
+        (&["cp", "--reflink=maybe", "t:/d/a", "t:/b"], "maybe"),
+    ] {
+        let output = stand.run(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(why), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
 fn standard_input_is_put() {
     let stand = Stand::new();
     stand.ok(&["fs", "create", "t"]);

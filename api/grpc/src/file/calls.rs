@@ -219,6 +219,13 @@ where
         unary!(change self, request, "TruncateFile", file, Core::truncate)
     }
 
+    async fn copy_file(
+        &self,
+        request: Request<v1::CopyFileRequest>,
+    ) -> Result<Response<v1::CopyFileResponse>, Status> {
+        unary!(change self, request, "CopyFile", destination, Core::copy)
+    }
+
     async fn punch_hole(
         &self,
         request: Request<v1::PunchHoleRequest>,

@@ -5,6 +5,7 @@
 
 mod calls;
 mod change;
+mod copy;
 mod list;
 mod read;
 mod remove;

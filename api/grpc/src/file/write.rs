@@ -8,7 +8,8 @@ use std::time::Duration;
 use engine_memory::Buffer;
 use engine_store::StoreError;
 use engine_store::api::{
-    Attributes, DATA_BYTES_MAX, Data, FileKind, Link, SIZE_BYTES_MAX, SetAttributes, TreeRef,
+    Attributes, CreateAttributes, DATA_BYTES_MAX, Data, FileKind, Link, SIZE_BYTES_MAX,
+    SetAttributes, TreeRef,
 };
 use engine_store::client::Client;
 use futures::StreamExt as _;
@@ -71,7 +72,7 @@ where
     if header.final_size_bytes.is_some_and(|size| size > SIZE_BYTES_MAX) {
         return Err(bad_field("header.final_size_bytes", "is over 2^60"));
     }
-    let (tree, file) = open(core, &header, &path).await?;
+    let (tree, file) = open(core, &Opening::of(&header), &path).await?;
     let mut writer = Writer {
         client: &core.client,
         tree,
@@ -123,24 +124,43 @@ where
     Ok(v1::WriteFileResponse { attributes, written_bytes })
 }
 
-/// Finds or creates the file that the header names.
-async fn open<L, E>(
-    core: &Core<L, E>,
-    header: &v1::WriteFileHeader,
-    path: &Path<'_>,
-) -> Result<(TreeRef, Attributes), Status>
-where
-    L: Link + Send + Sync + 'static,
-    L::Call: Send,
-{
-    if header.exclusive && header.create.is_none() {
-        return Err(bad_field("header.exclusive", "needs header.create"));
+/// How a file that is written is found or created.
+pub(super) struct Opening<'a> {
+    pub(super) create: Option<&'a v1::CreateAttributes>,
+    pub(super) exclusive: bool,
+    pub(super) truncate: bool,
+    /// What stands before these names in the request.
+    pub(super) fields: &'static str,
+}
+
+impl<'a> Opening<'a> {
+    fn of(header: &'a v1::WriteFileHeader) -> Self {
+        let (exclusive, truncate) = (header.exclusive, header.truncate);
+        Self { create: header.create.as_ref(), exclusive, truncate, fields: "header." }
     }
-    let create = match &header.create {
-        Some(create) => Some(convert::create_attributes("header.create", Some(create))?),
-        None => None,
-    };
-    let follow = if header.exclusive { Follow::Never } else { Follow::Always };
+
+    /// With which attributes it is created, if it is.
+    pub(super) fn check(&self) -> Result<Option<CreateAttributes>, Status> {
+        let field = |name: &str| format!("{}{name}", self.fields);
+        if self.exclusive && self.create.is_none() {
+            let why = format!("needs {}", field("create"));
+            return Err(bad_field(&field("exclusive"), why));
+        }
+        self.create.map(|it| convert::create_attributes(&field("create"), Some(it))).transpose()
+    }
+
+    pub(super) fn follow(&self) -> Follow {
+        if self.exclusive { Follow::Never } else { Follow::Always }
+    }
+}
+
+/// Finds or creates a file to be written.
+pub(super) async fn open<L: Link, E>(
+    core: &Core<L, E>,
+    header: &Opening<'_>,
+    path: &Path<'_>,
+) -> Result<(TreeRef, Attributes), Status> {
+    let (create, follow) = (header.check()?, header.follow());
     let (tree, walked) = core.walk(path, follow).await?;
     let open = async {
         let Some(file) = walked.found.clone() else {

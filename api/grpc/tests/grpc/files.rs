@@ -346,6 +346,83 @@ async fn links_attributes_and_xattrs() {
 }
 
 #[tokio::test]
+async fn files_are_copied_by_reference_where_they_can_be() {
+    let stand = Stand::new().await;
+    let mut tree = Tree::new(&stand).await;
+    let bytes: Vec<u8> = (0..250_000_u32).map(|at| (at % 251) as u8).collect();
+    tree.put("/a", &bytes).await;
+    let create = create();
+    let path = |name: &str| at(name);
+    let request = |to: &str| v1::CopyFileRequest {
+        source: path("/a"),
+        destination: path(to),
+        create,
+        ..v1::CopyFileRequest::default()
+    };
+    let reply = tree.files.copy_file(request("/b")).await.unwrap().into_inner();
+    let attributes = reply.attributes.unwrap();
+    assert_eq!((reply.shared_bytes, reply.copied_bytes), (250_000, 0));
+    assert_eq!((attributes.mode, attributes.uid, attributes.size_bytes), (0o640, 7, 250_000));
+    assert_eq!(tree.read("/b").await.unwrap(), bytes);
+    // A range, which begins in the middle of a block: that is read and written.
+    let range = v1::CopyFileRequest {
+        source_offset_bytes: 5000,
+        destination_offset_bytes: 5000,
+        length_bytes: Some(100_000),
+        sync: true,
+        ..request("/c")
+    };
+    let reply = tree.files.copy_file(range).await.unwrap().into_inner();
+    assert_eq!(reply.shared_bytes + reply.copied_bytes, 100_000);
+    assert!(reply.copied_bytes > 0 && reply.shared_bytes > 90_000, "{reply:?}");
+    let mut expected = vec![0; 5000];
+    expected.extend_from_slice(&bytes[5000..105_000]);
+    assert_eq!(tree.read("/c").await.unwrap(), expected);
+    let never = v1::CopyFileRequest { mode: v1::ReferenceMode::Never.into(), ..request("/d") };
+    let reply = tree.files.copy_file(never).await.unwrap().into_inner();
+    assert_eq!((reply.shared_bytes, reply.copied_bytes), (0, 250_000));
+
+    let always = v1::ReferenceMode::Always.into();
+    for (wrong, code, why) in [
+        (v1::CopyFileRequest { exclusive: true, ..request("/b") }, Code::AlreadyExists, "exists"),
+        (v1::CopyFileRequest { create: None, ..request("/new") }, Code::NotFound, "not found"),
+        (
+            v1::CopyFileRequest { create: None, exclusive: true, ..request("/new") },
+            Code::InvalidArgument,
+            "create",
+        ),
+        (v1::CopyFileRequest { truncate: true, ..request("/a") }, Code::InvalidArgument, "source"),
+        (v1::CopyFileRequest { mode: 9, ..request("/b") }, Code::InvalidArgument, "mode"),
+        (
+            v1::CopyFileRequest { source_offset_bytes: 1 << 61, ..request("/b") },
+            Code::InvalidArgument,
+            "2^60",
+        ),
+        (
+            v1::CopyFileRequest { destination_offset_bytes: 1 << 60, ..request("/b") },
+            Code::InvalidArgument,
+            "2^60",
+        ),
+        (
+            v1::CopyFileRequest { mode: always, source_offset_bytes: 1, ..request("/b") },
+            Code::FailedPrecondition,
+            "reference",
+        ),
+        (
+            v1::CopyFileRequest { source: path("/"), ..request("/b") },
+            Code::FailedPrecondition,
+            "file",
+        ),
+    ] {
+        let refused = tree.files.copy_file(wrong).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused:?}");
+        assert!(refused.message().contains(why), "{refused:?}");
+    }
+    // Nothing was cut for it.
+    assert_eq!(tree.read("/a").await.unwrap(), bytes);
+}
+
+#[tokio::test]
 async fn names_are_bytes() {
     let stand = Stand::new().await;
     let mut tree = Tree::new(&stand).await;

@@ -7,7 +7,7 @@ use engine_store::api::{SubvolumeInfo, TreeRef, Verify};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
-use crate::clients::administration::{COLLECTION, check_names, check_records};
+use crate::clients::administration::{COLLECTION, check_names, check_records, present};
 use crate::clients::snapshots;
 use crate::clients::tree_reads::read_back;
 use crate::clients::volume::found_at;
@@ -297,7 +297,8 @@ fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
 }
 
 fn judge(context: &ClientContext, findings: Findings, crash: Option<bool>) {
-    check_names(context, &findings.names);
+    let before = present(&context.world.borrow());
+    check_names(context, &findings.names, &before);
     // Recovery flushes what it found.
     let keeps_history = context.world.borrow().promises.keeps_history();
     let durable = !keeps_history

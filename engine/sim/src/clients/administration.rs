@@ -1,10 +1,12 @@
 //! A client of the pool's tables: subvolumes and records that come and go, all of it durable when answered;
 //! of the sizes of its members, and of the scrub.
 
+use std::collections::BTreeSet;
+
 use engine_store::api::PutMode;
 use engine_store::error::StoreError;
 
-use crate::world::{ClientContext, NameState, Refusal};
+use crate::world::{ClientContext, NameState, Refusal, World};
 
 /// The collection in which the records lie.
 pub const COLLECTION: &str = "simulated";
@@ -151,42 +153,41 @@ fn refused(
 }
 
 async fn list(context: &ClientContext) -> bool {
+    // What others make while the answer is on its way need not be in it.
+    let before = present(&context.world.borrow());
     let result = context.client.subvolume_list("", 1000).await;
     match result {
         Ok(listed) => {
             let names: Vec<String> = listed.into_iter().map(|info| info.name).collect();
-            check_names(context, &names);
+            check_names(context, &names, &before);
             true
         }
         Err(error) => context.tolerates("subvolume list", &error),
     }
 }
 
-/// Compares the names of all subvolumes with what must be there.
-pub fn check_names(context: &ClientContext, names: &[String]) {
+/// The names of subvolumes that are there for certain.
+#[must_use]
+pub fn present(world: &World) -> BTreeSet<String> {
+    let passing = world.passing.iter().filter(|(_, state)| **state == NameState::Present);
+    let snapshots = world.snapshots.iter().filter(|(_, slot)| slot.state == NameState::Present);
+    let of_trees = world.tree_snapshots.iter().filter(|(_, slot)| slot.state == NameState::Present);
+    let fixed = world.volumes.keys().chain(world.trees.keys());
+    let others = passing.map(|(name, _)| name).chain(snapshots.map(|(name, _)| name));
+    fixed.chain(others).chain(of_trees.map(|(name, _)| name)).cloned().collect()
+}
+
+/// Compares the names of all subvolumes with what must be there: what was `before` they were asked for, and still is.
+pub fn check_names(context: &ClientContext, names: &[String], before: &BTreeSet<String>) {
     if !names.is_sorted() {
         context.fail(format!("subvolumes are not listed in order: {names:?}"));
     }
     let mut world = context.world.borrow_mut();
-    let expected: Vec<&String> = world
-        .volumes
-        .keys()
-        .chain(world.trees.keys())
-        .chain(world.passing.iter().filter(|(_, s)| **s == NameState::Present).map(|(n, _)| n))
-        .chain(
-            world.snapshots.iter().filter(|(_, s)| s.state == NameState::Present).map(|(n, _)| n),
-        )
-        .chain(
-            world
-                .tree_snapshots
-                .iter()
-                .filter(|(_, s)| s.state == NameState::Present)
-                .map(|(n, _)| n),
-        )
-        .collect();
-    let missing = expected.iter().find(|name| !names.contains(**name)).map(|name| (*name).clone());
+    let expected = present(&world);
+    let missing = expected.intersection(before).find(|name| !names.contains(*name)).cloned();
     let stranger = names.iter().find(|name| {
-        !expected.contains(name)
+        !expected.contains(*name)
+            && !before.contains(*name)
             && world.passing.get(*name) != Some(&NameState::InDoubt)
             && !world.snapshots.contains_key(*name)
             && !world.tree_snapshots.contains_key(*name)

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use engine_base::InodeNumber;
 use engine_store::api::{
-    Attributes, CreateAttributes, Data, FileKind, FilePlace, PutMode, RenameMode, SetAttributes,
-    TreeRef,
+    Attributes, CopyMode, CreateAttributes, Data, FileKind, FilePlace, PutMode, RenameMode,
+    SetAttributes, TreeRef,
 };
 use engine_store::error::StoreError;
 
@@ -378,6 +378,9 @@ impl TreeClient {
     ) -> engine_store::Result<Option<Attributes>> {
         let (client, tree) = (&context.client, self.reference);
         let inode = |node: &NodeId| self.inode(context, *node);
+        if op.range().is_some() {
+            return self.call_on_content(context, op).await;
+        }
         match op {
             TreeOp::Create { parent, name, kind, mode, uid, .. } => {
                 let attributes = CreateAttributes { mode: *mode, uid: *uid, gid: 0 };
@@ -406,23 +409,6 @@ impl TreeClient {
                 let (from, to) = ((inode(&from.0), &from.1[..]), (inode(&to.0), &to.1[..]));
                 client.rename(tree, from, to, *mode).await.map(|()| None)
             }
-            TreeOp::Write { node, offset, len, version } => {
-                let mut bytes = vec![0; *len as usize];
-                crate::stamp::write_file(&mut bytes, *offset, *version);
-                let data = Data::from_iter([super::slice_of(&bytes)]);
-                client.file_write(tree, inode(node), *offset, data).await.map(Some)
-            }
-            TreeOp::Copy { from, at, node, offset, len } => {
-                let place = |node, offset| FilePlace { tree, inode: inode(node), offset };
-                let copied = client.file_copy(place(from, *at), place(node, *offset), *len).await?;
-                if copied.shared_bytes > 0 {
-                    context.world.borrow_mut().mark("file_copy_shared");
-                }
-                Ok(None)
-            }
-            TreeOp::Punch { node, offset, len } => {
-                client.file_punch(tree, inode(node), *offset, *len).await.map(|()| None)
-            }
             TreeOp::Resize { node, size } => {
                 let set = SetAttributes { size: Some(*size), ..SetAttributes::default() };
                 client.set_attributes(tree, inode(node), set).await.map(Some)
@@ -446,7 +432,39 @@ impl TreeClient {
             TreeOp::XattrRemove { node, name } => {
                 client.xattr_remove(tree, inode(node), name).await.map(|()| None)
             }
-            TreeOp::Become(_) | TreeOp::Partly { .. } => Ok(None),
+            _ => Ok(None),
+        }
+    }
+
+    /// The engine's call for an operation that changes a range of a file.
+    async fn call_on_content(
+        &self,
+        context: &ClientContext,
+        op: &TreeOp,
+    ) -> engine_store::Result<Option<Attributes>> {
+        let (client, tree) = (&context.client, self.reference);
+        let inode = |node: &NodeId| self.inode(context, *node);
+        match op {
+            TreeOp::Write { node, offset, len, version } => {
+                let mut bytes = vec![0; *len as usize];
+                crate::stamp::write_file(&mut bytes, *offset, *version);
+                let data = Data::from_iter([super::slice_of(&bytes)]);
+                client.file_write(tree, inode(node), *offset, data).await.map(Some)
+            }
+            TreeOp::Copy { from, at, node, offset, len } => {
+                let place = |node, offset| FilePlace { tree, inode: inode(node), offset };
+                let copied = client
+                    .file_copy(place(from, *at), place(node, *offset), *len, CopyMode::Auto)
+                    .await?;
+                if copied.shared_bytes > 0 {
+                    context.world.borrow_mut().mark("file_copy_shared");
+                }
+                Ok(None)
+            }
+            TreeOp::Punch { node, offset, len } => {
+                client.file_punch(tree, inode(node), *offset, *len).await.map(|()| None)
+            }
+            _ => Ok(None),
         }
     }
 

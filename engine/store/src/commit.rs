@@ -20,8 +20,8 @@ use crate::times::{RestartReason, Timed};
 use crate::transaction::{CounterUpdate, Transaction, UPDATES_MAX};
 
 /// Most bytes of records that one key's change brings beyond its own: live blocks of the buckets of
-/// four old and four new pointers, and the version's counter.
-const TRIGGER_BYTES: usize = 8 * 14 + 22;
+/// four old and four new pointers, and counters.
+const TRIGGER_BYTES: usize = 8 * 14 + 3 * 22;
 /// Bytes of a counter record.
 const COUNTER_BYTES: usize = 22;
 /// A leaf this many times the size of a node is written out (and split) before it takes more.
@@ -48,6 +48,8 @@ struct SpaceChange {
     placed: SmallVec<[(BucketId, SummaryEntry, bool); 4]>,
     /// Blocks that an extent named which goes.
     freed: SmallVec<[(BucketId, Range<u16>); 4]>,
+    /// Of a frame that comes and is larger than any before.
+    frame_blocks: u32,
 }
 
 impl SpaceChange {
@@ -251,6 +253,9 @@ impl Engine {
             change.count(Counter::referenced_blocks(position.snapshot), signed(extent.blocks()));
             return Ok(());
         }
+        if extent.is_frame() && extent.disk_blocks() > self.space.frame_blocks.get() {
+            change.frame_blocks = change.frame_blocks.max(extent.disk_blocks());
+        }
         change.count(Counter::data_blocks(position.snapshot), blocks);
         if extent.live_blocks() < extent.blocks() {
             let saved = signed(extent.blocks() - extent.live_blocks());
@@ -281,6 +286,10 @@ impl Engine {
             if delta != 0 {
                 self.apply_counter(CounterUpdate::Add(counter, delta), seq);
             }
+        }
+        if change.frame_blocks > 0 {
+            let most = u64::from(change.frame_blocks);
+            self.apply_counter(CounterUpdate::AtLeast(Counter::FRAME_BLOCKS, most), seq);
         }
         for update in transaction.counters {
             self.apply_counter(update, seq);
@@ -389,9 +398,7 @@ impl Engine {
             Record::CounterAtLeast { least, .. } => state.value = state.value.max(least),
             _ => {}
         }
-        if counter == Counter::SHARED_BLOCKS {
-            self.space.shares.set(state.value > 0);
-        }
+        self.space.note_counter(counter, state.value);
         if counter.is_saved_blocks() {
             let saved = self.space.saved_blocks.get().wrapping_sub(before);
             self.space.saved_blocks.set(saved.wrapping_add(state.value));

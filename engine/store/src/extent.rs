@@ -429,6 +429,34 @@ impl Sharing {
             Self::Shared(_) => 2,
         }
     }
+
+    /// Bytes behind the checksums.
+    fn bytes(self) -> usize {
+        match self {
+            Self::Alone => 0,
+            Self::Reference(_) => size_of::<ExtentAddress>(),
+            Self::Shared(_) => size_of::<ExtentHolders>(),
+        }
+    }
+
+    fn append_to(self, value: &mut Value) {
+        match self {
+            Self::Alone => {}
+            Self::Reference(Address { space, block }) => {
+                let disk = ExtentAddress { space: U64::new(space), block: U64::new(block) };
+                value.extend_from_slice(disk.as_bytes());
+            }
+            Self::Shared(Holders { count, together }) => {
+                let disk = ExtentHolders {
+                    count: U32::new(count),
+                    version: U32::new(together.version),
+                    inode: U64::new(together.inode),
+                    shift: U64::new(together.shift),
+                };
+                value.extend_from_slice(disk.as_bytes());
+            }
+        }
+    }
 }
 
 impl Extent {
@@ -488,11 +516,7 @@ fn encode(
     let bytes = size_of::<ExtentHeader>()
         + size_of::<ExtentPointer>() * pointers.len()
         + size_of::<U32>() * checksums.len()
-        + match sharing {
-            Sharing::Alone => 0,
-            Sharing::Reference(_) => size_of::<ExtentAddress>(),
-            Sharing::Shared(_) => size_of::<ExtentHolders>(),
-        };
+        + sharing.bytes();
     let mut value = Value::with_capacity(bytes);
     value.extend_from_slice(header.as_bytes());
     for pointer in pointers {
@@ -507,22 +531,7 @@ fn encode(
     for checksum in checksums {
         value.extend_from_slice(checksum.as_bytes());
     }
-    match sharing {
-        Sharing::Alone => {}
-        Sharing::Reference(Address { space, block }) => {
-            let disk = ExtentAddress { space: U64::new(space), block: U64::new(block) };
-            value.extend_from_slice(disk.as_bytes());
-        }
-        Sharing::Shared(Holders { count, together }) => {
-            let disk = ExtentHolders {
-                count: U32::new(count),
-                version: U32::new(together.version),
-                inode: U64::new(together.inode),
-                shift: U64::new(together.shift),
-            };
-            value.extend_from_slice(disk.as_bytes());
-        }
-    }
+    sharing.append_to(&mut value);
     value
 }
 
@@ -611,7 +620,7 @@ impl<'a> ExtentView<'a> {
             .map_err(|_| length())?;
         let sharing = match (header.sharing, rest.len()) {
             (0, 0) => Sharing::Alone,
-            (0 | 1 | 2, _) => {
+            (0..=2, _) => {
                 let sharing = sharing(header.sharing, rest);
                 let fits = |it: &Sharing| (pointer_count == 0) == (it.to_disk() == 1);
                 sharing.filter(fits).ok_or_else(|| bad("what it shares does not fit it"))?

@@ -131,7 +131,7 @@ mod tests {
     }
 
     use crate::codec::Algorithm;
-    use crate::extent::{FramePart, Pointer};
+    use crate::extent::{Address, FramePart, Holder, Holders, Pointer, Sharing};
     use engine_base::random::Random;
 
     /// A short fuzz run without a fuzzer: damaged samples and noise. FUZZ_SEED replays one.
@@ -149,9 +149,14 @@ mod tests {
         let part = FramePart { algorithm: Algorithm::Lz4, blocks: 8, offset: 3 };
         let compressed = crate::extent::Extent { frame: Some(part), ..extent.clone() };
         let superblock = crate::superblock::sample_for_tests().encode(0, 65536);
-        let extents = [extent.encode().to_vec(), compressed.encode().to_vec()];
-        let [extent, compressed] = extents;
-        let samples = [extent, compressed, superblock, vec![0; 200]];
+        let holder = Holder { inode: 3, version: 4, shift: 5 };
+        let sharing = Sharing::Shared(Holders::one(holder));
+        let shared = crate::extent::Extent { sharing, ..extent.clone() };
+        let address = Address { space: Address::SPACES | 3, block: 9 };
+        let reference = crate::extent::Extent::reference(address, 2);
+        let [extent, compressed, shared, reference] =
+            [extent, compressed, shared, reference].map(|extent| extent.encode().to_vec());
+        let samples = [extent, compressed, shared, reference, superblock, vec![0; 200]];
         for _ in 0..3000 {
             let mut bytes = random.pick(&samples).clone();
             for _ in 0..random.below(6) {

@@ -201,6 +201,9 @@ impl Counter {
     /// What is to be read next.
     pub const SCRUB_PLACE: Self = Self(14);
 
+    /// Blocks on disk of the largest frame that this shard ever had.
+    pub const FRAME_BLOCKS: Self = Self(15);
+
     /// Live data blocks of what is shared on this shard, which is of no version.
     pub const SHARED_BLOCKS: Self = Self::data_blocks(0);
 

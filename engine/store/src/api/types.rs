@@ -107,6 +107,18 @@ pub struct FilePlace {
     pub offset: u64,
 }
 
+/// Whether a copy is by reference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Where it can be.
+    #[default]
+    Auto,
+    /// It must be: see [`Client::can_share`](crate::client::Client::can_share).
+    Always,
+    /// The copy has blocks of its own.
+    Never,
+}
+
 /// What a copy did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyStats {

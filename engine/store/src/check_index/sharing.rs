@@ -107,11 +107,12 @@ impl SharingSeen {
             let held = truth.held(address, blocks);
             let right = Held { from: address.block, to: address.block + blocks, holders };
             if held != [right] {
-                let says = (holders.count, holders.only());
+                let there: Vec<_> =
+                    held.iter().map(|it| (it.to - it.from, it.holders.count)).collect();
+                let (count, only) = (holders.count, holders.only());
                 problems.push(format!(
-                    "shared extent of {blocks} blocks at {address:?}: it counts {} references, there are {:?}; {says:?}",
-                    holders.count,
-                    held.iter().map(|it| (it.to - it.from, it.holders.count)).collect::<Vec<_>>(),
+                    "shared extent of {blocks} blocks at {address:?}: it counts {count} references \
+                     ({only:?}), there are (blocks, references) {there:?}"
                 ));
             }
         }
@@ -152,10 +153,10 @@ impl Truth {
 
     /// Runs of blocks to which something refers.
     fn referenced(&self) -> impl Iterator<Item = (Address, u64)> {
-        self.0.iter().zip(self.0.keys().skip(1)).filter_map(|((address, holders), next)| {
-            (holders.count > 0 && next.space == address.space)
-                .then(|| (*address, next.block - address.block))
-        })
+        let runs = self.0.iter().zip(self.0.keys().skip(1));
+        let within = runs
+            .filter(|((address, holders), next)| holders.count > 0 && next.space == address.space);
+        within.map(|((address, _), next)| (*address, next.block - address.block))
     }
 }
 

@@ -6,8 +6,8 @@ use engine_base::ids::CHUNK_SIZE_LOG2;
 
 use super::{Client, VolumeRef, answer};
 use crate::api::{
-    COPY_BYTES_MAX, CopyStats, DATA_BYTES_MAX, DataPlace, FilePlace, Link, Reply, Request, Whose,
-    data_len,
+    COPY_BYTES_MAX, CopyMode, CopyStats, DATA_BYTES_MAX, DataPlace, FilePlace, Link, Reply,
+    Request, Whose, data_len,
 };
 use crate::error::{Result, StoreError};
 
@@ -51,6 +51,16 @@ impl<L: Link> Client<L> {
         Ok(stats)
     }
 
+    /// Whether blocks from one place on can be had by reference from another place on: both have the same home,
+    /// are multiples of 4096, and lie in chunks of the same shard.
+    #[must_use]
+    pub fn can_share(&self, source: FilePlace, target: FilePlace) -> bool {
+        let stripe = u64::from(self.link.shard_count()) << CHUNK_SIZE_LOG2;
+        self.home(source.tree) == self.home(target.tree)
+            && source.offset.is_multiple_of(BLOCK_SIZE)
+            && source.offset.abs_diff(target.offset).is_multiple_of(stripe)
+    }
+
     /// Lets a range of a file be what the same or another file has there, up to that one's end; as far as can be by
     /// reference: see [`Request::FileCopy`]. What is told is how much it was.
     ///
@@ -61,6 +71,7 @@ impl<L: Link> Client<L> {
         mut source: FilePlace,
         mut target: FilePlace,
         mut len: u64,
+        mode: CopyMode,
     ) -> Result<CopyStats> {
         let mut stats = CopyStats::default();
         let same = (source.tree, source.inode) == (target.tree, target.inode);
@@ -68,8 +79,12 @@ impl<L: Link> Client<L> {
         if same && source.offset < ends(target.offset) && target.offset < ends(source.offset) {
             return Err(StoreError::invalid("a copy within a file: the ranges overlap"));
         }
-        let alike = source.offset % BLOCK_SIZE == target.offset % BLOCK_SIZE
+        let alike = mode != CopyMode::Never
+            && source.offset % BLOCK_SIZE == target.offset % BLOCK_SIZE
             && self.home(source.tree) == self.home(target.tree);
+        if mode == CopyMode::Always && !self.can_share(source, target) {
+            return Err(StoreError::invalid("these blocks cannot be had by reference"));
+        }
         while len > 0 {
             let within = source.offset % BLOCK_SIZE;
             let asked;

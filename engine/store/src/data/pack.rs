@@ -79,7 +79,9 @@ impl Engine {
 
     /// Cut at multiples of a frame's blocks in the inode, so that what is written again replaces whole frames.
     async fn pack_as(&self, range: &BlockRange, data: Data, options: SubvolumeOptions) -> Stored {
-        let per_frame = options.frame_blocks();
+        // Of more blocks than may be on disk only what shrinks a lot would be kept as a frame.
+        let most = u64::from(self.space.frame_blocks_max()) + 1;
+        let per_frame = options.frame_blocks().min(most.next_power_of_two());
         let (mut stored, mut frames, mut disk_from) = (Data::new(), Frames::new(), 0);
         let mut at = range.from;
         while at < range.to {
@@ -121,8 +123,8 @@ impl Engine {
         if blocks < 2 {
             return None;
         }
-        // A frame lies in one bucket.
-        let most = u64::from((blocks - 1).min(self.space.data_blocks())) * BLOCK_SIZE;
+        // A frame lies in one bucket, whose end stays unused when the next does not fit.
+        let most = u64::from((blocks - 1).min(self.space.frame_blocks_max())) * BLOCK_SIZE;
         let mut output = Buffer::try_new_dirty(most as usize).ok()?;
         let stored = match data.as_slice() {
             [input] => self.codec.encode(compression, input, &mut output)?,

@@ -104,7 +104,11 @@ impl Namespace {
             self.copy_rest(from, to, &inode, rest).await?;
             stats.copied_bytes += rest.len;
         } else {
-            stats.shared_bytes -= (whole - span.len).min(stats.shared_bytes);
+            // What lies past the end is not counted.
+            let past = whole - span.len;
+            let shared = past.min(stats.shared_bytes);
+            stats.shared_bytes -= shared;
+            stats.copied_bytes -= past - shared;
         }
         let now = self.context.now();
         self.context

@@ -141,19 +141,11 @@ impl Namespace {
             Request::ReadDirectory { tree, directory, cookie, limit } => {
                 self.read_directory(tree, directory, cookie, limit).await.map(Reply::Entries)
             }
-            Request::FileRead { tree, inode, offset, len } => {
-                self.file_read(tree, inode, offset, u64::from(len)).await.map(Reply::Data)
-            }
-            Request::FileWrite { tree, inode, offset, data } => {
-                self.file_write(tree, inode, offset, &data).await.map(attributes)
-            }
-            Request::FileCopy { source, target, len } => {
-                self.file_copy(source, target, len).await.map(Reply::Copied)
-            }
-            Request::FilePunch { tree, inode, offset, len } => {
-                self.file_punch(tree, inode, offset, len).await.map(unit)
-            }
-            Request::FileSync { tree, inode } => self.file_sync(tree, inode).await.map(unit),
+            request @ (Request::FileRead { .. }
+            | Request::FileWrite { .. }
+            | Request::FileCopy { .. }
+            | Request::FilePunch { .. }
+            | Request::FileSync { .. }) => self.handle_data(request).await,
             Request::XattrGet { tree, inode, name } => {
                 self.xattr_get(tree, inode, &name).await.map(Reply::Bytes)
             }
@@ -167,6 +159,29 @@ impl Namespace {
                 self.xattr_remove(tree, inode, &name).await.map(unit)
             }
             other => Err(StoreError::invalid(format!("not about a file tree: {other:.40?}"))),
+        }
+    }
+
+    /// Carries out a request on the content of a file.
+    async fn handle_data(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::FileRead { tree, inode, offset, len } => {
+                self.file_read(tree, inode, offset, u64::from(len)).await.map(Reply::Data)
+            }
+            Request::FileWrite { tree, inode, offset, data } => self
+                .file_write(tree, inode, offset, &data)
+                .await
+                .map(|attributes| Reply::Attributes(Box::new(attributes))),
+            Request::FileCopy { source, target, len } => {
+                self.file_copy(source, target, len).await.map(Reply::Copied)
+            }
+            Request::FilePunch { tree, inode, offset, len } => {
+                self.file_punch(tree, inode, offset, len).await.map(|()| Reply::Unit)
+            }
+            Request::FileSync { tree, inode } => {
+                self.file_sync(tree, inode).await.map(|()| Reply::Unit)
+            }
+            other => Err(StoreError::invalid(format!("not about a file: {other:.40?}"))),
         }
     }
 

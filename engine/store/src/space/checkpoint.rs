@@ -182,9 +182,7 @@ impl Engine {
             let (stamp, value) = decode_counter(&value)?;
             let counter = Counter(position.inode);
             self.counters.borrow_mut().entry(counter).or_default().value = value;
-            if counter == Counter::SHARED_BLOCKS {
-                self.space.shares.set(value > 0);
-            }
+            self.space.note_counter(counter, value);
             if counter.is_saved_blocks() {
                 let saved = &self.space.saved_blocks;
                 saved.set(saved.get().wrapping_add(value));

@@ -76,7 +76,7 @@ impl Space {
         let slots = u64::from(self.slots());
         let index = tables.index_buckets.max((Tree::ALL.len() as u64).div_ceil(slots));
         let usable = owned.saturating_sub(index + keep + slack);
-        usable * u64::from(self.data_blocks())
+        usable * u64::from(self.filled_blocks())
     }
 
     /// Data blocks that can be granted now. `unwritten_bytes`: what keys in memory will need in nodes
@@ -120,7 +120,7 @@ impl Space {
     pub(crate) fn writable_blocks(&self, unwritten_bytes: u64, unassigned: u64) -> u64 {
         // Of a region that is yet to come the reserves go off: see `capacity_blocks`.
         let more = unassigned.saturating_sub((unassigned * 3).div_ceil(32));
-        let data_blocks = u64::from(self.data_blocks());
+        let data_blocks = u64::from(self.filled_blocks());
         let granted = self.available_blocks(unwritten_bytes) + more * data_blocks;
         // One bucket is kept back, for the index: it grows by whole buckets.
         granted.saturating_sub(data_blocks) * INDEX_SHARE / (INDEX_SHARE + 1)

@@ -14,8 +14,12 @@ use super::runs::Run;
 use super::victims::{Standing, Victims};
 use crate::error::{Result, StoreError};
 use crate::extent::EXTENT_BLOCKS_MAX;
+use crate::key::Counter;
 use crate::superblock::Superblock;
 use crate::sync::Notify;
+
+/// The largest frame is one of so many parts of a bucket.
+const FRAMES_PER_BUCKET_MIN: u32 = 8;
 
 /// Member and index of a bucket.
 pub(crate) type BucketId = (u8, u32);
@@ -283,6 +287,8 @@ pub(crate) struct Space {
     pub(crate) saved_blocks: Cell<u64>,
     /// Whether anything is shared.
     pub(crate) shares: Cell<bool>,
+    /// Blocks on disk of the largest frame that there was.
+    pub(crate) frame_blocks: Cell<u32>,
     /// Changes of extents, of all buckets.
     pub(crate) changes: Cell<u64>,
     pub(crate) gc_moved_blocks: Cell<u64>,
@@ -322,6 +328,7 @@ impl Space {
             hopeless: Hopeless::default(),
             saved_blocks: Cell::new(0),
             shares: Cell::new(false),
+            frame_blocks: Cell::new(0),
             changes: Cell::new(0),
             gc_moved_blocks: Cell::new(0),
             gc_buckets: Cell::new(0),
@@ -395,6 +402,27 @@ impl Space {
             // What is shared stays where it is cut, and may be another frame at either end.
             (_, true) => 2 * each,
         }
+    }
+
+    /// Learns what a counter says now that concerns space.
+    pub(crate) fn note_counter(&self, counter: Counter, value: u64) {
+        match counter {
+            Counter::SHARED_BLOCKS => self.shares.set(value > 0),
+            Counter::FRAME_BLOCKS => {
+                self.frame_blocks.set(value.min(u64::from(EXTENT_BLOCKS_MAX)) as u32)
+            }
+            _ => {}
+        }
+    }
+
+    /// Blocks that a frame may have on disk: what does not fit the end of a bucket is no more than an eighth of it.
+    pub(crate) fn frame_blocks_max(&self) -> u32 {
+        (self.data_blocks() / FRAMES_PER_BUCKET_MIN).clamp(1, EXTENT_BLOCKS_MAX - 1)
+    }
+
+    /// Blocks of a data bucket that are filled whatever comes: a frame that does not fit the rest goes elsewhere.
+    pub(crate) fn filled_blocks(&self) -> u32 {
+        self.data_blocks() - self.frame_blocks.get().saturating_sub(1).min(self.data_blocks() - 1)
     }
 
     /// Blocks of a node slot.

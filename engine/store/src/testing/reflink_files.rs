@@ -6,7 +6,7 @@ use engine_base::{BLOCK_SIZE, InodeNumber, KIB, MIB};
 use super::space::fsck;
 use super::{Pool, bytes_of, data_of, with_seeds};
 use crate::api::{
-    CopyStats, CreateAttributes, FileKind, FilePlace, NewSnapshot, SetAttributes, TreeRef,
+    CopyMode, CopyStats, CreateAttributes, FileKind, FilePlace, NewSnapshot, SetAttributes, TreeRef,
 };
 use crate::error::StoreError;
 
@@ -50,7 +50,11 @@ impl File {
 
 /// Copies, in the model, too.
 async fn copy(pool: &Pool, from: &File, at: u64, to: &mut File, there: u64, len: u64) -> CopyStats {
-    let stats = pool.client().file_copy(from.place(at), to.place(there), len).await.unwrap();
+    let stats = pool
+        .client()
+        .file_copy(from.place(at), to.place(there), len, CopyMode::Auto)
+        .await
+        .unwrap();
     let end = (at + len).min(from.bytes.len() as u64).max(at.min(from.bytes.len() as u64));
     let source = &from.bytes[at.min(end) as usize..end as usize];
     assert_eq!(stats.shared_bytes + stats.copied_bytes, source.len() as u64);
@@ -176,7 +180,7 @@ fn a_file_comes_back_from_a_snapshot_by_reference() {
         for one in [&file, &kept, &other] {
             one.verify(&pool).await;
         }
-        let refused = client.file_copy(file.place(0), kept.place(0), 4096).await;
+        let refused = client.file_copy(file.place(0), kept.place(0), 4096, CopyMode::Auto).await;
         assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{refused:?}");
         client.subvolume_delete("s").await.unwrap();
         pool.quiet().await;
@@ -195,9 +199,11 @@ fn copies_of_files_are_refused_where_they_make_no_sense() {
         let tree = TreeRef::from(&client.tree_create("t").await.unwrap());
         let mut file = File::new(&pool, tree, "f").await;
         file.write(&pool, 0, &vec![9; 100_000], &mut random).await;
-        let overlap = client.file_copy(file.place(0), file.place(4096), 8192).await;
+        let overlap = client.file_copy(file.place(0), file.place(4096), 8192, CopyMode::Auto).await;
         assert!(matches!(overlap, Err(StoreError::InvalidArgument { .. })), "{overlap:?}");
-        let far = client.file_copy(file.place(0), file.place(u64::MAX - 8191), 8192).await;
+        let far = client
+            .file_copy(file.place(0), file.place(u64::MAX - 8191), 8192, CopyMode::Auto)
+            .await;
         assert!(matches!(far, Err(StoreError::InvalidArgument { .. })), "{far:?}");
         let folder = client
             .create(tree, tree.root, b"d", FileKind::Directory, CreateAttributes::default())
@@ -205,13 +211,16 @@ fn copies_of_files_are_refused_where_they_make_no_sense() {
             .unwrap();
         let place = FilePlace { tree, inode: folder.inode, offset: 0 };
         for (from, to) in [(place, file.place(0)), (file.place(0), place)] {
-            let refused = client.file_copy(from, to, 4096).await;
+            let refused = client.file_copy(from, to, 4096, CopyMode::Auto).await;
             assert!(matches!(refused, Err(StoreError::IsDirectory { .. })), "{refused:?}");
         }
         // Past the end there is nothing, and within one file it works.
-        let none = client.file_copy(file.place(200_704), file.place(0), 4096).await;
+        let none = client.file_copy(file.place(200_704), file.place(0), 4096, CopyMode::Auto).await;
         assert_eq!(none, Ok(CopyStats::default()));
-        let done = client.file_copy(file.place(0), file.place(1 << 20), 8192).await.unwrap();
+        let done = client
+            .file_copy(file.place(0), file.place(1 << 20), 8192, CopyMode::Auto)
+            .await
+            .unwrap();
         assert_eq!(done.shared_bytes, 8192);
         file.bytes.resize((1 << 20) + 8192, 0);
         file.bytes[1 << 20..].fill(9);

@@ -6,6 +6,7 @@
 // A program that talks to people and measures time.
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
+mod copies;
 mod cores;
 mod device;
 mod engine;
@@ -87,6 +88,12 @@ struct Args {
     /// How much is written to each of them
     #[arg(long, default_value_t = 400)]
     fill_mib: u64,
+    /// Size of the file that is copied
+    #[arg(long, default_value_t = 1024)]
+    file_mib: u64,
+    /// 4 KiB pieces that are overwritten at random before it is copied, of a thousand
+    #[arg(long, default_value_t = 0)]
+    overwritten_permille: u64,
     /// Seed of the random offsets
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -106,6 +113,8 @@ enum SubjectName {
     EngineFiles,
     /// The same in the directory that --file names, through the kernel, one after the other
     KernelFiles,
+    /// Copies by reference of a file of --file-mib in a new pool on the file
+    EngineCopies,
     /// Opening the pool on the file
     EngineOpen,
     /// Opening pools of --sizes-gib, one after the other on --file (sparse), that were left without a close
@@ -198,6 +207,10 @@ fn without_load(args: &Args) -> Result<bool> {
         }
         (SubjectName::KernelFiles, Some(directory)) => {
             println!("{}", files::kernel(directory, count)?);
+        }
+        (SubjectName::EngineCopies, Some(file)) => {
+            let (mib, overwritten) = (args.file_mib, args.overwritten_permille);
+            println!("{}", copies::engine(file, mib, overwritten, args.seed)?);
         }
         (SubjectName::Mount, Some(file)) => {
             for gib in &args.sizes_gib {

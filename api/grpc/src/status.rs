@@ -261,7 +261,7 @@ mod tests {
             let overloaded = matches!(error, E::Overloaded { .. });
             assert_eq!(details.retry_info().is_some(), code == Code::Unavailable || overloaded);
         }
-        assert_eq!(all().len(), 20);
+        assert_eq!(all().len(), 21);
     }
 
     #[test]

@@ -593,7 +593,7 @@ mod tests {
         assert!(read(&mut promises, &model, 7, Found::Version(99)).is_ok());
         let second = write(&mut promises, &mut model, 5);
         assert!(read(&mut promises, &model, 5, copied).is_err());
-        promises.crash(true);
+        promises.crash(false);
         assert!(after_crash(&promises, &model, &[(5, copied)]).is_ok());
         assert!(after_crash(&promises, &model, &[(5, Found::Version(second))]).is_ok());
     }

@@ -4,8 +4,8 @@
 #   SIZE=4G       of each backing file      FILE_MIB=2048   of the file      ROUNDS=5
 #   PERMILLE=20   4 KiB pieces of it that are overwritten at random first, of a thousand: that makes extents
 # The file is written in sequence, some of it is overwritten, it is copied twice (cp --reflink=always), and both copies
-# are removed. Runs alternate; medians of milliseconds are printed, of the kernel's with the start of cp, and the extents
-# of btrfs's and XFS's file (filefrag). Ours is in process, on one thread; an answer outlives the process.
+# are removed. Runs alternate; medians of milliseconds are printed, of the kernel's with the start of cp, and the
+# extents of btrfs's and XFS's file (filefrag). Ours is in process, on one thread; an answer outlives the process.
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/../scripts/lib.sh"
 cd "$root"

@@ -101,6 +101,13 @@ impl Context {
             let released = self.engine.versions.released.notified();
             self.engine.waits.on(Timed::BlockedVersionGate, released).await;
         }
+        if self.engine.versions.is_in_doubt(subvolume) {
+            let why = format!(
+                "whether subvolume {subvolume} was frozen, rolled back or deleted is known after a restart only, since \
+                 shard 0 could not write; until then it is not written to"
+            );
+            return Err(StoreError::ShuttingDown { why });
+        }
         let CurrentVersion { version, read_only, end_block, .. } = self.current(subvolume)?;
         if read_only {
             let why =

@@ -220,8 +220,10 @@ impl TreeClient {
         };
         offset = offset / part * part;
         if at % 4096 != 0 {
-            // One request reads and one writes: what is refused has not grown the file.
             offset += u64::from(offset % 4096 == at % 4096);
+        }
+        if at % 4096 != offset % 4096 {
+            // One request reads and one writes: what is refused has not grown the file, and no snapshot holds a part.
             len = len.min(1 << 20);
         }
         if from == node {

@@ -186,19 +186,30 @@ impl Tables {
             // Most of what is to be durable is before anybody waits.
             context.ask_each(context.shards(), &Request::Flush).await?;
         }
-        let held = match self.hold_all(&live).await {
+        let committed = match self.hold_all(&live).await {
             Ok(()) => self.commit_plan(&plan).await,
             Err(error) => Err(error),
         };
         let mut change = VersionChange { released: live, ..VersionChange::default() };
-        if let Ok(plan) = &held {
-            let infos = plan.new.iter().chain(&plan.changed);
-            change.subvolumes = infos.map(|info| (info.id, Some(current_of(info)))).collect();
-            change.nodes = plan.new_nodes();
-        }
+        let durable = match &committed {
+            Ok(plan) => {
+                let durable = context.engine.flush().await;
+                if durable.is_ok() {
+                    let infos = plan.new.iter().chain(&plan.changed);
+                    change.subvolumes =
+                        infos.map(|info| (info.id, Some(current_of(info)))).collect();
+                    change.nodes = plan.new_nodes();
+                } else {
+                    // It may be on the device: what is written now would be of before it, or undone by it.
+                    change.in_doubt.clone_from(&change.released);
+                }
+                durable
+            }
+            Err(_) => Ok(()),
+        };
         let announced = self.announce(change).await;
-        let plan = held?;
-        announced?;
+        let plan = committed?;
+        durable.and(announced)?;
         Ok(plan)
     }
 
@@ -216,6 +227,7 @@ impl Tables {
         context.ask_each(others, &Request::Flush).await
     }
 
+    /// Carries it out here; it is not durable yet.
     async fn commit_plan(
         &self,
         plan: &impl AsyncFn(&mut Transaction<'_>) -> Result<Plan>,
@@ -243,7 +255,6 @@ impl Tables {
         for info in plan.new.iter().chain(&plan.changed) {
             self.subvolumes.borrow_mut().insert(info.name.clone(), info.clone());
         }
-        engine.flush().await?;
         Ok(plan)
     }
 

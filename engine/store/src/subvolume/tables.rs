@@ -376,7 +376,11 @@ impl Tables {
             .await?;
         self.subvolumes.borrow_mut().remove(name);
         // Durable here before anything is dropped elsewhere.
-        self.context.engine.flush().await?;
+        if let Err(error) = self.context.engine.flush().await {
+            let in_doubt = vec![info.id];
+            self.announce(VersionChange { in_doubt, ..VersionChange::default() }).await?;
+            return Err(error);
+        }
         let subvolumes = vec![(info.id, None)];
         let told = self.announce(VersionChange { subvolumes, ..VersionChange::default() }).await;
         self.tidy();

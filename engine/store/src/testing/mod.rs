@@ -17,6 +17,7 @@ mod copygc;
 mod damage;
 mod damage_list;
 mod data_cache;
+mod doubt;
 mod dump;
 mod dump_image;
 mod engine;

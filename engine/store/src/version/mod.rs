@@ -95,6 +95,8 @@ pub struct VersionChange {
     pub drained: Vec<SubvolumeId>,
     /// Writes to these were held back, and go on.
     pub released: Vec<SubvolumeId>,
+    /// What these are after a restart is not known: nothing more is written to them until then.
+    pub in_doubt: Vec<SubvolumeId>,
 }
 
 /// The tree of versions. One that is not in it sees its own keys only.
@@ -114,6 +116,8 @@ pub(crate) struct Versions {
     options: RefCell<FastMap<u32, SubvolumeOptions>>,
     /// Subvolumes whose writes wait.
     held: RefCell<FastMap<SubvolumeId, ()>>,
+    /// See [`VersionChange::in_doubt`].
+    in_doubt: RefCell<FastMap<SubvolumeId, ()>>,
     pub(crate) released: Notify,
     /// The epoch has risen.
     pub(crate) applied: Notify,
@@ -169,6 +173,7 @@ impl Versions {
                 self.note_options();
             }
         }
+        self.in_doubt.borrow_mut().extend(change.in_doubt.iter().map(|subvolume| (*subvolume, ())));
         self.release(&change.released);
         self.applied.notify_all();
     }
@@ -233,6 +238,12 @@ impl Versions {
     pub(crate) fn is_held(&self, subvolume: SubvolumeId) -> bool {
         let held = self.held.borrow();
         !held.is_empty() && held.contains_key(&subvolume)
+    }
+
+    /// Whether what a subvolume will be after a restart is not known.
+    pub(crate) fn is_in_doubt(&self, subvolume: SubvolumeId) -> bool {
+        let in_doubt = self.in_doubt.borrow();
+        !in_doubt.is_empty() && in_doubt.contains_key(&subvolume)
     }
 
     /// Puts a version in the tree, or changes what is known of it.

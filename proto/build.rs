@@ -27,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Data travels as `Bytes`: a received chunk is a part of the received message, not a copy.
         .bytes(".cairn.v1.ReadFileResponse.data")
         .bytes(".cairn.v1.WriteFileChunk.data")
+        .bytes(".cairn.v1.SendSnapshotResponse.data")
+        .bytes(".cairn.v1.ReceiveSnapshotRequest.data")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -35,7 +35,7 @@ const WORLD: &[&str] = &[
     "chrono",
 ];
 
-const ARROWS: [Arrow; 17] = [
+const ARROWS: [Arrow; 18] = [
     Arrow { name: "engine-base", may_use: &[], never: WORLD },
     Arrow {
         name: "engine-memory",
@@ -60,7 +60,13 @@ const ARROWS: [Arrow; 17] = [
     },
     Arrow {
         name: "engine-sim",
-        may_use: &["engine-base", "engine-memory", "engine-device", "engine-store"],
+        may_use: &[
+            "engine-base",
+            "engine-memory",
+            "engine-device",
+            "engine-store",
+            "engine-transfer",
+        ],
         never: WORLD,
     },
     Arrow {
@@ -68,6 +74,11 @@ const ARROWS: [Arrow; 17] = [
         name: "engine-embed",
         may_use: &["engine-base", "engine-memory", "engine-device", "engine-shard", "engine-store"],
         never: &["tokio", "glommio", "tonic", "hyper"],
+    },
+    Arrow {
+        name: "engine-transfer",
+        may_use: &["engine-base", "engine-memory", "engine-store"],
+        never: WORLD,
     },
     Arrow { name: "nvme-spec", may_use: &[], never: WORLD },
     Arrow {
@@ -78,7 +89,7 @@ const ARROWS: [Arrow; 17] = [
     Arrow { name: "proto", may_use: &[], never: &["glommio", "io-uring", "rustix"] },
     Arrow {
         name: "api-grpc",
-        may_use: &["engine-base", "engine-memory", "engine-store", "proto"],
+        may_use: &["engine-base", "engine-memory", "engine-store", "engine-transfer", "proto"],
         never: &["glommio", "io-uring"],
     },
     Arrow {
@@ -143,8 +154,9 @@ const ARROWS: [Arrow; 17] = [
 ];
 
 /// What tests of a crate may use beyond its arrows, of our crates and of [`WORLD`].
-const TEST_ARROWS: [(&str, &[&str]); 3] = [
+const TEST_ARROWS: [(&str, &[&str]); 4] = [
     ("nvme-target", &["engine-device"]),
+    ("engine-transfer", &["engine-device", "engine-embed"]),
     ("api-grpc", &["engine-device"]),
     ("service-cli", &["api-grpc"]),
 ];

@@ -7,6 +7,7 @@ use engine_store::api::{
     SubvolumeKind, SubvolumeOptions, Usage,
 };
 use engine_store::error::StoreError;
+use engine_transfer::ResumeToken;
 use proto::v1;
 use tonic::Status;
 
@@ -124,7 +125,13 @@ pub(crate) fn volume(from: &SubvolumeInfo, usage: Option<Usage>) -> v1::Volume {
         exported_by: String::new(),
         saved_bytes: usage.map(|usage| usage.saved_bytes),
         options: Some(options(from.options)),
+        receiving: receiving(from),
     }
+}
+
+fn receiving(from: &SubvolumeInfo) -> Option<v1::Receiving> {
+    let token = ResumeToken::of(from)?;
+    Some(v1::Receiving { resume_token: token.to_string(), position_bytes: token.position })
 }
 
 /// `source`: the name of what it was made of, if that is there.
@@ -141,6 +148,7 @@ pub(crate) fn snapshot(from: &SubvolumeInfo, source: Option<&str>) -> v1::Snapsh
         own_bytes: None,
         freed_bytes: None,
         kind: kind(from.kind).into(),
+        received_uuid: from.received.map(|received| uuid(&received.source)).unwrap_or_default(),
     }
 }
 
@@ -162,6 +170,7 @@ pub(crate) fn subvolume(from: &SubvolumeInfo, usage: Option<Usage>) -> v1::Subvo
         read_only: from.read_only,
         saved_bytes: usage.map(|usage| usage.saved_bytes),
         options: Some(options(from.options)),
+        receiving: receiving(from),
     }
 }
 

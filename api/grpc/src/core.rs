@@ -69,6 +69,7 @@ impl<L: Link, E> Core<L, E> {
     /// The file tree of this name.
     pub(crate) async fn tree(&self, field: &str, name: &str) -> Result<TreeRef, Status> {
         let info = self.subvolume(field, name, SubvolumeKind::FileTree).await?;
+        whole(kind::SUBVOLUME, &info)?;
         Ok(TreeRef::from(&info))
     }
 
@@ -118,6 +119,15 @@ impl<L: Link, E> Core<L, E> {
         let usage = self.client.subvolume_usage(info.id).await.on(kind::SUBVOLUME, &info.name)?;
         Ok(Some(usage))
     }
+}
+
+/// Refuses what is not there for anybody yet.
+pub(crate) fn whole(kind: &'static str, info: &SubvolumeInfo) -> Result<(), Status> {
+    if info.receiving().is_none() {
+        return Ok(());
+    }
+    let why = "is being received: send the rest of it, or delete it";
+    Err(precondition("BEING_RECEIVED", Resource { kind, name: &info.name }, why))
 }
 
 /// The page size that a client means.

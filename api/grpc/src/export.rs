@@ -9,7 +9,7 @@ use proto::v1;
 use proto::v1::export_service_server::ExportService;
 use tonic::{Request, Response, Status};
 
-use crate::core::{Shared, kind, page_size};
+use crate::core::{Shared, kind, page_size, whole};
 use crate::limits::{EXPORT_HOSTS_MAX, EXPORT_NAMESPACES_MAX, NQN_BYTES_MAX, NSID_MAX};
 use crate::status::{OnResource, Resource, bad_field, precondition};
 use crate::token;
@@ -170,7 +170,7 @@ where
         let _exporting = self.exporting.lock().await;
         for namespace in &namespaces {
             let name = &namespace.volume;
-            self.volume("namespaces.volume", name).await?;
+            whole(kind::VOLUME, &self.volume("namespaces.volume", name).await?)?;
             if let Some(nqn) = self.exports.volume_in_use(name).await.on(kind::VOLUME, name)? {
                 // The same NQN again is its own error, from `create`.
                 if nqn != request.nqn {

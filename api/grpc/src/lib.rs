@@ -30,6 +30,7 @@ mod stats;
 pub mod status;
 mod subvolume;
 mod token;
+mod transfer;
 mod volume;
 
 pub use export::{Export, ExportControl, ExportNamespace, ExportSpec};

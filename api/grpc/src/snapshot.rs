@@ -8,14 +8,14 @@ use engine_store::api::{
 };
 use proto::v1;
 use proto::v1::snapshot_service_server::SnapshotService;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::{Shared, check_name, kind};
 use crate::export::ExportControl;
 use crate::limits::PAGE_SIZE_MAX;
 use crate::outgoing::{self, Outgoing, Sender};
 use crate::status::{OnResource, Resource, bad_field, precondition};
-use crate::{convert, token};
+use crate::{convert, token, transfer};
 
 const SCOPE: &[u8] = b"snapshots";
 
@@ -216,6 +216,35 @@ where
     E: ExportControl,
 {
     type DiffSnapshotsStream = Outgoing<v1::DiffSnapshotsResponse>;
+    type SendSnapshotStream = Outgoing<v1::SendSnapshotResponse>;
+
+    async fn send_snapshot(
+        &self,
+        request: Request<v1::SendSnapshotRequest>,
+    ) -> Result<Response<Self::SendSnapshotStream>, Status> {
+        let call = self.admit("SendSnapshot", &request)?;
+        let (shared, message) = (self.clone(), request.into_inner());
+        let produce = |sender| async move { transfer::send(&shared.0, message, sender).await };
+        Ok(Response::new(outgoing::start(call, self.idle_timeout, produce)))
+    }
+
+    async fn receive_snapshot(
+        &self,
+        request: Request<Streaming<v1::ReceiveSnapshotRequest>>,
+    ) -> Result<Response<v1::ReceiveSnapshotResponse>, Status> {
+        let call = self.admit("ReceiveSnapshot", &request)?;
+        let mut stream = request.into_inner();
+        let target = std::sync::OnceLock::new();
+        let work = async {
+            let (name, first) = transfer::first(&mut stream, self.idle_timeout).await?;
+            let _ = target.set(name.clone());
+            let info = transfer::receive(&self.0, &name, first, stream).await?;
+            let snapshot = self.show_snapshot(&info, &self.names().await?, false).await?;
+            Ok(v1::ReceiveSnapshotResponse { snapshot: Some(snapshot) })
+        };
+        let name = || target.get().map_or("", String::as_str);
+        call.change_of(name, work).await
+    }
 
     async fn create_snapshots(
         &self,

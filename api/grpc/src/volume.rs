@@ -6,7 +6,7 @@ use proto::v1::volume_service_server::VolumeService;
 use tonic::{Request, Response, Status};
 
 use crate::convert;
-use crate::core::{Shared, check_name, kind};
+use crate::core::{Shared, check_name, kind, whole};
 use crate::export::ExportControl;
 use crate::status::{OnResource, Resource, bad_field, precondition};
 
@@ -48,6 +48,7 @@ where
         let name = &request.name;
         let _exporting = self.exporting.lock().await;
         let before = self.volume("name", name).await?;
+        whole(kind::VOLUME, &before)?;
         check_size(request.size_bytes, before.block_size)?;
         if request.size_bytes < before.size_bytes {
             if !request.allow_shrink {

@@ -11,10 +11,10 @@ use engine_memory::Slice;
 
 use crate::api::{
     Attributes, ChangedPath, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry,
-    FileKind, FsckReport, Link, NewSnapshot, PutMode, RenameMode, Reply, Request, ResizeRequest,
-    ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes, SetOptions, ShardStatus,
-    SubvolumeInfo, SubvolumeKind, SubvolumeOptions, TreeDiffCursor, TreeRef, Usage, Verify, Whose,
-    data_len,
+    FileKind, FsckReport, Link, NewReceived, NewSnapshot, PutMode, RenameMode, Reply, Request,
+    ResizeRequest, ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes, SetOptions,
+    ShardStatus, SubvolumeInfo, SubvolumeKind, SubvolumeOptions, TreeDiffCursor, TreeRef, Usage,
+    Verify, Whose, data_len,
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
@@ -294,6 +294,29 @@ impl<L: Link> Client<L> {
     pub async fn subvolume_rollback(&self, name: &str, snapshot: &str) -> Result<SubvolumeInfo> {
         let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
         let request = Request::SubvolumeRollback { name, snapshot };
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+    }
+
+    /// Begins to receive a subvolume, or finds what is there of it: its `receiving` tells where the stream may go on.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken; `InvalidArgument` when something else is being received under it, or
+    /// the base does not hold what the stream tells the difference to.
+    pub async fn receive_begin(&self, new: NewReceived) -> Result<SubvolumeInfo> {
+        let request = Request::ReceiveBegin { new: Box::new(new) };
+        answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
+    }
+
+    /// Makes all that was written durable, and notes that the stream may go on at `position`.
+    pub async fn receive_note(&self, name: &str, position: u64) -> Result<()> {
+        self.flush().await?;
+        let request = Request::ReceiveNote { name: name.to_owned(), position };
+        self.unit(ShardId(0), request).await
+    }
+
+    /// Makes what was received a snapshot, durably.
+    pub async fn receive_end(&self, name: &str) -> Result<SubvolumeInfo> {
+        let request = Request::ReceiveEnd { name: name.to_owned() };
         answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 

@@ -247,6 +247,9 @@ impl Shard {
             | Request::SubvolumeSet { .. }
             | Request::SnapshotCreate { .. }
             | Request::SubvolumeRollback { .. }
+            | Request::ReceiveBegin { .. }
+            | Request::ReceiveNote { .. }
+            | Request::ReceiveEnd { .. }
             | Request::VersionList
             | Request::VolumeResize { .. }
             | Request::RecordPut { .. }

@@ -343,6 +343,10 @@ fn check_volume(info: &SubvolumeInfo) -> Result<()> {
         let what = format!("export of {}, which is a snapshot; make a clone of it", info.name);
         return Err(StoreError::Unsupported { what });
     }
+    if info.receiving().is_some() {
+        let what = format!("export of {}, which is being received", info.name);
+        return Err(StoreError::Unsupported { what });
+    }
     if info.block_size != 1 << BLOCK_SIZE_LOG2 {
         let what = format!(
             "export of volume {} with logical blocks of {} bytes; only 4096 are served",

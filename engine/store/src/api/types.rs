@@ -168,6 +168,54 @@ pub struct SubvolumeInfo {
     pub uuid: [u8; 16],
     /// How new data is stored.
     pub options: SubvolumeOptions,
+    /// Which snapshot of some pool it was received from, or is being received from.
+    pub received: Option<Received>,
+}
+
+impl SubvolumeInfo {
+    /// How far receiving it has come; `None`: it is whole.
+    #[must_use]
+    pub fn receiving(&self) -> Option<Receiving> {
+        self.received.and_then(|received| received.receiving)
+    }
+}
+
+/// Where a subvolume came from that was received, or is being received, from a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// UUID of the snapshot that was sent; not all zeroes.
+    pub source: [u8; 16],
+    /// It is not whole yet.
+    pub receiving: Option<Receiving>,
+}
+
+/// How far receiving a subvolume has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receiving {
+    /// UUID of the snapshot that the stream tells the difference to; `None`: it tells all.
+    pub base: Option<[u8; 16]>,
+    /// All before this position of the stream is there, durably; what a position is, the stream says.
+    pub position: u64,
+}
+
+/// A subvolume that is to be received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewReceived {
+    /// Its name.
+    pub name: String,
+    /// UUID of the snapshot that is sent; not all zeroes.
+    pub source: [u8; 16],
+    /// UUID of the snapshot that the stream tells the difference to, and the name of the snapshot here that holds the
+    /// same; `None`: the stream tells all.
+    pub base: Option<([u8; 16], String)>,
+    /// Volume or file tree.
+    pub kind: SubvolumeKind,
+    /// Size of a volume in bytes; 0 of a file tree. With a base, that of the base.
+    pub size_bytes: u64,
+    /// Logical block size of a volume in bytes; 0 of a file tree.
+    pub block_size: u32,
+    /// How its data is stored; with a base, as that of the base.
+    pub options: SubvolumeOptions,
 }
 
 /// Kind of an inode.

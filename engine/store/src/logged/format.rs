@@ -8,7 +8,7 @@ use super::{Intent, NewSubvolume};
 use crate::api::SubvolumeOptions;
 use crate::error::{Result, StoreError};
 use crate::key::Value;
-use crate::subvolume::{DiskOptions, kind_from_disk, kind_to_disk};
+use crate::subvolume::{DiskOptions, kind_from_disk, kind_to_disk, some_uuid};
 
 const VERSION: u8 = 1;
 
@@ -48,9 +48,11 @@ struct IntentHeader {
     reserved: U32,
     /// How data of a new subvolume is stored.
     options: DiskOptions,
+    /// UUID of the snapshot that a new subvolume is received from; zeroes: none.
+    source: [u8; 16],
 }
 
-const _: () = assert!(size_of::<IntentHeader>() == 72);
+const _: () = assert!(size_of::<IntentHeader>() == 88);
 
 fn empty(operation: u8, snapshot: SnapshotId) -> IntentHeader {
     IntentHeader {
@@ -67,6 +69,7 @@ fn empty(operation: u8, snapshot: SnapshotId) -> IntentHeader {
         block_size: U32::ZERO,
         reserved: U32::ZERO,
         options: DiskOptions::new(SubvolumeOptions::default()),
+        source: [0; 16],
     }
 }
 
@@ -85,6 +88,7 @@ impl Intent {
                     uuid: new.uuid,
                     block_size: U32::new(new.block_size),
                     options: DiskOptions::new(new.options),
+                    source: new.source.unwrap_or_default(),
                     ..empty(CREATE, new.snapshot)
                 }
             }
@@ -138,6 +142,7 @@ impl Intent {
                 created_ns: header.created.get(),
                 uuid: header.uuid,
                 options: header.options.decode()?,
+                source: some_uuid(header.source),
             })),
             RESIZE => Ok(Self::Resize { subvolume, name, inode, size_bytes: size }),
             TRUNCATE => Ok(Self::Truncate { inode, snapshot, size }),
@@ -166,6 +171,7 @@ mod tests {
                 created_ns: 5,
                 uuid: [3; 16],
                 options: SubvolumeOptions { compression: Compression::Lz4, frame_bytes: 8192 },
+                source: Some([6; 16]),
             }),
             Intent::Resize {
                 subvolume: SubvolumeId(7),

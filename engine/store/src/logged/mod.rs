@@ -26,6 +26,8 @@ pub(crate) struct NewSubvolume {
     pub(crate) created_ns: u64,
     pub(crate) uuid: [u8; 16],
     pub(crate) options: SubvolumeOptions,
+    /// UUID of the snapshot that it is to be received from.
+    pub(crate) source: Option<[u8; 16]>,
 }
 
 /// What is to be carried out.

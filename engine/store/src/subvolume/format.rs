@@ -5,7 +5,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::api::{
-    Algorithm, Compression, RECORD_BYTES_MAX, SubvolumeInfo, SubvolumeKind, SubvolumeOptions,
+    Algorithm, Compression, RECORD_BYTES_MAX, Received, Receiving, SubvolumeInfo, SubvolumeKind,
+    SubvolumeOptions,
 };
 use crate::error::{Result, StoreError};
 use crate::key::{Position, VALUE_BYTES_MAX, Value};
@@ -19,6 +20,7 @@ const KIND_VOLUME: u8 = 1;
 const KIND_FILE_TREE: u8 = 2;
 
 const FLAG_READ_ONLY: u32 = 1;
+const FLAG_RECEIVING: u32 = 2;
 
 const NAME_OF_SUBVOLUME: u8 = 1;
 const NAME_OF_RECORD: u8 = 2;
@@ -45,12 +47,18 @@ struct SubvolumeHeader {
     uuid: [u8; 16],
     /// Logical block size of a volume in bytes.
     block_size: U32,
-    /// 1: nobody may write to it. Unknown flags are refused.
+    /// 1: nobody may write to it; 2: it is being received. Unknown flags are refused.
     flags: U32,
     /// What it is a snapshot or a clone of; 0: nothing.
     origin: U64,
     /// How new data is stored.
     options: DiskOptions,
+    /// UUID of the snapshot that it was or is received from; zeroes: none.
+    source: [u8; 16],
+    /// UUID of the snapshot to which what is being received is the difference; zeroes: none.
+    base: [u8; 16],
+    /// Position in the stream that is being received, up to which all is there.
+    position: U64,
 }
 
 /// How new data of a subvolume is stored.
@@ -127,7 +135,7 @@ struct NameHeader {
     id: U64,
 }
 
-const _: () = assert!(size_of::<SubvolumeHeader>() == 72);
+const _: () = assert!(size_of::<SubvolumeHeader>() == 112);
 const _: () = assert!(size_of::<DiskOptions>() == 8);
 const _: () = assert!(size_of::<RootHeader>() == 16);
 const _: () = assert!(size_of::<NameHeader>() == 16);
@@ -175,7 +183,18 @@ pub(crate) fn root_position(id: SubvolumeId) -> Position {
     Position::new(id.0, 1, 0)
 }
 
+/// Zeroes: none.
+pub(crate) fn some_uuid(uuid: [u8; 16]) -> Option<[u8; 16]> {
+    Some(uuid).filter(|uuid| *uuid != [0; 16])
+}
+
 pub(crate) fn encode_subvolume(info: &SubvolumeInfo) -> Value {
+    let receiving = info.receiving();
+    let mut flags = if info.read_only { FLAG_READ_ONLY } else { 0 };
+    if receiving.is_some() {
+        flags |= FLAG_RECEIVING;
+    }
+    let Receiving { base, position } = receiving.unwrap_or_default();
     let header = SubvolumeHeader {
         version: VERSION,
         kind: kind_to_disk(info.kind),
@@ -186,9 +205,12 @@ pub(crate) fn encode_subvolume(info: &SubvolumeInfo) -> Value {
         created: U64::new(info.created_ns),
         uuid: info.uuid,
         block_size: U32::new(info.block_size),
-        flags: U32::new(if info.read_only { FLAG_READ_ONLY } else { 0 }),
+        flags: U32::new(flags),
         origin: U64::new(info.origin.map_or(0, |origin| origin.0)),
         options: DiskOptions::new(info.options),
+        source: info.received.map_or([0; 16], |received| received.source),
+        base: base.unwrap_or_default(),
+        position: U64::new(position),
     };
     let mut value = Value::from_slice(header.as_bytes());
     value.extend_from_slice(info.name.as_bytes());
@@ -199,8 +221,15 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
     let bad = |why: &str| StoreError::corrupt(format!("subvolume {id}"), why);
     let (header, name) =
         SubvolumeHeader::read_from_prefix(bytes).map_err(|_| bad("shorter than its header"))?;
-    if header.version != VERSION || header.flags.get() & !FLAG_READ_ONLY != 0 {
+    let flags = header.flags.get();
+    if header.version != VERSION || flags & !(FLAG_READ_ONLY | FLAG_RECEIVING) != 0 {
         return Err(bad("version or flags are not known"));
+    }
+    let receiving = (flags & FLAG_RECEIVING != 0)
+        .then(|| Receiving { base: some_uuid(header.base), position: header.position.get() });
+    let received = some_uuid(header.source).map(|source| Received { source, receiving });
+    if receiving.is_some() && received.is_none() {
+        return Err(bad("is received from nothing"));
     }
     if name.len() != usize::from(header.name_len.get()) {
         return Err(bad("length does not fit its name"));
@@ -211,7 +240,7 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
         kind: kind_from_disk(header.kind)?,
         root: InodeNumber(header.root.get()),
         snapshot: SnapshotId(header.snapshot.get()),
-        read_only: header.flags.get() & FLAG_READ_ONLY != 0,
+        read_only: flags & FLAG_READ_ONLY != 0,
         origin: Some(SubvolumeId(header.origin.get())).filter(|origin| origin.0 != 0),
         size_bytes: header.size.get(),
         block_size: header.block_size.get(),
@@ -219,6 +248,7 @@ pub(crate) fn decode_subvolume(id: u64, bytes: &[u8]) -> Result<SubvolumeInfo> {
         created_ns: header.created.get(),
         uuid: header.uuid,
         options: header.options.decode()?,
+        received,
     })
 }
 
@@ -327,9 +357,19 @@ mod tests {
             created_ns: 77,
             uuid: [9; 16],
             options: SubvolumeOptions { compression: Compression::Zstd(7), frame_bytes: 1 << 15 },
+            received: None,
         };
-        let bytes = encode_subvolume(&info);
-        assert_eq!(decode_subvolume(3, &bytes), Ok(info));
+        let receiving = Receiving { base: Some([4; 16]), position: 1 << 40 };
+        let states = [
+            None,
+            Some(Received { source: [5; 16], receiving: None }),
+            Some(Received { source: [5; 16], receiving: Some(receiving) }),
+        ];
+        for received in states {
+            let info = SubvolumeInfo { received, ..info.clone() };
+            let bytes = encode_subvolume(&info);
+            assert_eq!(decode_subvolume(3, &bytes), Ok(info));
+        }
         let root =
             Root { kind: SubvolumeKind::FileTree, snapshot: SnapshotId(5), inode: InodeNumber(19) };
         assert_eq!(Root::decode(&root.encode()), Ok(root));

@@ -8,6 +8,7 @@
 
 pub(crate) mod format;
 mod names;
+mod receive;
 mod records;
 mod snapshots;
 mod step;
@@ -15,6 +16,6 @@ mod sweep;
 mod tables;
 mod versions;
 
-pub(crate) use format::{DiskOptions, PoolName, kind_from_disk, kind_to_disk};
+pub(crate) use format::{DiskOptions, PoolName, kind_from_disk, kind_to_disk, some_uuid};
 pub(crate) use step::{handle_step, home_of, roots};
 pub(crate) use tables::Tables;

@@ -26,13 +26,13 @@ use crate::version::version_position;
 
 /// What changes at the instant of a snapshot or a rollback.
 #[derive(Default)]
-struct Plan {
+pub(super) struct Plan {
     /// New subvolumes.
-    new: Vec<SubvolumeInfo>,
-    /// Subvolumes that go on in another version.
-    changed: Vec<SubvolumeInfo>,
+    pub(super) new: Vec<SubvolumeInfo>,
+    /// Subvolumes that change, or go on in another version.
+    pub(super) changed: Vec<SubvolumeInfo>,
     /// New versions, each with what it is made from.
-    nodes: Vec<(SnapshotId, SnapshotId)>,
+    pub(super) nodes: Vec<(SnapshotId, SnapshotId)>,
 }
 
 impl Plan {
@@ -112,6 +112,7 @@ impl Tables {
         let mut plan = Plan::default();
         for one in snapshots {
             let source = self.get(&one.source)?;
+            refuse_receiving(&source)?;
             // A second snapshot of the same source shares the version of the first.
             let moved = plan.changed.iter().any(|info| info.id == source.id);
             if !source.read_only && !moved {
@@ -132,6 +133,7 @@ impl Tables {
                 origin: Some(source.id),
                 created_ns: runtime.wall_clock_ns(),
                 uuid: uuid_v4(runtime.random_u64(), runtime.random_u64()),
+                received: None,
                 ..source.clone()
             });
         }
@@ -147,6 +149,7 @@ impl Tables {
         let _names = self.lock_names([name, snapshot]).await?;
         let volume = self.get(name)?;
         let from = self.get(snapshot)?;
+        refuse_receiving(&volume)?;
         if volume.read_only {
             return Err(StoreError::invalid(format!("{name:?} is itself a snapshot")));
         }
@@ -174,7 +177,7 @@ impl Tables {
 
     /// Carries out a plan while no write to `live` is under way on any shard, durably, with all that was written to
     /// them before.
-    async fn at_one_instant(
+    pub(super) async fn at_one_instant(
         &self,
         live: Vec<SubvolumeId>,
         plan: impl AsyncFn(&mut Transaction<'_>) -> Result<Plan>,
@@ -262,7 +265,7 @@ impl Tables {
     ///
     /// # Errors
     /// That of background work which holds one of them and makes no progress.
-    async fn lock_names<'n>(
+    pub(super) async fn lock_names<'n>(
         &self,
         names: impl IntoIterator<Item = &'n str>,
     ) -> Result<Vec<LockGuard<super::tables::NameKey>>> {
@@ -272,6 +275,17 @@ impl Tables {
         let keys = names.iter().map(|name| (key_of(name), Access::Exclusive));
         self.context.background.unless_stalled(&held, self.names.lock_all(keys)).await
     }
+}
+
+/// What is being received is not there for anything else.
+fn refuse_receiving(info: &SubvolumeInfo) -> Result<()> {
+    if info.receiving().is_none() {
+        return Ok(());
+    }
+    Err(StoreError::invalid(format!(
+        "{:?} is being received: send the rest of it, or delete it",
+        info.name
+    )))
 }
 
 fn node_under(parent: SnapshotId) -> VersionNode {

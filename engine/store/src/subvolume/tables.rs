@@ -13,8 +13,8 @@ use super::snapshots::next_version;
 use super::step::home_of;
 use super::versions::{VersionTree, current_of};
 use crate::api::{
-    Reply, Request, SIZE_BYTES_MAX, SetOptions, SubvolumeInfo, SubvolumeKind, SubvolumeOptions,
-    VersionChange, VersionNode,
+    Received, Receiving, Reply, Request, SIZE_BYTES_MAX, SetOptions, SubvolumeInfo, SubvolumeKind,
+    SubvolumeOptions, VersionChange, VersionNode,
 };
 use crate::background::Held;
 use crate::context::Context;
@@ -84,7 +84,9 @@ impl Tables {
         let subvolume = |info| Reply::Subvolume(Box::new(info));
         match request {
             Request::SubvolumeCreate { name, kind, size_bytes, block_size, options } => {
-                self.create(name, kind, (size_bytes, block_size), options).await.map(subvolume)
+                let _lock = self.lock_name(&name).await?;
+                let shape = Shape { kind, size_bytes, block_size };
+                self.create(name, shape, options, None).await.map(subvolume)
             }
             Request::SubvolumeSet { name, set } => {
                 self.set_options(&name, set).await.map(subvolume)
@@ -100,6 +102,11 @@ impl Tables {
             Request::SubvolumeRollback { name, snapshot } => {
                 self.rollback(&name, &snapshot).await.map(subvolume)
             }
+            Request::ReceiveBegin { new } => self.receive_begin(*new).await.map(subvolume),
+            Request::ReceiveNote { name, position } => {
+                self.receive_note(&name, position).await.map(|()| Reply::Unit)
+            }
+            Request::ReceiveEnd { name } => self.receive_end(&name).await.map(subvolume),
             Request::VersionList => Ok(Reply::VersionTable(Box::new(self.version_table()))),
             Request::VolumeResize { name, size_bytes } => {
                 self.resize(&name, size_bytes).await.map(subvolume)
@@ -148,7 +155,7 @@ impl Tables {
 
     /// # Errors
     /// That of background work which holds the name and makes no progress.
-    async fn lock_name(&self, name: &str) -> Result<LockGuard<NameKey>> {
+    pub(super) async fn lock_name(&self, name: &str) -> Result<LockGuard<NameKey>> {
         let waits = &self.context.engine.waits;
         let lock = self.names.lock(key_of(name), Access::Exclusive);
         let lock = waits.on(Timed::BlockedNameLock, lock);
@@ -222,18 +229,18 @@ impl Tables {
         Ok(rest.take(limit as usize).map(|(_, info)| info.clone()).collect())
     }
 
-    async fn create(
+    /// Creates a subvolume, whose name is locked; `source`: to be received from that snapshot.
+    pub(super) async fn create(
         self: &Rc<Self>,
         name: String,
-        kind: SubvolumeKind,
-        (size_bytes, block_size): (u64, u32),
+        Shape { kind, size_bytes, block_size }: Shape,
         options: SubvolumeOptions,
+        source: Option<[u8; 16]>,
     ) -> Result<SubvolumeInfo> {
         names::check_subvolume_name(&name)?;
         check_shape(kind, size_bytes, block_size)?;
         options.check()?;
         let context = &self.context;
-        let _lock = self.lock_name(&name).await?;
         if self.subvolumes.borrow().contains_key(&name) {
             return Err(StoreError::AlreadyExists { what: format!("subvolume {name:?}") });
         }
@@ -253,6 +260,7 @@ impl Tables {
             created_ns: runtime.wall_clock_ns(),
             uuid: uuid_v4(runtime.random_u64(), runtime.random_u64()),
             options,
+            source,
         };
         let (operation, new) = context
             .engine
@@ -307,6 +315,10 @@ impl Tables {
             created_ns: new.created_ns,
             uuid: new.uuid,
             options: new.options,
+            received: new.source.map(|source| {
+                let receiving = Some(Receiving::default());
+                Received { source, receiving }
+            }),
         };
         let name = PoolName::Subvolume { name: new.name.clone(), id: new.id };
         let node = VersionNode { parent: None, absorbs: None };
@@ -453,6 +465,14 @@ impl Tables {
         }
         Ok(info)
     }
+}
+
+/// What a subvolume is.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) kind: SubvolumeKind,
+    pub(super) size_bytes: u64,
+    pub(super) block_size: u32,
 }
 
 fn check_shape(kind: SubvolumeKind, size_bytes: u64, block_size: u32) -> Result<()> {

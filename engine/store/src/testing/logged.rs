@@ -124,6 +124,7 @@ fn a_subvolume_that_was_being_created_exists_after_a_crash() {
                     created_ns: 1,
                     uuid: [1; 16],
                     options: SubvolumeOptions::default(),
+                    source: None,
                 };
                 logged::put(transaction, &Intent::Create(new));
                 Ok(())

@@ -1,0 +1,135 @@
+//! Streams written, taken apart, and damaged.
+
+use super::*;
+
+fn begin(base: Option<[u8; 16]>) -> Begin {
+    Begin {
+        name: "monday".to_owned(),
+        kind: SubvolumeKind::Volume,
+        source: [1; 16],
+        base,
+        size_bytes: 1 << 30,
+        block_size: 4096,
+        options: SubvolumeOptions { compression: Compression::Zstd(5), frame_bytes: 1 << 15 },
+        from: 8192,
+        created_ns: 99,
+    }
+}
+
+fn frames(base: Option<[u8; 16]>) -> Vec<Frame> {
+    vec![
+        Frame::Begin(begin(base)),
+        Frame::Data { offset: 8192, bytes: vec![7; 4096] },
+        Frame::Hole { offset: 12288, len: 1 << 20 },
+        Frame::Data { offset: 1 << 29, bytes: vec![9; 8192] },
+        Frame::End,
+    ]
+}
+
+fn encoded(frames: &[Frame]) -> Vec<Vec<u8>> {
+    let mut encoder = Encoder::default();
+    frames.iter().map(|frame| encoder.frame(frame)).collect()
+}
+
+/// All frames of a stream that comes in pieces of `piece` bytes.
+fn decoded(stream: &[u8], piece: usize) -> Result<(Vec<Frame>, bool), StoreError> {
+    let mut decoder = Decoder::default();
+    let mut found = Vec::new();
+    for bytes in stream.chunks(piece) {
+        decoder.feed(bytes);
+        while let Some(frame) = decoder.next()? {
+            found.push(frame);
+        }
+    }
+    Ok((found, decoder.has_ended()))
+}
+
+#[test]
+fn what_is_written_is_read_in_pieces_of_any_size() {
+    for base in [None, Some([2; 16])] {
+        let frames = frames(base);
+        let stream = encoded(&frames).concat();
+        for piece in [1, 3, 24, 4096, 1 << 20] {
+            assert_eq!(decoded(&stream, piece), Ok((frames.clone(), true)));
+        }
+    }
+}
+
+/// This version's bytes, kept: whoever changes them writes another version.
+#[test]
+fn the_stream_of_version_1_stays_as_it_is() {
+    let stream = encoded(&frames(Some([2; 16]))).concat();
+    assert_eq!(stream.len(), 12518);
+    assert_eq!(engine_base::checksum::crc32c(&stream), GOLDEN_CRC);
+}
+
+#[test]
+fn no_damage_goes_unnoticed() {
+    let stream = encoded(&frames(None)).concat();
+    for at in 0..stream.len() {
+        let mut damaged = stream.clone();
+        damaged[at] ^= 1 << (at % 8);
+        match decoded(&damaged, 4096) {
+            // A length that is longer now: the stream looks cut off.
+            Ok((_, ended)) => assert!(!ended, "byte {at}"),
+            Err(error) => assert!(matches!(error, StoreError::InvalidArgument { .. }), "{error}"),
+        }
+        let (found, ended) = decoded(&stream[..at], 4096).unwrap();
+        assert!(!ended && found.len() < 5, "cut at {at}");
+    }
+}
+
+#[test]
+fn frames_left_out_twice_there_or_of_another_stream_are_refused() {
+    let (own, other) = (encoded(&frames(None)), encoded(&frames(Some([2; 16]))));
+    for at in 0..own.len() {
+        let refused = |what: &str, frames: Vec<Vec<u8>>| {
+            let error = decoded(&frames.concat(), 1 << 20).unwrap_err().to_string();
+            assert!(error.contains("stream: "), "{what} {at}: {error}");
+        };
+        if at + 1 < own.len() {
+            let mut frames = own.clone();
+            frames.remove(at);
+            refused("left out", frames);
+        }
+        let mut frames = own.clone();
+        frames.insert(at, own[at].clone());
+        refused("twice", frames);
+        if at > 0 {
+            let mut frames = own.clone();
+            frames[at] = other[at].clone();
+            refused("of another stream", frames);
+        }
+    }
+    let newer = {
+        let mut stream = own[0].clone();
+        stream[HEADER_BYTES] = 2;
+        stream[12..16].fill(0);
+        let crc = engine_base::checksum::crc32c(&stream);
+        stream[12..16].copy_from_slice(&crc.to_le_bytes());
+        stream
+    };
+    let error = decoded(&newer, 100).unwrap_err().to_string();
+    assert!(error.contains("version 2"), "{error}");
+    let error = decoded(b"#!/bin/sh\n", 100).unwrap_err().to_string();
+    assert!(error.contains("not one that cairn sent"), "{error}");
+}
+
+#[test]
+fn random_bytes_give_errors_only() {
+    let mut random = engine_base::random::Random::new(5);
+    let stream = encoded(&frames(None)).concat();
+    for _ in 0..2000 {
+        let mut bytes = stream[..random.below(300) as usize].to_vec();
+        for _ in 0..random.below(4) {
+            if let Some(at) = bytes.len().checked_sub(1) {
+                let at = random.below(at as u64 + 1) as usize;
+                bytes[at] = random.below(256) as u8;
+            }
+        }
+        fuzz(&bytes, random.below(300) as usize);
+    }
+}
+
+/// CRC-32C of [`frames`] as a stream.
+const GOLDEN_CRC: u32 = 0xbdd2_78c9;

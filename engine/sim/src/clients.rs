@@ -6,6 +6,7 @@ pub mod members;
 pub mod options;
 pub mod scrub;
 pub mod snapshots;
+mod transfers;
 pub mod tree;
 pub mod tree_reads;
 pub mod tree_snapshots;

@@ -130,7 +130,14 @@ async fn gather_snapshots(
         let blocks: Vec<u64> = {
             let world = &mut *context.world.borrow_mut();
             let Some(slot) = world.snapshots.get_mut(&name) else { continue };
-            if slot.unknown {
+            if slot.received {
+                slot.half = info.receiving().is_some();
+                if slot.half && slot.state == NameState::Present {
+                    world.fail(format!("{name} was received, and is half there now"));
+                    continue;
+                }
+            }
+            if slot.unknown || slot.half {
                 findings.snapshots.insert(name, (info, BTreeMap::new()));
                 continue;
             }
@@ -201,11 +208,16 @@ fn judge_snapshots(world: &mut World, findings: &Findings, durable: bool) -> Res
             model.check(found).map_err(|wrong| format!("{name}: {wrong}"))?;
         }
         slot.busy = false;
-        if durable {
+        if durable && !slot.half {
             slot.state = NameState::Present;
         }
     }
-    world.snapshots.retain(|name, _| findings.snapshots.contains_key(name));
+    world.snapshots.retain(|name, slot| {
+        // A creation that was cut off may still be on its way, and come later.
+        let may_come = slot.half && slot.state == NameState::InDoubt;
+        slot.busy &= !may_come;
+        may_come || findings.snapshots.contains_key(name)
+    });
     Ok(())
 }
 

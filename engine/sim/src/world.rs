@@ -58,6 +58,10 @@ pub struct SnapshotSlot {
     pub busy: bool,
     /// Making it failed, and it may have been made all the same: nobody knows of which instant it is.
     pub unknown: bool,
+    /// It comes from a stream.
+    pub received: bool,
+    /// It is not whole yet.
+    pub half: bool,
 }
 
 impl SnapshotSlot {
@@ -72,13 +76,16 @@ impl SnapshotSlot {
             reference: None,
             busy: true,
             unknown: false,
+            received: false,
+            half: false,
         }
     }
 
     /// Whether something can be done with it.
     #[must_use]
     pub fn is_free(&self) -> bool {
-        !self.busy && self.state == NameState::Present && self.model.is_some()
+        let is_there = self.state == NameState::Present && !self.half;
+        !self.busy && is_there && self.model.is_some()
     }
 }
 

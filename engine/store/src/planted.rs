@@ -78,11 +78,15 @@ pub enum Bug {
     ReferenceNotRenamed,
     /// What came to be shared is moved as if it were not.
     HoldersForgotten,
+    /// What is being received is there for all from the beginning.
+    HalfReceived,
+    /// How far receiving has come is noted before that is durable.
+    ReceiveNotedEarly,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 36] = [
+    pub const ALL: [(&'static str, Self); 38] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -119,6 +123,8 @@ impl Bug {
         ("reference-kept", Self::ReferenceKept),
         ("reference-not-renamed", Self::ReferenceNotRenamed),
         ("holders-forgotten", Self::HoldersForgotten),
+        ("half-received", Self::HalfReceived),
+        ("receive-noted-early", Self::ReceiveNotedEarly),
     ];
 }
 

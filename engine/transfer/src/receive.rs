@@ -18,6 +18,7 @@ pub struct Receiver<'c, L> {
     name: String,
     decoder: Decoder,
     state: State,
+    note_bytes: u64,
 }
 
 /// How far it is.
@@ -55,7 +56,15 @@ impl<'c, L: Link> Receiver<'c, L> {
     #[must_use]
     pub fn new(client: &'c Client<L>, name: &str) -> Self {
         let (name, decoder) = (name.to_owned(), Decoder::default());
-        Self { client, name, decoder, state: State::Waiting }
+        Self { client, name, decoder, state: State::Waiting, note_bytes: NOTE_BYTES }
+    }
+
+    /// Notes how far all is durable after every so many bytes of data, in place of 64 MiB: more often costs flushes,
+    /// and less is sent again when the stream is cut off.
+    #[must_use]
+    pub fn noting_every(mut self, bytes: u64) -> Self {
+        self.note_bytes = bytes;
+        self
     }
 
     /// Takes the next bytes of the stream, in pieces of any size.
@@ -125,9 +134,9 @@ impl<'c, L: Link> Receiver<'c, L> {
             // The decoder lets nothing come before the beginning, nor after the end.
             (_, State::Waiting | State::Ended(_)) => return Err(bad("is out of order")),
         };
-        if open.batch_bytes >= BATCH_BYTES {
+        if open.batch_bytes >= BATCH_BYTES.min(self.note_bytes) {
             open.write(self.client).await?;
-            if open.since_note >= NOTE_BYTES {
+            if open.since_note >= self.note_bytes {
                 open.note(self.client, &self.name).await?;
             }
         }

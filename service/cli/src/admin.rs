@@ -130,6 +130,10 @@ pub(crate) fn volume_json(volume: &v1::Volume) -> Value {
         "options": options_json(volume.options.as_ref()),
         "created_ns": volume.created_ns,
         "uuid": volume.uuid,
+        "receiving": volume.receiving.as_ref().map(|receiving| json!({
+            "resume_token": receiving.resume_token,
+            "position_bytes": receiving.position_bytes,
+        })),
     })
 }
 
@@ -177,8 +181,9 @@ async fn list_volumes(session: &Session, usage: bool, output: &Output) -> Result
     };
     let volumes = all_pages!(session.volumes(), list_volumes, request, volumes);
     let rows = volumes.iter().map(|volume| {
+        let note = if volume.receiving.is_some() { " (being received)" } else { "" };
         vec![
-            volume.name.clone(),
+            format!("{}{note}", volume.name),
             show(volume.size_bytes),
             volume.block_size_bytes.to_string(),
             volume.used_bytes.map_or_else(|| "-".to_owned(), show),

@@ -71,6 +71,13 @@ pub(crate) enum Command {
         /// Name of the new volume or tree
         name: String,
     },
+    /// Writes a snapshot of a volume to standard output, as a stream for receive
+    Send(SendArguments),
+    /// Makes a snapshot of the stream on standard input; or of the rest of one, under the name of what came of it
+    Receive {
+        /// Name of the new snapshot
+        name: String,
+    },
     /// Options of volumes and file trees
     #[command(subcommand)]
     Option(OptionCommand),
@@ -501,6 +508,20 @@ pub(crate) struct CpArguments {
     /// Makes each file durable before the next
     #[arg(long)]
     pub(crate) sync: bool,
+}
+
+/// What is sent.
+#[derive(Args, Debug)]
+pub(crate) struct SendArguments {
+    /// Name of the snapshot
+    #[arg(required_unless_present = "resume")]
+    pub(crate) snapshot: Option<String>,
+    /// Only how it differs from this snapshot of the same volume, which the receiver has
+    #[arg(long, short, value_name = "SNAPSHOT")]
+    pub(crate) base: Option<String>,
+    /// The rest of a stream that was cut off: the token that receive told, or `volume list --json` shows
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["snapshot", "base"])]
+    pub(crate) resume: Option<String>,
 }
 
 /// Whether copies are by reference, as for cp(1).

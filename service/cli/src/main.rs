@@ -27,6 +27,7 @@ mod snapshots;
 mod target;
 mod times;
 mod top;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -86,6 +87,8 @@ async fn online(session: &Session, command: Command, output: &Output) -> Result<
         Command::Volume(command) => admin::volume(session, command, output).await,
         Command::Snapshot(command) => snapshots::run(session, command, output).await,
         Command::Clone { source, name } => snapshots::clone(session, source, name, output).await,
+        Command::Send(arguments) => transfer::send(session, &arguments, output).await,
+        Command::Receive { name } => transfer::receive(session, name, output).await,
         Command::Option(command) => options::run(session, command, output).await,
         Command::Fs(command) => admin::file_system(session, command, output).await,
         Command::Export(command) => admin::export(session, command, output).await,

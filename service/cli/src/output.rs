@@ -84,6 +84,13 @@ impl Output {
         }
     }
 
+    /// That something was done, where standard output is for other things.
+    pub(crate) fn note(&self, sentence: &str) {
+        if !self.quiet && !self.json {
+            let _ = writeln!(io::stderr(), "{sentence}");
+        }
+    }
+
     /// Something that people should know but that fails nothing yet.
     pub(crate) fn warning(&self, text: &str) {
         // Nothing is left to tell it to when standard error is gone.

@@ -11,7 +11,7 @@ use crate::files;
 use crate::output::{Output, agree, name_fields, printable, time};
 use crate::size::show;
 
-fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
+pub(crate) fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
     json!({
         "name": snapshot.name,
         "source": snapshot.source,
@@ -22,6 +22,7 @@ fn snapshot_json(snapshot: &v1::Snapshot) -> Value {
         "freed_bytes": snapshot.freed_bytes,
         "created_ns": snapshot.created_ns,
         "uuid": snapshot.uuid,
+        "received_uuid": Some(&snapshot.received_uuid).filter(|uuid| !uuid.is_empty()),
     })
 }
 

@@ -6,8 +6,8 @@ use engine_store::api::{NewSnapshot, SubvolumeInfo};
 use engine_store::client::VolumeRef;
 use engine_store::error::StoreError;
 
-use super::tree_snapshots;
 use super::volume::found_at;
+use super::{transfers, tree_snapshots};
 use crate::model::snapshot::SnapshotModel;
 use crate::stamp::Found;
 use crate::world::{ClientContext, NameState, Refusal, SnapshotSlot, World, bytes_of};
@@ -30,6 +30,9 @@ pub async fn work(
             world.snapshots.iter().filter(|(_, slot)| slot.volume == volume && slot.is_free());
         own.map(|(name, _)| name.clone()).collect()
     };
+    if context.random.chance(1, 6) {
+        return transfers::work(context, volume).await.then_some(None);
+    }
     let chance = context.random.below(8);
     if names.is_empty() || (chance < 3 && names.len() < SNAPSHOTS_MAX) {
         return create(context, volume).await.then_some(None);
@@ -40,10 +43,11 @@ pub async fn work(
             slot.busy = busy;
         }
     };
+    let is_received = context.world.borrow().snapshots.get(&name).is_some_and(|slot| slot.received);
     slot(context, true);
     let done = match chance {
         0..=4 => look(context, &name, false).await.map(|_| None),
-        5 if alone => roll_back(context, volume, &name).await,
+        5 if alone && !is_received => roll_back(context, volume, &name).await,
         _ => delete(context, &name).await.then_some(None),
     };
     slot(context, false);
@@ -155,7 +159,7 @@ pub(super) fn made(
 }
 
 /// Reads all or a part of a snapshot and checks it.
-async fn look(context: &mut ClientContext, name: &str, all: bool) -> Option<()> {
+pub(super) async fn look(context: &mut ClientContext, name: &str, all: bool) -> Option<()> {
     let (reference, blocks) = {
         let world = context.world.borrow();
         let slot = world.snapshots.get(name)?;
@@ -214,7 +218,7 @@ pub async fn read(
     Ok(found)
 }
 
-async fn delete(context: &mut ClientContext, name: &str) -> bool {
+pub(super) async fn delete(context: &mut ClientContext, name: &str) -> bool {
     if let Some(slot) = context.world.borrow_mut().snapshots.get_mut(name) {
         slot.state = NameState::InDoubt;
     }

@@ -10,7 +10,7 @@ use super::volume::{Broken, Copied, History, Shown, VolumeModel, version_of};
 use crate::stamp::Found;
 
 /// Model of one snapshot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SnapshotModel {
     /// Tag in the stamps of its blocks: that of the volume.
     pub tag: u64,

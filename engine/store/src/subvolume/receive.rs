@@ -9,6 +9,7 @@ use super::tables::{Shape, Tables, uuid_v4};
 use crate::api::{NewReceived, Received, Receiving, SubvolumeInfo};
 use crate::error::{Result, StoreError};
 use crate::key::{Counter, Tree};
+use crate::planted::{self, Bug};
 
 impl Tables {
     /// Makes the subvolume: empty, or a clone of the base; or finds what is already there of it.
@@ -56,7 +57,8 @@ impl Tables {
                     )));
                 }
                 let version = next_version(transaction)?;
-                let receiving = Some(Receiving { base: Some(base), position: 0 });
+                let receiving = Some(Receiving { base: Some(base), position: 0 })
+                    .filter(|_| !planted::is(Bug::HalfReceived));
                 let info = SubvolumeInfo {
                     id: engine_base::SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)),
                     name: name.clone(),

@@ -218,7 +218,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes bytes over; [`Decoder::next`] is to be asked until there is no frame before more are given.
+    /// Takes bytes over; [`Decoder::next_frame`] is to be asked until there is no frame before more are given.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.taken);
         self.taken = 0;
@@ -235,7 +235,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When it is damaged, not of this stream, not the next one, or follows the end.
-    pub fn next(&mut self) -> Result<Option<Frame>, StoreError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, StoreError> {
         let rest = &self.buffer[self.taken..];
         if rest.is_empty() {
             return Ok(None);
@@ -355,7 +355,7 @@ pub fn fuzz(bytes: &[u8], cut: usize) {
     for piece in [first, rest] {
         decoder.feed(piece);
         loop {
-            match decoder.next() {
+            match decoder.next_frame() {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,

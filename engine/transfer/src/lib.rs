@@ -35,20 +35,17 @@ pub fn content_of(info: &SubvolumeInfo) -> [u8; 16] {
     info.received.map_or(info.uuid, |received| received.source)
 }
 
-/// The first snapshot that holds what `content` names.
+/// The snapshots that hold what `content` names.
 async fn find<L: Link>(
     client: &Client<L>,
     content: [u8; 16],
-) -> Result<Option<SubvolumeInfo>, StoreError> {
-    let mut after = String::new();
+) -> Result<Vec<SubvolumeInfo>, StoreError> {
+    let (mut after, mut found) = (String::new(), Vec::new());
     loop {
         let page = client.subvolume_list(&after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(None) };
+        let Some(last) = page.last() else { return Ok(found) };
         after.clone_from(&last.name);
         let whole = |info: &SubvolumeInfo| info.read_only && info.receiving().is_none();
-        let found = page.into_iter().find(|info| whole(info) && content_of(info) == content);
-        if found.is_some() {
-            return Ok(found);
-        }
+        found.extend(page.into_iter().filter(|info| whole(info) && content_of(info) == content));
     }
 }

@@ -75,7 +75,7 @@ impl<'c, L: Link> Receiver<'c, L> {
     /// stream may go on later.
     pub async fn feed(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.decoder.feed(bytes);
-        while let Some(frame) = self.decoder.next()? {
+        while let Some(frame) = self.decoder.next_frame()? {
             self.apply(frame).await?;
         }
         Ok(())
@@ -153,7 +153,7 @@ impl<'c, L: Link> Receiver<'c, L> {
         let base = match begin.base {
             None => None,
             Some(content) => {
-                let found = find(self.client, content).await?;
+                let found = find(self.client, content).await?.pop();
                 let there = self.client.subvolume_get(&self.name).await;
                 match (found, there) {
                     (Some(found), _) => Some((content, found.name)),

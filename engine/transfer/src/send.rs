@@ -53,12 +53,17 @@ impl<'c, L: Link> Sender<'c, L> {
             let what = format!("{which} that the resume token names; send anew from another");
             StoreError::not_found(what)
         };
-        let snapshot = find(client, token.source).await?.ok_or_else(|| gone("the snapshot"))?;
-        let base = match token.base {
-            None => None,
-            Some(base) => Some(find(client, base).await?.ok_or_else(|| gone("the base"))?),
+        let mut snapshots = find(client, token.source).await?;
+        let Some(base) = token.base else {
+            let snapshot = snapshots.pop().ok_or_else(|| gone("the snapshot"))?;
+            return Self::new(client, snapshot, None, token.position).await;
         };
-        Self::new(client, snapshot, base, token.position).await
+        let bases = find(client, base).await?;
+        // Each may be there several times, sent here from elsewhere: two of one volume are wanted.
+        let base_of = |of: &SubvolumeInfo| bases.iter().find(|base| base.root == of.root).cloned();
+        let pair = snapshots.into_iter().find_map(|one| Some((base_of(&one)?, one)));
+        let (base, snapshot) = pair.ok_or_else(|| gone("the snapshot, or the base"))?;
+        Self::new(client, snapshot, Some(base), token.position).await
     }
 
     async fn new(

@@ -1,6 +1,7 @@
 //! Snapshots and clones over gRPC.
 
 use crate::common::Stand;
+use bytes::Bytes;
 use proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -204,4 +205,114 @@ async fn trees_have_snapshots_and_clones() {
     assert_eq!(reason(&status), "WRONG_KIND");
     let delete = v1::DeleteSnapshotRequest { name: "h1".to_owned() };
     stand.snapshots().delete_snapshot(delete).await.unwrap();
+}
+
+/// The parts of a stream.
+async fn sent(stand: &Stand, request: v1::SendSnapshotRequest) -> Result<Vec<Bytes>, Status> {
+    let mut stream = stand.snapshots().send_snapshot(request).await?.into_inner();
+    let mut parts = Vec::new();
+    while let Some(message) = stream.message().await? {
+        parts.push(message.data);
+    }
+    Ok(parts)
+}
+
+async fn receive(stand: &Stand, name: &str, parts: &[Bytes]) -> Result<v1::Snapshot, Status> {
+    let first = v1::ReceiveSnapshotRequest { name: name.to_owned(), data: Bytes::new() };
+    let rest = parts.iter().map(|data| {
+        let (name, data) = (String::new(), data.clone());
+        v1::ReceiveSnapshotRequest { name, data }
+    });
+    let messages: Vec<_> = [first].into_iter().chain(rest).collect();
+    let reply = stand.snapshots().receive_snapshot(tokio_stream::iter(messages)).await?;
+    Ok(reply.into_inner().snapshot.expect("a snapshot"))
+}
+
+#[tokio::test]
+async fn a_snapshot_is_sent_and_received_also_in_two_parts() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    let made = stand.snapshots().create_snapshots(of(&[("disk", "d1")])).await.unwrap();
+    let uuid = made.into_inner().snapshots[0].uuid.clone();
+    let whole = v1::SendSnapshotRequest { snapshot: "d1".to_owned(), ..Default::default() };
+    let parts = sent(&stand, whole.clone()).await.unwrap();
+    let copy = receive(&stand, "copy", &parts).await.unwrap();
+    assert_eq!((copy.name.as_str(), copy.size_bytes, copy.received_uuid), ("copy", 64 * MIB, uuid));
+    let status = receive(&stand, "copy", &parts).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    // Cut off: what came is a volume that nobody else uses, and shows how to go on.
+    let bytes = Bytes::from(parts.concat());
+    let cut = bytes.slice(..bytes.len() - 30);
+    let status = receive(&stand, "half", &[cut]).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("resume token"), "{}", status.message());
+    let get = v1::GetVolumeRequest { name: "half".to_owned(), include_usage: false };
+    let half = stand.volumes().get_volume(get).await.unwrap().into_inner().volume.unwrap();
+    let receiving = half.receiving.unwrap();
+    assert_eq!(receiving.position_bytes, 12288);
+    let resize = v1::ResizeVolumeRequest {
+        name: "half".to_owned(),
+        size_bytes: 128 * MIB,
+        ..Default::default()
+    };
+    let status = stand.volumes().resize_volume(resize).await.unwrap_err();
+    assert_eq!(reason(&status), "BEING_RECEIVED");
+    let export = v1::CreateExportRequest {
+        nqn: "nqn.2014-08.org.nvmexpress:half".to_owned(),
+        namespaces: vec![v1::ExportNamespace { nsid: 0, volume: "half".to_owned() }],
+        allow_any_host: true,
+        host_nqns: vec![],
+    };
+    let status = stand.exports().create_export(export).await.unwrap_err();
+    assert_eq!(reason(&status), "BEING_RECEIVED");
+    let resume_token = receiving.resume_token;
+    let rest = v1::SendSnapshotRequest { resume_token, ..Default::default() };
+    let rest = sent(&stand, rest).await.unwrap();
+    assert!(rest.concat().len() < bytes.len());
+    assert_eq!(receive(&stand, "half", &rest).await.unwrap().name, "half");
+}
+
+#[tokio::test]
+async fn wrong_streams_and_wrong_wishes_are_refused() {
+    let stand = Stand::new().await;
+    volume(&stand, "disk").await;
+    stand.snapshots().create_snapshots(of(&[("disk", "d1")])).await.unwrap();
+    let wish = |snapshot: &str, base: &str, resume_token: &str| v1::SendSnapshotRequest {
+        snapshot: snapshot.to_owned(),
+        base: base.to_owned(),
+        resume_token: resume_token.to_owned(),
+    };
+    let refusals = [
+        (wish("", "", ""), Code::InvalidArgument),
+        (wish("none", "", ""), Code::NotFound),
+        (wish("disk", "", ""), Code::InvalidArgument),
+        (wish("d1", "d1", ""), Code::InvalidArgument),
+        (wish("d1", "-", ""), Code::InvalidArgument),
+        (wish("", "", "12"), Code::InvalidArgument),
+        (wish("d1", "", "12"), Code::InvalidArgument),
+    ];
+    for (wish, code) in refusals {
+        let told = format!("{wish:?}");
+        assert_eq!(sent(&stand, wish).await.unwrap_err().code(), code, "{told}");
+    }
+    let parts = sent(&stand, wish("d1", "", "")).await.unwrap();
+    let mut damaged = parts.concat();
+    damaged[200] ^= 1;
+    for (name, bytes, why) in [
+        ("x", Bytes::from(damaged), "is damaged"),
+        ("x", Bytes::from_static(b"#!/bin/sh"), "not one that cairn sent"),
+        ("y", Bytes::new(), "nothing of it came"),
+        ("", Bytes::new(), "must not be empty"),
+        ("y", Bytes::from(vec![0; (1 << 20) + 1]), "is over"),
+    ] {
+        let status = receive(&stand, name, &[bytes]).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains(why), "{}", status.message());
+    }
+    let twice = ["z", "z"].map(|name| {
+        let (name, data) = (name.to_owned(), Bytes::new());
+        v1::ReceiveSnapshotRequest { name, data }
+    });
+    let status = stand.snapshots().receive_snapshot(tokio_stream::iter(twice)).await.unwrap_err();
+    assert!(status.message().contains("a second time"), "{}", status.message());
 }

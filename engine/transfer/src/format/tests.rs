@@ -37,7 +37,7 @@ fn decoded(stream: &[u8], piece: usize) -> Result<(Vec<Frame>, bool), StoreError
     let mut found = Vec::new();
     for bytes in stream.chunks(piece) {
         decoder.feed(bytes);
-        while let Some(frame) = decoder.next()? {
+        while let Some(frame) = decoder.next_frame()? {
             found.push(frame);
         }
     }

@@ -9,9 +9,10 @@ use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, ChangeKind, ChangedPath, ChangedRange, CopyStats, CreateAttributes, Data,
-    DirectoryEntry, FileKind, FsckReport, Link, PutMode, RenameMode, Reply, Request, ResizeJob,
-    ResizePhase, ResizeRequest, ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes,
-    ShardStatus, SubvolumeInfo, SubvolumeKind, TreeDiffCursor, Usage, Verify,
+    DirectoryEntry, FileKind, FsckReport, Link, PutMode, Received, Receiving, RenameMode, Reply,
+    Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ScrubRequest, ScrubState,
+    ScrubStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeDiffCursor, Usage,
+    Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -34,6 +35,8 @@ struct Node {
 #[derive(Default)]
 struct State {
     subvolumes: BTreeMap<String, SubvolumeInfo>,
+    /// Of volumes that are received, by inode and offset.
+    volumes: BTreeMap<(InodeNumber, u64), Vec<u8>>,
     nodes: BTreeMap<InodeNumber, Node>,
     next: u64,
     fail: Option<StoreError>,
@@ -534,11 +537,70 @@ impl Fake {
             | Request::SnapshotCreate { .. }
             | Request::SubvolumeRollback { .. }
             | Request::VolumeResize { .. } => subvolume(&mut state, request, now),
+            Request::ReceiveBegin { .. }
+            | Request::ReceiveNote { .. }
+            | Request::ReceiveEnd { .. }
+            | Request::DataRead { .. }
+            | Request::DataWrite { .. } => receive(&mut state, request, now),
             other => match state.fail.take() {
                 Some(error) => Err(error),
                 None => file(&mut state, other, now),
             },
         }
+    }
+}
+
+/// What volumes hold that were not received.
+pub fn stamp(offset: u64, len: u64) -> Vec<u8> {
+    (offset..offset + len).map(|at| (at / BLOCK + 1) as u8).collect()
+}
+
+fn receive(state: &mut State, request: Request, now: i64) -> Result<Reply> {
+    let missing = |name: &str| StoreError::not_found(format!("subvolume {name}"));
+    match request {
+        Request::DataRead { inode, offset, len, .. } => {
+            let kept = state.volumes.get(&(inode, offset)).cloned();
+            let bytes = kept.unwrap_or_else(|| stamp(offset, u64::from(len)));
+            Ok(Reply::Data(Data::from_iter([Buffer::try_copy_of(&bytes)?.freeze()])))
+        }
+        Request::DataWrite { inode, offset, data, .. } => {
+            let bytes = data.iter().flat_map(|piece| piece.to_vec()).collect();
+            state.volumes.insert((inode, offset), bytes);
+            Ok(Reply::Unit)
+        }
+        Request::ReceiveBegin { new } => {
+            let receiving = Receiving { base: new.base.map(|(uuid, _)| uuid), position: 0 };
+            let received = Some(Received { source: new.source, receiving: Some(receiving) });
+            if let Some(there) = state.subvolumes.get(&new.name) {
+                let same = there.received.map(|there| there.source) == Some(new.source);
+                return match (there.receiving(), same) {
+                    (Some(_), true) => Ok(Reply::Subvolume(Box::new(there.clone()))),
+                    (Some(_), false) => Err(StoreError::invalid("another is being received")),
+                    (None, _) => Err(StoreError::AlreadyExists { what: new.name }),
+                };
+            }
+            let (name, kind, options) = (new.name.clone(), new.kind, new.options);
+            let (size_bytes, block_size) = (new.size_bytes, new.block_size);
+            let create = Request::SubvolumeCreate { name, kind, size_bytes, block_size, options };
+            subvolume(state, create, now)?;
+            let info = state.subvolumes.get_mut(&new.name).ok_or_else(|| missing(&new.name))?;
+            info.received = received;
+            Ok(Reply::Subvolume(Box::new(info.clone())))
+        }
+        Request::ReceiveNote { name, position } => {
+            let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing(&name))?;
+            let receiving = info.received.as_mut().and_then(|received| received.receiving.as_mut());
+            receiving.ok_or_else(|| missing(&name))?.position = position;
+            Ok(Reply::Unit)
+        }
+        Request::ReceiveEnd { name } => {
+            let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing(&name))?;
+            info.read_only = true;
+            let received = info.received.as_mut().ok_or_else(|| missing(&name))?;
+            received.receiving = None;
+            Ok(Reply::Subvolume(Box::new(info.clone())))
+        }
+        other => Err(StoreError::invalid(format!("{other:.40?}"))),
     }
 }
 
@@ -590,6 +652,7 @@ fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
                 created_ns: now as u64,
                 uuid: [root.0 as u8; 16],
                 options,
+                received: None,
             };
             state.subvolumes.insert(name, info.clone());
             Ok(Reply::Subvolume(Box::new(info)))
@@ -618,6 +681,8 @@ fn subvolume(state: &mut State, request: Request, now: i64) -> Result<Reply> {
                     name: new.name.clone(),
                     read_only: !new.writable,
                     origin: Some(source.id),
+                    uuid: [100 + state.subvolumes.len() as u8; 16],
+                    received: None,
                     ..source.clone()
                 };
                 state.subvolumes.insert(new.name, info.clone());

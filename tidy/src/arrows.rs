@@ -145,6 +145,7 @@ const ARROWS: [Arrow; 18] = [
             "engine-memory",
             "engine-device",
             "engine-store",
+            "engine-transfer",
             "nvme-spec",
             "nvme-target",
             "proto",

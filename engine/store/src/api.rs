@@ -545,25 +545,8 @@ pub enum Request {
         /// The change.
         change: VersionChange,
     },
-    /// Begins to receive a subvolume, or tells how far receiving it has come; durable when answered (shard 0).
-    /// -> `Subvolume`
-    ReceiveBegin {
-        /// What is received.
-        new: Box<NewReceived>,
-    },
-    /// Notes how far receiving has come, which is durable (shard 0). -> `Unit`
-    ReceiveNote {
-        /// Name of what is received.
-        name: String,
-        /// Position in the stream.
-        position: u64,
-    },
-    /// Makes what was received a snapshot; durable when answered, with all that was written to it (shard 0).
-    /// -> `Subvolume`
-    ReceiveEnd {
-        /// Name of what is received.
-        name: String,
-    },
+    /// What receiving a subvolume takes (shard 0). -> `Subvolume`; of a note `Unit`
+    Receive(ReceiveRequest),
     /// Moves every key of a version that this shard holds to the one that absorbs it, durable when answered;
     /// idempotent. -> `Unit`
     VersionAbsorb {

@@ -11,10 +11,10 @@ use engine_memory::Slice;
 
 use crate::api::{
     Attributes, ChangedPath, ChangedRange, CreateAttributes, DATA_BYTES_MAX, Data, DirectoryEntry,
-    FileKind, FsckReport, Link, NewReceived, NewSnapshot, PutMode, RenameMode, Reply, Request,
-    ResizeRequest, ResizeStatus, ScrubRequest, ScrubState, ScrubStatus, SetAttributes, SetOptions,
-    ShardStatus, SubvolumeInfo, SubvolumeKind, SubvolumeOptions, TreeDiffCursor, TreeRef, Usage,
-    Verify, Whose, data_len,
+    FileKind, FsckReport, Link, NewReceived, NewSnapshot, PutMode, ReceiveRequest, RenameMode,
+    Reply, Request, ResizeRequest, ResizeStatus, ScrubRequest, ScrubState, ScrubStatus,
+    SetAttributes, SetOptions, ShardStatus, SubvolumeInfo, SubvolumeKind, SubvolumeOptions,
+    TreeDiffCursor, TreeRef, Usage, Verify, Whose, data_len,
 };
 use crate::error::{Result, StoreError};
 use crate::limits::LIST_ENTRIES_MAX;
@@ -304,7 +304,7 @@ impl<L: Link> Client<L> {
     /// `AlreadyExists` when the name is taken; `InvalidArgument` when something else is being received under it, or
     /// the base does not hold what the stream tells the difference to.
     pub async fn receive_begin(&self, new: NewReceived) -> Result<SubvolumeInfo> {
-        let request = Request::ReceiveBegin { new: Box::new(new) };
+        let request = Request::Receive(ReceiveRequest::Begin(Box::new(new)));
         answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 
@@ -313,13 +313,14 @@ impl<L: Link> Client<L> {
         if !planted::is(Bug::ReceiveNotedEarly) {
             self.flush().await?;
         }
-        let request = Request::ReceiveNote { name: name.to_owned(), position };
+        let note = ReceiveRequest::Note { name: name.to_owned(), position };
+        let request = Request::Receive(note);
         self.unit(ShardId(0), request).await
     }
 
     /// Makes what was received a snapshot, durably.
     pub async fn receive_end(&self, name: &str) -> Result<SubvolumeInfo> {
-        let request = Request::ReceiveEnd { name: name.to_owned() };
+        let request = Request::Receive(ReceiveRequest::End { name: name.to_owned() });
         answer!(self.link.call(ShardId(0), request), Subvolume).map(|info| *info)
     }
 

@@ -247,9 +247,7 @@ impl Shard {
             | Request::SubvolumeSet { .. }
             | Request::SnapshotCreate { .. }
             | Request::SubvolumeRollback { .. }
-            | Request::ReceiveBegin { .. }
-            | Request::ReceiveNote { .. }
-            | Request::ReceiveEnd { .. }
+            | Request::Receive(_)
             | Request::VersionList
             | Request::VolumeResize { .. }
             | Request::RecordPut { .. }
@@ -268,17 +266,9 @@ impl Shard {
             | Request::FreedByDelete { .. }
             | Request::VersionHold { .. }
             | Request::VersionSet { .. }) => self.context.handle_versions(request).await,
-            Request::RegionAcquire { shard, short } => {
-                self.tables()?;
-                self.region_acquire(shard, short).await.map(Reply::Region)
-            }
-            Request::RegionGive { blocks } => {
-                self.context.engine.give_region(blocks).await.map(Reply::Region)
-            }
-            Request::RegionList { shard } => {
-                self.tables()?;
-                self.context.engine.region_list(shard).await.map(Reply::Regions)
-            }
+            request @ (Request::RegionAcquire { .. }
+            | Request::RegionGive { .. }
+            | Request::RegionList { .. }) => self.handle_regions(request).await,
             Request::Resize(request) => match &self.resizer {
                 Some(resizer) => resizer.handle(request).await,
                 None => crate::resize::handle_step(&self.context, request).await,
@@ -293,6 +283,24 @@ impl Shard {
             | Request::InodePaths { .. }) => self.handle_check(request).await,
             Request::TreeDiff { tree, base, from } => self.namespace.diff(tree, base, from).await,
             other => Scoped::new(alloc_site!("namespace"), self.namespace.handle(other)).await,
+        }
+    }
+
+    /// What concerns the regions that shards have.
+    async fn handle_regions(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::RegionAcquire { shard, short } => {
+                self.tables()?;
+                self.region_acquire(shard, short).await.map(Reply::Region)
+            }
+            Request::RegionGive { blocks } => {
+                self.context.engine.give_region(blocks).await.map(Reply::Region)
+            }
+            Request::RegionList { shard } => {
+                self.tables()?;
+                self.context.engine.region_list(shard).await.map(Reply::Regions)
+            }
+            other => Err(StoreError::invalid(format!("not about regions: {other:.40?}"))),
         }
     }
 

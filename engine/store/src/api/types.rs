@@ -198,6 +198,25 @@ pub struct Receiving {
     pub position: u64,
 }
 
+/// What receiving a subvolume takes; each durable when answered.
+#[derive(Clone, Debug)]
+pub enum ReceiveRequest {
+    /// Begins, or tells how far it has come.
+    Begin(Box<NewReceived>),
+    /// Notes how far it has come, which is durable.
+    Note {
+        /// Name of what is received.
+        name: String,
+        /// Position in the stream.
+        position: u64,
+    },
+    /// Makes it a snapshot, with all that was written to it.
+    End {
+        /// Name of what is received.
+        name: String,
+    },
+}
+
 /// A subvolume that is to be received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewReceived {

@@ -6,14 +6,26 @@ use std::rc::Rc;
 use super::format::{encode_subvolume, subvolume_position};
 use super::snapshots::{Plan, next_version};
 use super::tables::{Shape, Tables, uuid_v4};
-use crate::api::{NewReceived, Received, Receiving, SubvolumeInfo};
+use crate::api::{NewReceived, ReceiveRequest, Received, Receiving, Reply, SubvolumeInfo};
 use crate::error::{Result, StoreError};
 use crate::key::{Counter, Tree};
 use crate::planted::{self, Bug};
 
 impl Tables {
+    /// Carries out what receiving takes.
+    pub(super) async fn receive(self: &Rc<Self>, request: ReceiveRequest) -> Result<Reply> {
+        let subvolume = |info| Reply::Subvolume(Box::new(info));
+        match request {
+            ReceiveRequest::Begin(new) => self.receive_begin(*new).await.map(subvolume),
+            ReceiveRequest::Note { name, position } => {
+                self.receive_note(&name, position).await.map(|()| Reply::Unit)
+            }
+            ReceiveRequest::End { name } => self.receive_end(&name).await.map(subvolume),
+        }
+    }
+
     /// Makes the subvolume: empty, or a clone of the base; or finds what is already there of it.
-    pub(super) async fn receive_begin(self: &Rc<Self>, new: NewReceived) -> Result<SubvolumeInfo> {
+    async fn receive_begin(self: &Rc<Self>, new: NewReceived) -> Result<SubvolumeInfo> {
         super::names::check_subvolume_name(&new.name)?;
         if new.source == [0; 16] || new.base.as_ref().is_some_and(|(uuid, _)| *uuid == [0; 16]) {
             return Err(StoreError::invalid("a stream without the UUID of its snapshot"));
@@ -81,7 +93,7 @@ impl Tables {
     }
 
     /// Notes that all before `position` is durable.
-    pub(super) async fn receive_note(&self, name: &str, position: u64) -> Result<()> {
+    async fn receive_note(&self, name: &str, position: u64) -> Result<()> {
         let _lock = self.lock_name(name).await?;
         let _versions = self.lock_versions().await;
         let mut info = self.get(name)?;
@@ -101,7 +113,7 @@ impl Tables {
     }
 
     /// Makes it a snapshot: from now on nobody writes to it, and all may read it.
-    pub(super) async fn receive_end(self: &Rc<Self>, name: &str) -> Result<SubvolumeInfo> {
+    async fn receive_end(self: &Rc<Self>, name: &str) -> Result<SubvolumeInfo> {
         let _names = self.lock_names([name]).await?;
         let info = self.get(name)?;
         being_received(&info)?;

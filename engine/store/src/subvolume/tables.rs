@@ -102,11 +102,7 @@ impl Tables {
             Request::SubvolumeRollback { name, snapshot } => {
                 self.rollback(&name, &snapshot).await.map(subvolume)
             }
-            Request::ReceiveBegin { new } => self.receive_begin(*new).await.map(subvolume),
-            Request::ReceiveNote { name, position } => {
-                self.receive_note(&name, position).await.map(|()| Reply::Unit)
-            }
-            Request::ReceiveEnd { name } => self.receive_end(&name).await.map(subvolume),
+            Request::Receive(request) => self.receive(request).await,
             Request::VersionList => Ok(Reply::VersionTable(Box::new(self.version_table()))),
             Request::VolumeResize { name, size_bytes } => {
                 self.resize(&name, size_bytes).await.map(subvolume)

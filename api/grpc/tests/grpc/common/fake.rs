@@ -9,10 +9,10 @@ use engine_base::{InodeNumber, ShardId, SnapshotId, SubvolumeId};
 use engine_memory::Buffer;
 use engine_store::api::{
     Attributes, ChangeKind, ChangedPath, ChangedRange, CopyStats, CreateAttributes, Data,
-    DirectoryEntry, FileKind, FsckReport, Link, PutMode, Received, Receiving, RenameMode, Reply,
-    Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ScrubRequest, ScrubState,
-    ScrubStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind, TreeDiffCursor, Usage,
-    Verify,
+    DirectoryEntry, FileKind, FsckReport, Link, PutMode, ReceiveRequest, Received, Receiving,
+    RenameMode, Reply, Request, ResizeJob, ResizePhase, ResizeRequest, ResizeStatus, ScrubRequest,
+    ScrubState, ScrubStatus, SetAttributes, ShardStatus, SubvolumeInfo, SubvolumeKind,
+    TreeDiffCursor, Usage, Verify,
 };
 use engine_store::damage::DamageEntry;
 use engine_store::{Result, StoreError};
@@ -537,11 +537,9 @@ impl Fake {
             | Request::SnapshotCreate { .. }
             | Request::SubvolumeRollback { .. }
             | Request::VolumeResize { .. } => subvolume(&mut state, request, now),
-            Request::ReceiveBegin { .. }
-            | Request::ReceiveNote { .. }
-            | Request::ReceiveEnd { .. }
-            | Request::DataRead { .. }
-            | Request::DataWrite { .. } => receive(&mut state, request, now),
+            Request::Receive(_) | Request::DataRead { .. } | Request::DataWrite { .. } => {
+                receive(&mut state, request, now)
+            }
             other => match state.fail.take() {
                 Some(error) => Err(error),
                 None => file(&mut state, other, now),
@@ -568,7 +566,7 @@ fn receive(state: &mut State, request: Request, now: i64) -> Result<Reply> {
             state.volumes.insert((inode, offset), bytes);
             Ok(Reply::Unit)
         }
-        Request::ReceiveBegin { new } => {
+        Request::Receive(ReceiveRequest::Begin(new)) => {
             let receiving = Receiving { base: new.base.map(|(uuid, _)| uuid), position: 0 };
             let received = Some(Received { source: new.source, receiving: Some(receiving) });
             if let Some(there) = state.subvolumes.get(&new.name) {
@@ -587,13 +585,13 @@ fn receive(state: &mut State, request: Request, now: i64) -> Result<Reply> {
             info.received = received;
             Ok(Reply::Subvolume(Box::new(info.clone())))
         }
-        Request::ReceiveNote { name, position } => {
+        Request::Receive(ReceiveRequest::Note { name, position }) => {
             let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing(&name))?;
             let receiving = info.received.as_mut().and_then(|received| received.receiving.as_mut());
             receiving.ok_or_else(|| missing(&name))?.position = position;
             Ok(Reply::Unit)
         }
-        Request::ReceiveEnd { name } => {
+        Request::Receive(ReceiveRequest::End { name }) => {
             let info = state.subvolumes.get_mut(&name).ok_or_else(|| missing(&name))?;
             info.read_only = true;
             let received = info.received.as_mut().ok_or_else(|| missing(&name))?;

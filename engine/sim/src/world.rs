@@ -145,14 +145,23 @@ impl World {
         }
     }
 
+    /// Something that is received of a volume, not whole yet, and that no client is at.
+    #[must_use]
+    pub fn half_of(&self, volume: &str) -> Option<String> {
+        let mut slots = self.snapshots.iter();
+        let half = slots.find(|(_, slot)| slot.volume == volume && slot.half && !slot.busy);
+        half.map(|(name, _)| name.clone())
+    }
+
     /// A snapshot of a tree that was growing is made, or its making was cut off.
     pub fn tree_snapshot_ends(&mut self, name: &str) {
         let Some(slot) = self.tree_snapshots.get_mut(name) else { return };
         let Some(model) = self.trees.get(&slot.tree).map(|slot| &slot.model) else { return };
-        if std::mem::take(&mut slot.growing)
-            && let Some(copy) = &mut slot.copy
-        {
-            copy.or_soon(model);
+        if std::mem::take(&mut slot.growing) {
+            slot.copy = slot.copy.take().filter(|_| !model.is_torn());
+            if let Some(copy) = &mut slot.copy {
+                copy.or_soon(model);
+            }
         }
     }
 }

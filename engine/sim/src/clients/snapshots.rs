@@ -30,7 +30,8 @@ pub async fn work(
             world.snapshots.iter().filter(|(_, slot)| slot.volume == volume && slot.is_free());
         own.map(|(name, _)| name.clone()).collect()
     };
-    if context.random.chance(1, 6) {
+    let is_half = transfers::is_half(context, volume);
+    if context.random.chance(if is_half { 3 } else { 1 }, 6) {
         return transfers::work(context, volume).await.then_some(None);
     }
     let chance = context.random.below(8);

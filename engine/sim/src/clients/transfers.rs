@@ -13,11 +13,20 @@ use crate::world::{ClientContext, NameState, SnapshotSlot};
 /// What is received of one volume at a time.
 const RECEIVED_MAX: u64 = 2;
 /// Bytes after which is noted how far it is: often, so that crashes come between.
-const NOTE_BYTES: u64 = 64 << 10;
+const NOTE_BYTES: u64 = 16 << 10;
+
+/// Whether something is received of a volume, and not whole yet.
+pub(super) fn is_half(context: &ClientContext, volume: &str) -> bool {
+    context.world.borrow().half_of(volume).is_some()
+}
 
 /// Receives something, or goes on with it; `false`: the client must stop.
 pub(super) async fn work(context: &mut ClientContext, volume: &str) -> bool {
-    let name = format!("recv-{volume}-{}", context.random.below(RECEIVED_MAX));
+    let half = context.world.borrow().half_of(volume);
+    let name = match half {
+        Some(name) if context.random.chance(3, 4) => name,
+        _ => format!("recv-{volume}-{}", context.random.below(RECEIVED_MAX)),
+    };
     let half = context.world.borrow().snapshots.get(&name).map(|slot| (slot.half, slot.busy));
     match half {
         None => begin(context, volume, &name).await,
@@ -146,7 +155,7 @@ where
 {
     let client = context.client.clone();
     let mut receiver = Receiver::new(&client, name).noting_every(NOTE_BYTES);
-    let frames_max = match context.random.chance(1, 3) {
+    let frames_max = match context.random.chance(1, 2) {
         true => context.random.range(1, 12),
         false => u64::MAX,
     };
@@ -168,23 +177,22 @@ where
     };
     let result = receiver.finish().await;
     context.event("receive", [frames, u64::from(is_cut), u64::from(result.is_ok())]);
-    let world = &mut *context.world.borrow_mut();
     match result {
         Ok(info) => {
-            world.mark("received");
-            if let Some(slot) = world.snapshots.get_mut(name) {
-                (slot.state, slot.half) = (NameState::Present, false);
-                slot.reference = Some(VolumeRef::from(&info));
+            {
+                let world = &mut *context.world.borrow_mut();
+                world.mark("received");
+                if let Some(slot) = world.snapshots.get_mut(name) {
+                    (slot.state, slot.half) = (NameState::Present, false);
+                    slot.reference = Some(VolumeRef::from(&info));
+                }
             }
-            true
+            !context.random.chance(1, 2) || snapshots::look(context, name, true).await.is_some()
         }
         Err(StoreError::InvalidArgument { .. }) if is_cut => {
-            world.mark("receive_cut_off");
+            context.world.borrow_mut().mark("receive_cut_off");
             true
         }
-        Err(error) => {
-            let _ = world;
-            context.tolerates("receive", &error)
-        }
+        Err(error) => context.tolerates("receive", &error),
     }
 }

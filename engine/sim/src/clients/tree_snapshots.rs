@@ -221,8 +221,10 @@ pub(super) fn begin(context: &mut ClientContext, tree: &str, growing: bool) -> O
     if world.tree_snapshots.contains_key(&name) {
         return None;
     }
-    let copy = world.trees.get(tree)?.model.copy();
-    let slot = TreeSnapshotSlot::in_doubt(tree, Some(copy), false);
+    let model = &world.trees.get(tree)?.model;
+    // What holds a part of an operation is nothing that could be told.
+    let copy = (!model.is_torn()).then(|| model.copy());
+    let slot = TreeSnapshotSlot::in_doubt(tree, copy, false);
     world.tree_snapshots.insert(name.clone(), TreeSnapshotSlot { growing, ..slot });
     Some(name)
 }

@@ -38,6 +38,7 @@ pub struct TreeModel {
     /// As it is after all that is known to be durable.
     base: TreeState,
     log: Vec<Logged>,
+    torn: bool,
     /// Inode numbers that replies named.
     inodes: BTreeMap<NodeId, InodeNumber>,
     next_node: NodeId,
@@ -127,6 +128,7 @@ impl TreeModel {
             now: TreeState::new(),
             base: TreeState::new(),
             log: Vec::new(),
+            torn: false,
             inodes: BTreeMap::from([(ROOT, root)]),
             next_node: ROOT + 1,
             next_version: 1,
@@ -147,6 +149,7 @@ impl TreeModel {
             now: state.clone(),
             base: state,
             log: Vec::new(),
+            torn: false,
             inodes: copy.inodes.clone(),
             next_node,
             next_version: number << 32 | 1,
@@ -257,9 +260,16 @@ impl TreeModel {
         Ok(())
     }
 
+    /// Whether the operation that was started last may have had its effect in part.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
     /// The operation that was started last may or may not have had its effect: nothing more can be
     /// done with the tree before a crash settles it.
     pub fn unknown(&mut self, promises: &mut Promises) {
+        self.torn = true;
         if let Some(last) = self.log.last() {
             promises.end(last.started);
         }
@@ -385,6 +395,7 @@ impl TreeModel {
     /// After the check: the tree is what was found. With `durable`, also after a loss of power.
     pub fn settle(&mut self, promises: &mut Promises, found: TreeState, durable: bool) {
         let (state, inodes) = self.renamed(&found);
+        self.torn = false;
         self.inodes = inodes;
         self.now = state.clone();
         if durable {

@@ -24,16 +24,18 @@ pub async fn work(
     volume: &str,
     alone: bool,
 ) -> Option<Option<VolumeRef>> {
+    let is_half = transfers::is_half(context, volume);
+    if context.random.chance(if is_half { 3 } else { 1 }, 6)
+        && !transfers::work(context, volume).await
+    {
+        return None;
+    }
     let names: Vec<String> = {
         let world = context.world.borrow();
         let own =
             world.snapshots.iter().filter(|(_, slot)| slot.volume == volume && slot.is_free());
         own.map(|(name, _)| name.clone()).collect()
     };
-    let is_half = transfers::is_half(context, volume);
-    if context.random.chance(if is_half { 3 } else { 1 }, 6) {
-        return transfers::work(context, volume).await.then_some(None);
-    }
     let chance = context.random.below(8);
     if names.is_empty() || (chance < 3 && names.len() < SNAPSHOTS_MAX) {
         return create(context, volume).await.then_some(None);

@@ -153,11 +153,10 @@ impl Tables {
 
     async fn tidy_now(self: &Rc<Self>) -> Result<()> {
         let _lock = self.lock_versions().await;
-        if self.duties().is_empty() {
-            return Ok(());
+        // What nobody needs by a commit that could not be made durable may be needed after a restart.
+        if let Some(error) = self.context.engine.journal.failure() {
+            return Err(error);
         }
-        // What nobody needs by what is committed here may be needed after a restart, unless it is durable, too.
-        self.context.engine.flush().await?;
         while let Some(duty) = self.duties().first().copied() {
             match duty {
                 Duty::Merge { into, child } => self.begin_merge(into, child).await?,

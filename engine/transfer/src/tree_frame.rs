@@ -7,6 +7,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::format::{ATTRIBUTES, NAME, NAMED, NEW, NODE, REMOVED, XATTR, bad};
 
+/// Bytes of the longest path that a frame takes.
+pub(crate) const PATH_BYTES_MAX: usize = u16::MAX as usize;
+
 /// What is told of a file tree. Inodes are numbered as where they were sent; the numbers mean nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TreeFrame {
@@ -151,7 +154,7 @@ fn fixed<T: FromBytes + KnownLayout + Immutable + Unaligned>(
 }
 
 impl TreeFrame {
-    /// Kind and payload. Paths are of 65535 bytes at most.
+    /// Kind and payload. Paths are of [`PATH_BYTES_MAX`] bytes at most.
     pub(crate) fn encode(&self) -> (u8, Vec<u8>) {
         match self {
             Self::Removed { id, path } => (REMOVED, [&id.to_le_bytes()[..], path].concat()),

@@ -16,7 +16,7 @@ use super::ranges::Ranges;
 use super::{Compared, Out};
 use crate::FRAME_DATA_MAX;
 use crate::format::{Frame, bad};
-use crate::tree_frame::{NodeAttributes, TreeFrame};
+use crate::tree_frame::{NodeAttributes, PATH_BYTES_MAX, TreeFrame};
 
 /// Bit of a place from which on it names the pass.
 pub(crate) const PASS_BIT: u32 = 62;
@@ -123,7 +123,7 @@ impl<'c, L: Link> TreeSource<'c, L> {
         let is_new = change.in_base.is_none();
         match (self.pass, change.kind) {
             (0, ChangeKind::Removed) => {
-                let (id, path) = (change.inode.0, change.path);
+                let (id, path) = (change.inode.0, sendable(change.path)?);
                 out.push(&Frame::Tree(TreeFrame::Removed { id, path }));
             }
             (0, ChangeKind::Added) if is_new => {
@@ -144,11 +144,11 @@ impl<'c, L: Link> TreeSource<'c, L> {
                 let directory = change.directory.ok_or_else(|| bad("a name of no directory"))?;
                 let name = TreeFrame::Name {
                     id: change.inode.0,
-                    in_base: change.in_base,
+                    in_base: change.in_base.map(sendable).transpose()?,
                     directory: directory.0,
                     directory_in_base: match directory == self.compared.snapshot.root {
                         true => Some(b"/".to_vec()),
-                        false => change.directory_in_base,
+                        false => change.directory_in_base.map(sendable).transpose()?,
                     },
                     name: name.to_vec(),
                 };
@@ -185,6 +185,7 @@ impl<'c, L: Link> TreeSource<'c, L> {
             Ranges::of_file(compared, inode, size)
         });
         let size = if kind == FileKind::File { size } else { 0 };
+        let path = sendable(path)?;
         out.push(&Frame::Tree(TreeFrame::Node { kind, size, path }));
         self.content = Some(Content { inode, attributes, ranges });
         Ok(())
@@ -208,4 +209,14 @@ impl<'c, L: Link> TreeSource<'c, L> {
         out.push(&Frame::Tree(TreeFrame::Attributes(told)));
         Ok(())
     }
+}
+
+/// A path, unless it is longer than a frame takes.
+fn sendable(path: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    if path.len() <= PATH_BYTES_MAX {
+        return Ok(path);
+    }
+    let (len, start) = (path.len(), String::from_utf8_lossy(&path[..200]).into_owned());
+    let what = format!("a path of {len} bytes, more than a stream takes: {start}...");
+    Err(StoreError::Unsupported { what })
 }

@@ -137,7 +137,7 @@ async fn gather_snapshots(
                     continue;
                 }
             }
-            if slot.unknown || slot.half {
+            if slot.unknown {
                 findings.snapshots.insert(name, (info, BTreeMap::new()));
                 continue;
             }
@@ -148,7 +148,9 @@ async fn gather_snapshots(
                 slot.model.get_or_insert_with(|| SnapshotModel::new(&volume.model, started));
             slot.reference = Some(VolumeRef::from(&info));
             model.size_blocks = info.size_bytes / 4096;
-            model.touched().collect()
+            // Of one that is half there, all is there before the place that was noted.
+            let end = info.receiving().map_or(u64::MAX, |receiving| receiving.position / 4096);
+            model.touched().filter(|block| *block < end).collect()
         };
         let found = snapshots::read(context, &VolumeRef::from(&info), &blocks).await?;
         context.event("snapshot read back", [found.len() as u64, 0, 0]);

@@ -146,7 +146,7 @@ impl Context {
             Some((into, child)) => self.data.hidden_by(into, child).await?,
             None => 0,
         };
-        Ok((whole + hidden) * BLOCK_SIZE)
+        Ok(bytes_of(whole.saturating_add(hidden)))
     }
 
     /// Data of a subvolume on this shard.
@@ -155,19 +155,25 @@ impl Context {
         // What a version refers to counts in full, whoever else does.
         let of = |id: u32| {
             let referenced = self.engine.counter(Counter::referenced_blocks(id));
-            (self.engine.counter(Counter::data_blocks(id)) + referenced) * BLOCK_SIZE
+            bytes_of(self.engine.counter(Counter::data_blocks(id)).saturating_add(referenced))
         };
-        let saved = |id: u32| self.engine.counter(Counter::saved_blocks(id)) * BLOCK_SIZE;
+        let saved = |id: u32| bytes_of(self.engine.counter(Counter::saved_blocks(id)));
+        let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
         Ok(match self.engine.versions.view(version) {
             None => {
                 Usage { own_bytes: of(version.0), shared_bytes: 0, saved_bytes: saved(version.0) }
             }
             Some(view) => {
-                let own = of(view.target()) + view.absorbing().map_or(0, of);
-                let shared_bytes = view.above().iter().copied().map(of).sum();
-                let saved_bytes = view.ids().iter().copied().map(saved).sum();
+                let own = of(view.target()).saturating_add(view.absorbing().map_or(0, of));
+                let shared_bytes = sum(&mut view.above().iter().copied().map(of));
+                let saved_bytes = sum(&mut view.ids().iter().copied().map(saved));
                 Usage { own_bytes: own, shared_bytes, saved_bytes }
             }
         })
     }
+}
+
+/// Bytes of so many blocks. A counter on a damaged device may say anything; fsck tells that it is wrong.
+fn bytes_of(blocks: u64) -> u64 {
+    blocks.saturating_mul(BLOCK_SIZE)
 }

@@ -69,6 +69,9 @@ const RECLAIM_PAUSE_NS: u64 = 50_000;
 /// Rounds of writing out before a close is content: each leaves only what the one before made dirty.
 const CLOSE_ROUNDS_MAX: u32 = 100_000;
 
+/// The last number of a sequence: what a damaged device says beyond it is not believed.
+const NUMBER_MAX: u64 = 1 << 54;
+
 /// A counter in memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CounterState {
@@ -351,12 +354,17 @@ impl Engine {
         self.counters.borrow().get(&counter).map_or(0, |state| state.value)
     }
 
-    pub(crate) fn take_number(&self, counter: Counter) -> u64 {
+    pub(crate) fn take_number(&self, counter: Counter) -> Result<u64> {
         let committed = self.counter(counter);
         let mut taken = self.taken.borrow_mut();
         let number = taken.entry(counter).or_insert(0);
-        *number = (*number).max(committed) + 1;
-        *number
+        let next = (*number).max(committed).saturating_add(1);
+        if next > NUMBER_MAX {
+            let why = format!("counter {} says {committed}, which nothing counts up to", counter.0);
+            return Err(StoreError::corrupt("counters", why));
+        }
+        *number = next;
+        Ok(next)
     }
 
     /// An identity for a new node: never given before, since journal numbers rise for ever, nor by

@@ -81,7 +81,7 @@ impl Branch {
         (Self::DeltaOfBucketStamped, "replay: a delta of a bucket that its checkpoint holds"),
         (Self::DeltaOfCounter, "replay: a delta of a counter"),
         (Self::DeltaOfCounterStamped, "replay: a delta of a counter that its checkpoint holds"),
-        (Self::BucketsContradict, "tables: a bucket holds more than it can, refused"),
+        (Self::BucketsContradict, "tables: a bucket holds what it cannot, refused"),
         (Self::FlushedAgain, "end: members flushed, nothing was unflushed"),
         (Self::FlushEntryWritten, "end: a flush entry written for what was taken"),
         (Self::FlushedLost, "end: what a flush covered is missing, told"),

@@ -424,6 +424,9 @@ impl Engine {
             for state in tables.buckets.values_mut() {
                 state.live_blocks = state.live_blocks.min(most);
                 state.slots &= all;
+                if state.kind == BucketKind::Free {
+                    (state.live_blocks, state.slots) = (0, 0);
+                }
             }
             let seq = self.journal.seq();
             for region in &loaded {

@@ -303,10 +303,13 @@ impl<'e> Transaction<'e> {
 
     /// The next number of a sequence: never given before, also not across crashes once this
     /// transaction has committed. The first is 1.
-    pub fn take(&mut self, counter: Counter) -> u64 {
-        let number = self.engine.take_number(counter);
+    ///
+    /// # Errors
+    /// `Corrupt` when the sequence stands where no pool comes to.
+    pub fn take(&mut self, counter: Counter) -> Result<u64> {
+        let number = self.engine.take_number(counter)?;
         self.counters.push(CounterUpdate::AtLeast(counter, number));
-        number
+        Ok(number)
     }
 
     fn set(&mut self, new: Update) {

@@ -37,7 +37,7 @@ const NOT_REACHED: [(&str, &str); 4] = [
         "every ring keeps several flush entries, and no disk here destroys them all",
     ),
     (
-        "tables: a bucket holds more than it can, refused",
+        "tables: a bucket holds what it cannot, refused",
         "needs a record or checkpoint that is wrong and has a right checksum",
     ),
     (

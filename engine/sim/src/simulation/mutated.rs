@@ -252,8 +252,9 @@ mod tests {
     use super::*;
 
     /// Each of these once panicked: an extent whose block or end was past what a byte offset can tell
-    /// (reading, fsck), a region or bucket of a member that there is not (status).
-    const PANICKED: [u64; 4] = [1711, 1747, 1882, 4667];
+    /// (reading, fsck), a region or bucket of a member that there is not (status), a counter past all bounds (usage),
+    /// a free bucket that held something (opening it).
+    const PANICKED: [u64; 5] = [1711, 1747, 1882, 4667, 3450];
 
     /// `--mutate` does as many as are wanted. MUTATE_SEED=n does one.
     #[test]

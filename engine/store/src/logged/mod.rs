@@ -54,10 +54,13 @@ impl OperationId {
 }
 
 /// Commits to `intent` with `transaction`.
-pub(crate) fn put(transaction: &mut Transaction<'_>, intent: &Intent) -> OperationId {
-    let id = OperationId(transaction.take(Counter::NEXT_OPERATION));
+///
+/// # Errors
+/// Those of [`Transaction::take`].
+pub(crate) fn put(transaction: &mut Transaction<'_>, intent: &Intent) -> Result<OperationId> {
+    let id = OperationId(transaction.take(Counter::NEXT_OPERATION)?);
     replace(transaction, id, intent);
-    id
+    Ok(id)
 }
 
 /// Changes what a logged operation is to do.

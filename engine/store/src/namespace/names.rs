@@ -103,7 +103,7 @@ impl Namespace {
                 if found.entry.is_some() {
                     return Err(StoreError::AlreadyExists { what: shown(&name) });
                 }
-                let sequence = transaction.take(Counter::NEXT_INODE);
+                let sequence = transaction.take(Counter::NEXT_INODE)?;
                 let number =
                     InodeNumber(sequence << shard_bits | u64::from(self.context.shard().0));
                 let inode = new.inode(directory.number, now, random);
@@ -307,7 +307,7 @@ pub(super) async fn drop_name(
         return Ok(Dropped::Gone);
     }
     let intent = Intent::Remove { inode: victim.number, snapshot };
-    Ok(Dropped::Logged(logged::put(transaction, &intent)))
+    Ok(Dropped::Logged(logged::put(transaction, &intent)?))
 }
 
 impl NewInode {

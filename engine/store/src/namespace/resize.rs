@@ -99,7 +99,7 @@ impl Namespace {
                     inode.data_limit = inode.data_limit.min(from);
                 }
                 let intent = Intent::Truncate { inode: number, snapshot, size };
-                let operation = (!done).then(|| logged::put(transaction, &intent));
+                let operation = (!done).then(|| logged::put(transaction, &intent)).transpose()?;
                 target.store(transaction, &inode).await?;
                 Ok((inode.attributes(number), operation))
             })

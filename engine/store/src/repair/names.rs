@@ -500,7 +500,7 @@ impl Pass<'_> {
                 }
                 None => {}
             }
-            let number = InodeNumber(transaction.take(Counter::NEXT_INODE) << shard_bits | home);
+            let number = InodeNumber(transaction.take(Counter::NEXT_INODE)? << shard_bits | home);
             let inode = Inode { parent: root, mode: 0o700, ..self.new_inode(number, false) };
             transaction.put_layered(Tree::Inodes, inode_position(number, snapshot), inode.encode());
             let kind = FileKind::Directory;

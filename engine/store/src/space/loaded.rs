@@ -501,10 +501,12 @@ impl Tables {
         let mut indexes = Vec::new();
         let mut datas = Vec::new();
         for (id, state) in self.buckets.range_mut((region.0, first)..(region.0, end)) {
-            if state.live_blocks > most || state.slots & !all != 0 {
+            let is_too_much = state.live_blocks > most || state.slots & !all != 0;
+            if is_too_much || (state.kind == BucketKind::Free && !state.is_empty()) {
+                let Bucket { kind, live_blocks, slots, .. } = state;
                 return Err(StoreError::corrupt(
                     format!("bucket {} of member {}", id.1, id.0),
-                    format!("{} live blocks, slots {:#x}", state.live_blocks, state.slots),
+                    format!("{kind:?}, {live_blocks} live blocks, slots {slots:#x}"),
                 ));
             }
             if state.is_empty() {

@@ -72,7 +72,7 @@ impl Tables {
                 let receiving = Some(Receiving { base: Some(base), position: 0 })
                     .filter(|_| !planted::is(Bug::HalfReceived));
                 let info = SubvolumeInfo {
-                    id: engine_base::SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)),
+                    id: engine_base::SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)?),
                     name: name.clone(),
                     snapshot: version,
                     read_only: false,

@@ -45,7 +45,7 @@ impl Plan {
 
 /// The next version: lower than all before it.
 pub(super) fn next_version(transaction: &mut Transaction<'_>) -> Result<SnapshotId> {
-    let number = transaction.take(Counter::NEXT_SNAPSHOT);
+    let number = transaction.take(Counter::NEXT_SNAPSHOT)?;
     match u32::try_from(number).ok().and_then(|number| u32::MAX.checked_sub(number)) {
         Some(id) if id > 0 => Ok(SnapshotId(id)),
         _ => Err(StoreError::Overloaded { what: "all version ids are used up".to_owned() }),
@@ -126,7 +126,7 @@ impl Tables {
                 plan.nodes.push((snapshot, source.snapshot));
             }
             plan.new.push(SubvolumeInfo {
-                id: SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)),
+                id: SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)?),
                 name: one.name.clone(),
                 snapshot,
                 read_only: !one.writable,

@@ -69,7 +69,7 @@ async fn root_create(
                 return Err(StoreError::corrupt("subvolume root", "is of another version"));
             }
             let number = InodeNumber(
-                transaction.take(Counter::NEXT_INODE) << engine.shard_count().trailing_zeros()
+                transaction.take(Counter::NEXT_INODE)? << engine.shard_count().trailing_zeros()
                     | u64::from(context.shard().0),
             );
             let is_volume = kind == SubvolumeKind::Volume;

@@ -262,9 +262,9 @@ impl Tables {
             .engine
             .transact(async |transaction| {
                 let mut new = new.clone();
-                new.id = SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME));
+                new.id = SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)?);
                 new.snapshot = next_version(transaction)?;
-                let operation = logged::put(transaction, &Intent::Create(new.clone()));
+                let operation = logged::put(transaction, &Intent::Create(new.clone()))?;
                 Ok((operation, new))
             })
             .await?;
@@ -449,7 +449,7 @@ impl Tables {
             .transact(async |transaction| {
                 let position = subvolume_position(info.id);
                 transaction.put(Tree::Subvolumes, position, encode_subvolume(&info));
-                Ok(logged::put(transaction, &intent))
+                logged::put(transaction, &intent)
             })
             .await?;
         self.subvolumes.borrow_mut().insert(name.to_owned(), info.clone());

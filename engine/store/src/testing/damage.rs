@@ -10,7 +10,7 @@ use crate::client::VolumeRef;
 use crate::error::StoreError;
 use crate::journal::Record;
 use crate::journal::format::{EntryInfo, parse_entry, records};
-use crate::key::Tree;
+use crate::key::{Counter, Tree};
 use crate::pool::FormatOptions;
 use crate::superblock::Superblock;
 
@@ -302,4 +302,50 @@ fn a_member_of_another_pool_is_refused() {
         bytes[end - 8192 - 65536..end - 8192].fill(0);
     });
     assert_says(&refusal(&pool), &["memory1 is of another pool than memory0"]);
+}
+
+/// Found as a panic by changed images.
+#[test]
+fn counters_that_say_what_cannot_be_give_errors_and_never_panic() {
+    let (pool, volume) = with_volume(31);
+    write(&pool, &volume, 3, 7, true);
+    pool.run(async move |pool| {
+        let client = pool.client();
+        let info = client.subvolume_get("v").await.unwrap();
+        let version = pool.version_of(info.id).0;
+        let add = async |counter: Counter, delta: i64| {
+            let engine = pool.shard(0);
+            let transaction = engine.engine().transact(async |transaction| {
+                transaction.add(counter, delta);
+                Ok(())
+            });
+            transaction.await.unwrap();
+        };
+        for counter in [Counter::data_blocks(version), Counter::saved_blocks(version)] {
+            add(counter, -3).await;
+        }
+        add(Counter::referenced_blocks(version), i64::MAX).await;
+        let usage = client.subvolume_usage(info.id).await.unwrap();
+        assert_eq!((usage.own_bytes, usage.saved_bytes), (u64::MAX, u64::MAX));
+        client.freed_by_delete(info.id).await.unwrap();
+        let report = client.fsck(Verify::Nothing).await.unwrap();
+        assert!(!report.problems.is_empty());
+        add(Counter::NEXT_SUBVOLUME, -100).await;
+        let error = client.volume_create("w", MIB, 4096).await.unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    });
+}
+
+/// Found as a panic by changed images.
+#[test]
+fn a_free_bucket_that_is_said_to_hold_something_is_refused() {
+    let (pool, volume) = with_volume(33);
+    let bytes = pool.member(0).with_bytes(|bytes| bytes.len() as u64);
+    let bucket_bytes = pool.shard(0).engine().superblock().bucket_bytes;
+    // The last ones hold a copy of the superblock; before them all is free in a pool so empty.
+    let bucket = (bytes / bucket_bytes) as u32 - 3;
+    pool.shard(0).engine().journal.append(&[Record::BucketLive { member: 0, bucket, delta: 5 }]);
+    write(&pool, &volume, 1, 9, true);
+    let place = format!("bucket {bucket} of member 0");
+    assert_says(&refusal(&pool), &[&place, "Free, 5 live blocks"]);
 }

@@ -48,7 +48,7 @@ fn a_removed_files_data_is_dropped_after_a_crash() {
         home.engine()
             .transact(async |transaction| {
                 let intent = Intent::Remove { inode, snapshot: pool.version_of(tree.subvolume) };
-                logged::put(transaction, &intent);
+                logged::put(transaction, &intent)?;
                 Ok(())
             })
             .await
@@ -78,7 +78,7 @@ fn a_cut_off_file_stays_cut_off_after_a_crash() {
                 cut.size = 5 * MIB + 5000;
                 transaction.put(Tree::Inodes, position, cut.encode());
                 let (snapshot, size) = (pool.version_of(tree.subvolume), cut.size);
-                logged::put(transaction, &Intent::Truncate { inode, snapshot, size });
+                logged::put(transaction, &Intent::Truncate { inode, snapshot, size })?;
                 Ok(())
             })
             .await
@@ -113,9 +113,9 @@ fn a_subvolume_that_was_being_created_exists_after_a_crash() {
             .engine()
             .transact(async |transaction| {
                 let new = NewSubvolume {
-                    id: SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)),
+                    id: SubvolumeId(transaction.take(Counter::NEXT_SUBVOLUME)?),
                     snapshot: engine_base::SnapshotId(
-                        transaction.take(Counter::NEXT_SNAPSHOT) as u32
+                        transaction.take(Counter::NEXT_SNAPSHOT)? as u32
                     ),
                     name: "v".to_owned(),
                     kind: SubvolumeKind::Volume,
@@ -126,7 +126,7 @@ fn a_subvolume_that_was_being_created_exists_after_a_crash() {
                     options: SubvolumeOptions::default(),
                     source: None,
                 };
-                logged::put(transaction, &Intent::Create(new));
+                logged::put(transaction, &Intent::Create(new))?;
                 Ok(())
             })
             .await

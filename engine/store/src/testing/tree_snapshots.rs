@@ -402,7 +402,7 @@ fn what_is_still_to_be_dropped_when_versions_are_merged_is_dropped_after_a_crash
         let home = pool.shard(inode.home(2).0);
         home.engine()
             .transact(async |transaction| {
-                logged::put(transaction, &Intent::Remove { inode, snapshot });
+                logged::put(transaction, &Intent::Remove { inode, snapshot })?;
                 Ok(())
             })
             .await

@@ -106,7 +106,11 @@ async fn resume(context: &mut ClientContext, name: &str) -> bool {
     let token = ResumeToken::from_str(&token.to_string());
     match Sender::resume(&client, token.expect("a token that was just written")).await {
         Ok(sender) => {
-            context.world.borrow_mut().mark("receive_resumed");
+            let is_tree = context.world.borrow().tree_snapshots.contains_key(name);
+            context.world.borrow_mut().mark(match is_tree {
+                true => "tree_receive_resumed",
+                false => "receive_resumed",
+            });
             receive(context, sender, name).await
         }
         // What it was sent from is deleted.

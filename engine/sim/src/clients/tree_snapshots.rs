@@ -25,7 +25,7 @@ impl TreeClient {
             return delete(context, &left).await;
         }
         let is_half = context.world.borrow().half_of(&self.name).is_some();
-        if context.random.chance(if is_half { 3 } else { 1 }, 6)
+        if context.random.chance(if is_half { 4 } else { 2 }, 6)
             && !transfers::work(context, &self.name).await
         {
             return false;

@@ -31,7 +31,7 @@ pub(super) async fn work(context: &mut ClientContext, of: &str) -> bool {
                 true => resume(context, &name).await,
                 false => give_up(context, &name).await,
             };
-            set_busy(context, &name, false);
+            set_busy(context, &name, !goes_on);
             goes_on
         }
         // It is whole: what snapshots are used for, it is used for, too.
@@ -87,7 +87,8 @@ async fn begin_of(
         Ok(sender) => receive(context, sender, name).await,
         Err(error) => context.tolerates("send", &error),
     };
-    set_busy(context, name, false);
+    // After an error of a device it may come with the next start: nobody gives it up before that.
+    set_busy(context, name, !goes_on);
     goes_on
 }
 

@@ -26,7 +26,7 @@ pub struct Sender<'c, L> {
 
 /// What is told.
 enum Source<'c, L> {
-    Volume(Ranges<'c, L>),
+    Volume(Box<Ranges<'c, L>>),
     Tree(Box<TreeSource<'c, L>>),
 }
 
@@ -126,7 +126,7 @@ impl<'c, L: Link> Sender<'c, L> {
                 let ranges = Ranges::of_volume(compared, from);
                 // Whether the two can be compared shows in an answer.
                 ranges.probe().await?;
-                Source::Volume(ranges)
+                Source::Volume(Box::new(ranges))
             }
             SubvolumeKind::FileTree => {
                 let (base, snapshot) = (compared.base.as_ref(), &compared.snapshot);

@@ -154,10 +154,8 @@ impl<'c, L: Link> TreeSource<'c, L> {
                 };
                 out.push(&Frame::Tree(name));
             }
-            (CONTENT, ChangeKind::Added) if is_new => {
-                if !self.told.contains(&change.inode) {
-                    self.begin_content(out, change.inode, change.path, true).await?;
-                }
+            (CONTENT, ChangeKind::Added) if is_new && !self.told.contains(&change.inode) => {
+                self.begin_content(out, change.inode, change.path, true).await?;
             }
             (CONTENT, ChangeKind::Modified) => {
                 self.begin_content(out, change.inode, change.path, false).await?;

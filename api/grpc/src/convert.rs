@@ -131,7 +131,9 @@ pub(crate) fn volume(from: &SubvolumeInfo, usage: Option<Usage>) -> v1::Volume {
 
 fn receiving(from: &SubvolumeInfo) -> Option<v1::Receiving> {
     let token = ResumeToken::of(from)?;
-    Some(v1::Receiving { resume_token: token.to_string(), position_bytes: token.position })
+    // Of a tree it is a place among its inodes, which tells nobody anything.
+    let position_bytes = (from.kind == SubvolumeKind::Volume).then_some(token.position);
+    Some(v1::Receiving { resume_token: token.to_string(), position_bytes })
 }
 
 /// `source`: the name of what it was made of, if that is there.

@@ -172,8 +172,19 @@ async fn gather_tree_snapshots(
         slots.map(|(name, slot)| (name.clone(), slot.copy.is_some())).collect()
     };
     for (name, known) in slots.into_iter().filter(|(name, _)| findings.names.contains(name)) {
-        let reference = TreeRef::from(&context.client.subvolume_get(&name).await?);
-        let found = match known {
+        let info = context.client.subvolume_get(&name).await?;
+        let reference = TreeRef::from(&info);
+        let is_half = {
+            let world = &mut *context.world.borrow_mut();
+            let Some(slot) = world.tree_snapshots.get_mut(&name) else { continue };
+            slot.half = slot.received && info.receiving().is_some();
+            if slot.half && slot.state == NameState::Present {
+                world.fail(format!("{name} was received, and is half there now"));
+                continue;
+            }
+            slot.half
+        };
+        let found = match known && !is_half {
             true => Some(read_back(&context.client, reference).await?),
             false => None,
         };
@@ -194,11 +205,16 @@ fn judge_tree_snapshots(
             copy.check(found).map_err(|wrong| format!("{name}: {wrong}"))?;
         }
         (slot.busy, slot.reference) = (false, Some(*reference));
-        if durable {
+        if durable && !slot.half {
             slot.state = NameState::Present;
         }
     }
-    world.tree_snapshots.retain(|name, _| findings.tree_snapshots.contains_key(name));
+    world.tree_snapshots.retain(|name, slot| {
+        // A creation that was cut off may still be on its way, and come later.
+        let may_come = slot.half && slot.state == NameState::InDoubt;
+        slot.busy &= !may_come;
+        may_come || findings.tree_snapshots.contains_key(name)
+    });
     Ok(())
 }
 

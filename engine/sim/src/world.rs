@@ -1,5 +1,7 @@
 //! What outlives the simulated processes: the model, the record of what happened, the verdict.
 
+mod received;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -105,20 +107,33 @@ pub struct TreeSnapshotSlot {
     pub writable: bool,
     /// It is being made while the tree's client works: of which instant it is, is not known yet.
     pub growing: bool,
+    /// It comes from a stream: inodes have other numbers.
+    pub received: bool,
+    /// It is not whole yet.
+    pub half: bool,
 }
 
 impl TreeSnapshotSlot {
     /// One that is being made or deleted.
     #[must_use]
     pub fn in_doubt(tree: &str, copy: Option<TreeCopy>, writable: bool) -> Self {
-        let (tree, state) = (tree.to_owned(), NameState::InDoubt);
-        Self { tree, state, copy, reference: None, busy: true, writable, growing: false }
+        Self {
+            tree: tree.to_owned(),
+            state: NameState::InDoubt,
+            copy,
+            reference: None,
+            busy: true,
+            writable,
+            growing: false,
+            received: false,
+            half: false,
+        }
     }
 
     /// Whether something can be done with it.
     #[must_use]
     pub fn is_free(&self) -> bool {
-        !self.busy && self.state == NameState::Present && self.copy.is_some()
+        !self.busy && self.state == NameState::Present && !self.half && self.copy.is_some()
     }
 }
 
@@ -143,14 +158,6 @@ impl World {
                 slot.copy = None;
             }
         }
-    }
-
-    /// Something that is received of a volume, not whole yet, and that no client is at.
-    #[must_use]
-    pub fn half_of(&self, volume: &str) -> Option<String> {
-        let mut slots = self.snapshots.iter();
-        let half = slots.find(|(_, slot)| slot.volume == volume && slot.half && !slot.busy);
-        half.map(|(name, _)| name.clone())
     }
 
     /// A snapshot of a tree that was growing is made, or its making was cut off.

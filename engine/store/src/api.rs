@@ -380,6 +380,8 @@ pub enum Request {
         tree: TreeRef,
         /// What is compared with; `None`: with nothing, so that all names are told as added.
         base: Option<SubvolumeId>,
+        /// Also tells the paths that inodes and directories have in the base.
+        in_base: bool,
         /// Where to begin.
         from: TreeDiffCursor,
     },

@@ -82,11 +82,13 @@ pub enum Bug {
     HalfReceived,
     /// How far receiving has come is noted before that is durable.
     ReceiveNotedEarly,
+    /// Holes that a file has got since the base are not received.
+    ReceivedHoleForgotten,
 }
 
 impl Bug {
     /// Every bug, with the name it is planted by.
-    pub const ALL: [(&'static str, Self); 38] = [
+    pub const ALL: [(&'static str, Self); 39] = [
         ("no-preflush", Self::NoPreflush),
         ("no-journal-fua", Self::NoJournalFua),
         ("early-bucket-reuse", Self::EarlyBucketReuse),
@@ -125,6 +127,7 @@ impl Bug {
         ("holders-forgotten", Self::HoldersForgotten),
         ("half-received", Self::HalfReceived),
         ("receive-noted-early", Self::ReceiveNotedEarly),
+        ("received-hole-forgotten", Self::ReceivedHoleForgotten),
     ];
 }
 

@@ -281,7 +281,9 @@ impl Shard {
             | Request::DamageList { .. }
             | Request::DamageClear { .. }
             | Request::InodePaths { .. }) => self.handle_check(request).await,
-            Request::TreeDiff { tree, base, from } => self.namespace.diff(tree, base, from).await,
+            Request::TreeDiff { tree, base, in_base, from } => {
+                self.namespace.diff(tree, base, in_base, from).await
+            }
             other => Scoped::new(alloc_site!("namespace"), self.namespace.handle(other)).await,
         }
     }

@@ -25,6 +25,8 @@ const PLACES_MAX: usize = 1024;
 pub(crate) struct Compared {
     pub(crate) base: Option<SnapshotId>,
     pub(crate) now: SnapshotId,
+    /// Whether paths in the base are told, too.
+    pub(crate) in_base: bool,
 }
 
 /// A change whose path is still to be found.
@@ -57,7 +59,7 @@ pub(crate) async fn changed(
             changed_name(&mut transaction, compared, place, &mut changes).await?;
         }
     }
-    Ok((with_paths(context, changes).await?, next))
+    Ok((with_paths(context, compared, changes).await?, next))
 }
 
 /// Places in which one of `ids` has something, in order, and where to go on. What is being merged moves to an older
@@ -174,7 +176,34 @@ async fn entry(
     Ok(slot.and_then(Slot::entry))
 }
 
-async fn with_paths(context: &Context, changes: Vec<Change>) -> Result<Vec<ChangedPath>> {
+/// Paths in the base of what is there.
+async fn paths_in_base(
+    context: &Context,
+    compared: Compared,
+    changes: &[Change],
+) -> Result<BTreeMap<InodeNumber, Vec<u8>>> {
+    let Some(base) = compared.base.filter(|_| compared.in_base) else {
+        return Ok(BTreeMap::new());
+    };
+    let directory = |change: &Change| change.name.as_ref().map(|(directory, _)| *directory);
+    let inodes = changes.iter().flat_map(|change| [Some(change.inode), directory(change)]);
+    let mut wanted = Vec::new();
+    for inode in inodes.flatten().collect::<BTreeSet<_>>() {
+        let mut transaction = context.engine.read();
+        if Inode::seen(&mut transaction, inode, base).await?.is_some() {
+            wanted.push((inode, base));
+        }
+    }
+    let found = wanted.iter().zip(paths(context, &wanted).await?);
+    Ok(found.filter_map(|((inode, _), path)| Some((*inode, path?))).collect())
+}
+
+async fn with_paths(
+    context: &Context,
+    compared: Compared,
+    changes: Vec<Change>,
+) -> Result<Vec<ChangedPath>> {
+    let before = paths_in_base(context, compared, &changes).await?;
     let of = |change: &Change| {
         let inode = change.name.as_ref().map_or(change.inode, |(directory, _)| *directory);
         (inode, change.version)
@@ -196,8 +225,19 @@ async fn with_paths(context: &Context, changes: Vec<Change>) -> Result<Vec<Chang
             }
             path.extend_from_slice(name);
         }
-        let Change { kind, inode, file_kind, .. } = change;
-        told.push(ChangedPath { kind, path, inode, file_kind });
+        let Change { kind, inode, file_kind, name, .. } = change;
+        let directory = name.map(|(directory, _)| directory);
+        let in_base = before.get(&inode).cloned();
+        let directory_in_base = directory.and_then(|directory| before.get(&directory).cloned());
+        told.push(ChangedPath {
+            kind,
+            path,
+            inode,
+            file_kind,
+            directory,
+            in_base,
+            directory_in_base,
+        });
     }
     Ok(told)
 }

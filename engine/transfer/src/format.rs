@@ -10,6 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::FRAME_DATA_MAX;
+use crate::tree_frame::TreeFrame;
 
 /// First bytes of every frame.
 const MAGIC: [u8; 4] = *b"CRNf";
@@ -20,6 +21,15 @@ const BEGIN: u8 = 1;
 const DATA: u8 = 2;
 const HOLE: u8 = 3;
 const END: u8 = 4;
+const PLACE: u8 = 5;
+// Of file trees: tree.rs.
+pub(crate) const REMOVED: u8 = 6;
+pub(crate) const NEW: u8 = 7;
+pub(crate) const NAME: u8 = 8;
+pub(crate) const NAMED: u8 = 9;
+pub(crate) const NODE: u8 = 10;
+pub(crate) const XATTR: u8 = 11;
+pub(crate) const ATTRIBUTES: u8 = 12;
 
 const KIND_VOLUME: u8 = 1;
 const KIND_FILE_TREE: u8 = 2;
@@ -100,20 +110,27 @@ pub struct Begin {
 pub enum Frame {
     /// The first.
     Begin(Begin),
-    /// Data of a volume.
+    /// Data of a volume, or of the file that was named last.
     Data {
         /// First byte, a multiple of 4096.
         offset: u64,
-        /// Whole blocks.
+        /// Whole blocks; the last of a file may be cut at its end.
         bytes: Vec<u8>,
     },
-    /// A range of a volume reads as zeroes.
+    /// A range of that reads as zeroes.
     Hole {
         /// First byte, a multiple of 4096.
         offset: u64,
         /// Bytes, a multiple of 4096, not 0.
         len: u64,
     },
+    /// All before this place was told.
+    Place {
+        /// Where a stream may go on.
+        position: u64,
+    },
+    /// Something of a file tree.
+    Tree(TreeFrame),
     /// The last: all was told.
     End,
 }
@@ -165,6 +182,11 @@ impl Encoder {
             Frame::Data { offset, bytes } => self.data(*offset, &[bytes]),
             Frame::Hole { offset, len } => {
                 self.bytes(HOLE, &[&offset.to_le_bytes(), &len.to_le_bytes()])
+            }
+            Frame::Place { position } => self.bytes(PLACE, &[&position.to_le_bytes()]),
+            Frame::Tree(frame) => {
+                let (kind, payload) = frame.encode();
+                self.bytes(kind, &[&payload])
             }
             Frame::End => self.bytes(END, &[]),
         }
@@ -292,7 +314,7 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Frame, StoreError> {
         DATA => {
             let (offset, bytes) = payload.split_at_checked(8).ok_or_else(short)?;
             let offset = word(offset)?;
-            whole(offset, bytes.len() as u64)?;
+            whole(offset, (bytes.len() as u64).next_multiple_of(BLOCK_SIZE))?;
             Ok(Frame::Data { offset, bytes: bytes.to_vec() })
         }
         HOLE => {
@@ -300,6 +322,10 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Frame, StoreError> {
             let (offset, len) = (word(offset)?, word(len)?);
             whole(offset, len)?;
             Ok(Frame::Hole { offset, len })
+        }
+        PLACE => Ok(Frame::Place { position: word(payload)? }),
+        REMOVED | NEW | NAME | NAMED | NODE | XATTR | ATTRIBUTES => {
+            TreeFrame::decode(kind, payload).map(Frame::Tree)
         }
         END if payload.is_empty() => Ok(Frame::End),
         other => Err(bad(format!("a frame of kind {other} is not known; a newer cairn sent it"))),

@@ -13,6 +13,7 @@ pub mod format;
 mod receive;
 mod send;
 mod token;
+pub mod tree_frame;
 
 pub use receive::Receiver;
 pub use send::Sender;

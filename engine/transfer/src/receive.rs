@@ -1,13 +1,16 @@
 //! The side that receives.
 
-use engine_base::BLOCK_SIZE;
-use engine_memory::Buffer;
+mod tree;
+mod volume;
+
 use engine_store::StoreError;
-use engine_store::api::{Data, Link, NewReceived, SubvolumeInfo, SubvolumeKind};
-use engine_store::client::{Client, VolumeRef};
+use engine_store::api::{Link, NewReceived, SubvolumeInfo, SubvolumeKind};
+use engine_store::client::Client;
 
 use crate::format::{Begin, Decoder, Frame, bad};
-use crate::{BATCH_BYTES, ResumeToken, find};
+use crate::{ResumeToken, find};
+use tree::TreeTarget;
+use volume::VolumeTarget;
 
 /// Bytes after which it is noted how far all is durable.
 const NOTE_BYTES: u64 = 64 << 20;
@@ -26,29 +29,37 @@ enum State {
     /// Nothing was told yet.
     Waiting,
     /// The subvolume is there.
-    Open(Open),
+    Volume(VolumeTarget),
+    /// The same of a file tree.
+    Tree(Box<TreeTarget>),
     /// It is a snapshot.
     Ended(SubvolumeInfo),
 }
 
-struct Open {
-    volume: VolumeRef,
-    /// Where its blocks end.
-    end: u64,
-    /// What was told next begins here, or later.
-    next: u64,
+/// How far what is received is durable, and noted so.
+struct Progress {
+    name: String,
     /// All before this is there already.
     there: u64,
-    /// What is to be written, together.
-    batch: Vec<Change>,
-    batch_bytes: u64,
-    /// Bytes written since it was noted how far it is.
+    /// Bytes written since that was noted.
     since_note: u64,
+    note_bytes: u64,
 }
 
-enum Change {
-    Write { offset: u64, data: Data },
-    Discard { offset: u64, len: u64 },
+impl Progress {
+    fn is_due(&self) -> bool {
+        self.since_note >= self.note_bytes
+    }
+
+    /// Notes that all before `place` is written.
+    async fn note<L: Link>(&mut self, client: &Client<L>, place: u64) -> Result<(), StoreError> {
+        if place > self.there {
+            client.receive_note(&self.name, place).await?;
+            self.there = place;
+        }
+        self.since_note = 0;
+        Ok(())
+    }
 }
 
 impl<'c, L: Link> Receiver<'c, L> {
@@ -86,14 +97,15 @@ impl<'c, L: Link> Receiver<'c, L> {
     /// # Errors
     /// When it was cut off; the message tells how to go on.
     pub async fn finish(mut self) -> Result<SubvolumeInfo, StoreError> {
-        if let State::Open(open) = &mut self.state {
-            open.write(self.client).await?;
-            open.note(self.client, &self.name).await?;
+        match &mut self.state {
+            State::Volume(volume) => volume.cut_off(self.client).await?,
+            State::Tree(tree) => tree.cut_off(self.client).await?,
+            State::Waiting | State::Ended(_) => {}
         }
         match self.state {
             State::Ended(info) => Ok(info),
             State::Waiting => Err(bad("nothing of it came")),
-            State::Open(_) => {
+            State::Volume(_) | State::Tree(_) => {
                 let info = self.client.subvolume_get(&self.name).await?;
                 let token = ResumeToken::of(&info).map(|token| token.to_string());
                 Err(bad(format!(
@@ -106,80 +118,40 @@ impl<'c, L: Link> Receiver<'c, L> {
     }
 
     async fn apply(&mut self, frame: Frame) -> Result<(), StoreError> {
-        let state = std::mem::replace(&mut self.state, State::Waiting);
-        let mut open = match (frame, state) {
-            (Frame::Begin(begin), _) => {
-                self.state = State::Open(self.begin(begin).await?);
-                return Ok(());
-            }
-            (Frame::Data { offset, bytes }, State::Open(mut open)) => {
-                let len = bytes.len() as u64;
-                if open.take(offset, len)? {
-                    let data = Data::from_iter([Buffer::try_copy_of(&bytes)?.freeze()]);
-                    open.add(Change::Write { offset, data }, len);
-                }
-                open
-            }
-            (Frame::Hole { offset, len }, State::Open(mut open)) => {
-                if open.take(offset, len)? {
-                    open.add(Change::Discard { offset, len }, BLOCK_SIZE);
-                }
-                open
-            }
-            (Frame::End, State::Open(mut open)) => {
-                open.write(self.client).await?;
+        match (frame, &mut self.state) {
+            (Frame::Begin(begin), _) => self.state = self.begin(begin).await?,
+            (Frame::End, State::Volume(volume)) => {
+                volume.write(self.client).await?;
                 self.state = State::Ended(self.client.receive_end(&self.name).await?);
-                return Ok(());
             }
+            (Frame::End, State::Tree(tree)) => {
+                tree.end(self.client).await?;
+                self.state = State::Ended(self.client.receive_end(&self.name).await?);
+            }
+            (frame, State::Volume(volume)) => volume.apply(self.client, frame).await?,
+            (frame, State::Tree(tree)) => tree.apply(self.client, frame).await?,
             // The decoder lets nothing come before the beginning, nor after the end.
             (_, State::Waiting | State::Ended(_)) => return Err(bad("is out of order")),
-        };
-        if open.batch_bytes >= BATCH_BYTES.min(self.note_bytes) {
-            open.write(self.client).await?;
-            if open.since_note >= self.note_bytes {
-                open.note(self.client, &self.name).await?;
-            }
         }
-        self.state = State::Open(open);
         Ok(())
     }
 
     /// Makes the subvolume, or finds it.
-    async fn begin(&self, begin: Begin) -> Result<Open, StoreError> {
-        if begin.kind == SubvolumeKind::FileTree {
-            let what = "receive of a file tree; a volume can be received".to_owned();
-            return Err(StoreError::Unsupported { what });
-        }
+    async fn begin(&self, begin: Begin) -> Result<State, StoreError> {
         let base = match begin.base {
             None => None,
-            Some(content) => {
-                let found = find(self.client, content).await?.pop();
-                let there = self.client.subvolume_get(&self.name).await;
-                match (found, there) {
-                    (Some(found), _) => Some((content, found.name)),
-                    // What is there of it does not need the base any more.
-                    (None, Ok(there)) if there.receiving().is_some() => {
-                        Some((content, self.name.clone()))
-                    }
-                    (None, _) => {
-                        return Err(StoreError::not_found(
-                            "the snapshot to which the stream tells the difference; \
-                             receive that one first, or send all of it (without a base)",
-                        ));
-                    }
-                }
-            }
+            Some(content) => Some((content, self.base(&begin, content).await?)),
         };
         let new = NewReceived {
             name: self.name.clone(),
             source: begin.source,
-            base,
+            base: base.as_ref().map(|(content, base)| (*content, base.name.clone())),
             kind: begin.kind,
             size_bytes: begin.size_bytes,
             block_size: begin.block_size,
             options: begin.options,
         };
-        let mut info = self.client.receive_begin(new).await?;
+        let info = self.client.receive_begin(new).await?;
         let there = info.receiving().map_or(0, |receiving| receiving.position);
         if there < begin.from {
             let token = ResumeToken::of(&info).map(|token| token.to_string());
@@ -190,61 +162,43 @@ impl<'c, L: Link> Receiver<'c, L> {
                 token.unwrap_or_default()
             )));
         }
-        if info.size_bytes != begin.size_bytes {
-            info = self.client.volume_resize(&self.name, begin.size_bytes).await?;
+        let (name, note_bytes) = (self.name.clone(), self.note_bytes);
+        let progress = Progress { name, there, since_note: 0, note_bytes };
+        match begin.kind {
+            SubvolumeKind::Volume => {
+                let target = VolumeTarget::open(self.client, info, &begin, progress).await?;
+                Ok(State::Volume(target))
+            }
+            SubvolumeKind::FileTree => {
+                let base = base.map(|(_, base)| base);
+                let target = TreeTarget::open(self.client, &info, base, &begin, progress).await?;
+                Ok(State::Tree(Box::new(target)))
+            }
         }
-        Ok(Open {
-            volume: VolumeRef::from(&info),
-            end: begin.size_bytes.next_multiple_of(BLOCK_SIZE),
-            next: begin.from,
-            there,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            since_note: 0,
-        })
+    }
+
+    /// A snapshot here that holds what the stream tells the difference to.
+    async fn base(&self, begin: &Begin, content: [u8; 16]) -> Result<SubvolumeInfo, StoreError> {
+        let there = self.client.subvolume_get(&self.name).await.ok();
+        let there = there.filter(|there| there.receiving().is_some());
+        let mut found = find(self.client, content).await?;
+        if let Some(there) = there {
+            // What it was cloned from, if that is still there: inodes have the same numbers in it.
+            let of_it = found.iter().position(|base| base.root == there.root);
+            return match (of_it, begin.kind) {
+                (Some(at), _) => Ok(found.swap_remove(at)),
+                // What is there of a volume does not need the base any more.
+                (None, SubvolumeKind::Volume) => Ok(there),
+                (None, SubvolumeKind::FileTree) => Err(no_base()),
+            };
+        }
+        found.pop().ok_or_else(no_base)
     }
 }
 
-impl Open {
-    /// Whether what is told of `offset` is to be written.
-    fn take(&mut self, offset: u64, len: u64) -> Result<bool, StoreError> {
-        let end = offset + len;
-        if offset < self.next || end > self.end {
-            return Err(bad(format!("{len} bytes at {offset}, which is out of order or too far")));
-        }
-        self.next = end;
-        Ok(end > self.there)
-    }
-
-    fn add(&mut self, change: Change, bytes: u64) {
-        self.batch.push(change);
-        self.batch_bytes += bytes;
-    }
-
-    /// Writes what is gathered.
-    async fn write<L: Link>(&mut self, client: &Client<L>) -> Result<(), StoreError> {
-        let volume = &self.volume;
-        let changes =
-            std::mem::take(&mut self.batch).into_iter().map(async |change| match change {
-                Change::Write { offset, data } => {
-                    client.volume_write(volume, offset, data, false).await
-                }
-                Change::Discard { offset, len } => client.volume_discard(volume, offset, len).await,
-            });
-        for done in futures::future::join_all(changes).await {
-            done?;
-        }
-        self.since_note += std::mem::take(&mut self.batch_bytes);
-        Ok(())
-    }
-
-    /// Notes how far it is; all of it is written.
-    async fn note<L: Link>(&mut self, client: &Client<L>, name: &str) -> Result<(), StoreError> {
-        if self.next > self.there {
-            client.receive_note(name, self.next).await?;
-            self.there = self.next;
-        }
-        self.since_note = 0;
-        Ok(())
-    }
+fn no_base() -> StoreError {
+    StoreError::not_found(
+        "the snapshot to which the stream tells the difference; receive that one first, or send all of it (without a \
+         base)",
+    )
 }

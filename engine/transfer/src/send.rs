@@ -1,36 +1,68 @@
 //! The side that sends.
 
+mod ranges;
+mod tree;
+
+pub(crate) use tree::PASS_BIT;
+
 use std::collections::VecDeque;
 
 use engine_base::BLOCK_SIZE;
 use engine_store::StoreError;
-use engine_store::api::{ChangedRange, Data, Link, SubvolumeInfo, SubvolumeKind};
-use engine_store::client::{Client, VolumeRef};
+use engine_store::api::{Link, SubvolumeInfo, SubvolumeKind, TreeDiffCursor};
+use engine_store::client::Client;
 
 use crate::format::{Begin, Encoder, Frame};
-use crate::{BATCH_BYTES, FRAME_DATA_MAX, ResumeToken, content_of, find};
+use crate::{ResumeToken, content_of, find};
+use ranges::Ranges;
+use tree::TreeSource;
 
-/// Tells a snapshot of a volume, or how it differs from an older or younger one, as a stream.
+/// Tells a snapshot, or how it differs from an older or younger one, as a stream.
 pub struct Sender<'c, L> {
+    source: Source<'c, L>,
+    out: Out,
+    has_ended: bool,
+}
+
+/// What is told.
+enum Source<'c, L> {
+    Volume(Box<Ranges<'c, L>>),
+    Tree(Box<TreeSource<'c, L>>),
+}
+
+/// What is ready to be sent.
+#[derive(Default)]
+struct Out {
+    encoder: Encoder,
+    frames: VecDeque<Vec<u8>>,
+}
+
+impl Out {
+    fn push(&mut self, frame: &Frame) {
+        let bytes = self.encoder.frame(frame);
+        self.frames.push_back(bytes);
+    }
+}
+
+/// Two snapshots of one subvolume, or one and nothing.
+struct Compared<'c, L> {
     client: &'c Client<L>,
     snapshot: SubvolumeInfo,
     base: Option<SubvolumeInfo>,
-    encoder: Encoder,
-    /// Ranges that are still to be told, in order.
-    ranges: VecDeque<ChangedRange>,
-    /// Where to look for more; `None`: these are all.
-    look_from: Option<u64>,
-    /// Frames that are ready.
-    ready: VecDeque<Vec<u8>>,
-    has_ended: bool,
+}
+
+impl<L> Clone for Compared<'_, L> {
+    fn clone(&self) -> Self {
+        let (snapshot, base) = (self.snapshot.clone(), self.base.clone());
+        Self { client: self.client, snapshot, base }
+    }
 }
 
 impl<'c, L: Link> Sender<'c, L> {
     /// A stream of `snapshot`; with `base`, of the difference.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidArgument` when one is no snapshot, or they are not of the same volume; `Unsupported` when
-    /// it is of a file tree.
+    /// `NotFound`; `InvalidArgument` when one is no snapshot, or they are not of the same volume or tree.
     pub async fn start(
         client: &'c Client<L>,
         snapshot: &str,
@@ -72,17 +104,10 @@ impl<'c, L: Link> Sender<'c, L> {
         base: Option<SubvolumeInfo>,
         from: u64,
     ) -> Result<Self, StoreError> {
-        if snapshot.kind == SubvolumeKind::FileTree {
-            let what = "send of a file tree; a snapshot of a volume can be sent".to_owned();
-            return Err(StoreError::Unsupported { what });
-        }
-        // Whether the two can be compared shows in the first answer.
-        client.snapshot_diff(base.as_ref(), &snapshot, end_of(&snapshot)).await?;
         if base.as_ref().is_some_and(|base| content_of(base) == content_of(&snapshot)) {
             let why = format!("{:?} holds what its base holds: nothing to send", snapshot.name);
             return Err(StoreError::invalid(why));
         }
-        let mut encoder = Encoder::default();
         let begin = Begin {
             name: snapshot.name.clone(),
             kind: snapshot.kind,
@@ -94,9 +119,24 @@ impl<'c, L: Link> Sender<'c, L> {
             from,
             created_ns: snapshot.created_ns,
         };
-        let ready = VecDeque::from([encoder.frame(&Frame::Begin(begin))]);
-        let (ranges, look_from) = (VecDeque::new(), Some(from));
-        Ok(Self { client, snapshot, base, encoder, ranges, look_from, ready, has_ended: false })
+        let kind = snapshot.kind;
+        let compared = Compared { client, snapshot, base };
+        let source = match kind {
+            SubvolumeKind::Volume => {
+                let ranges = Ranges::of_volume(compared, from);
+                // Whether the two can be compared shows in an answer.
+                ranges.probe().await?;
+                Source::Volume(Box::new(ranges))
+            }
+            SubvolumeKind::FileTree => {
+                let (base, snapshot) = (compared.base.as_ref(), &compared.snapshot);
+                client.tree_diff(base, snapshot, TreeDiffCursor::default()).await?;
+                Source::Tree(Box::new(TreeSource::new(compared, from)))
+            }
+        };
+        let mut out = Out::default();
+        out.push(&Frame::Begin(begin));
+        Ok(Self { source, out, has_ended: false })
     }
 
     /// The next bytes of the stream, some MiB at most; `None`: that was all.
@@ -105,83 +145,25 @@ impl<'c, L: Link> Sender<'c, L> {
     /// When the snapshot cannot be read; it may be deleted meanwhile.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
         loop {
-            if let Some(ready) = self.ready.pop_front() {
+            if let Some(ready) = self.out.frames.pop_front() {
                 return Ok(Some(ready));
             }
             if self.has_ended {
                 return Ok(None);
             }
-            self.more().await?;
-        }
-    }
-
-    /// Makes at least one frame, or learns of more ranges.
-    async fn more(&mut self) -> Result<(), StoreError> {
-        if self.ranges.is_empty() {
-            let Some(from) = self.look_from else {
-                self.ready.push_back(self.encoder.frame(&Frame::End));
+            let goes_on = match &mut self.source {
+                Source::Volume(ranges) => ranges.more(&mut self.out).await?,
+                Source::Tree(tree) => tree.more(&mut self.out).await?,
+            };
+            if !goes_on {
+                self.out.push(&Frame::End);
                 self.has_ended = true;
-                return Ok(());
-            };
-            let base = self.base.as_ref();
-            let (ranges, next) = self.client.snapshot_diff(base, &self.snapshot, from).await?;
-            self.look_from = next;
-            let end = end_of(&self.snapshot);
-            let within = ranges.into_iter().filter_map(|range| {
-                // Past the end of a snapshot that is smaller than its base there is nothing to tell.
-                let to = (range.offset + range.len).min(end);
-                let offset = range.offset.max(from);
-                (offset < to).then(|| ChangedRange { offset, len: to - offset, ..range })
-            });
-            // Without a base all that is not told reads as zeroes.
-            let wanted = within.filter(|range| range.has_data || base.is_some());
-            self.ranges = wanted.collect();
-            return Ok(());
-        }
-        self.read_some().await
-    }
-
-    /// Reads what one batch takes, in order.
-    async fn read_some(&mut self) -> Result<(), StoreError> {
-        let mut parts = Vec::new();
-        let mut bytes = 0;
-        while let Some(range) = self.ranges.front_mut()
-            && bytes < BATCH_BYTES
-        {
-            let len = match range.has_data {
-                true => range.len.min(FRAME_DATA_MAX as u64),
-                false => range.len,
-            };
-            parts.push(ChangedRange { len, ..*range });
-            bytes += if range.has_data { len } else { BLOCK_SIZE };
-            range.offset += len;
-            range.len -= len;
-            if range.len == 0 {
-                self.ranges.pop_front();
             }
         }
-        let volume = VolumeRef::from(&self.snapshot);
-        let reads = parts.iter().map(async |part| match part.has_data {
-            true => self.client.volume_read(&volume, part.offset, part.len).await.map(Some),
-            false => Ok(None),
-        });
-        let read = futures::future::join_all(reads).await;
-        for (part, data) in parts.iter().zip(read) {
-            let frame = match data? {
-                Some(data) => self.encoder.data(part.offset, &pieces(&data)),
-                None => self.encoder.frame(&Frame::Hole { offset: part.offset, len: part.len }),
-            };
-            self.ready.push_back(frame);
-        }
-        Ok(())
     }
 }
 
-fn pieces(data: &Data) -> Vec<&[u8]> {
-    data.iter().map(|piece| &piece[..]).collect()
-}
-
-/// Where the blocks of a volume end.
-fn end_of(info: &SubvolumeInfo) -> u64 {
-    info.size_bytes.next_multiple_of(BLOCK_SIZE)
+/// Where the blocks of a volume or a file of that size end.
+fn end_of(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(BLOCK_SIZE)
 }

@@ -130,10 +130,7 @@ pub(crate) fn volume_json(volume: &v1::Volume) -> Value {
         "options": options_json(volume.options.as_ref()),
         "created_ns": volume.created_ns,
         "uuid": volume.uuid,
-        "receiving": volume.receiving.as_ref().map(|receiving| json!({
-            "resume_token": receiving.resume_token,
-            "position_bytes": receiving.position_bytes,
-        })),
+        "receiving": receiving_json(volume.receiving.as_ref()),
     })
 }
 
@@ -181,9 +178,8 @@ async fn list_volumes(session: &Session, usage: bool, output: &Output) -> Result
     };
     let volumes = all_pages!(session.volumes(), list_volumes, request, volumes);
     let rows = volumes.iter().map(|volume| {
-        let note = if volume.receiving.is_some() { " (being received)" } else { "" };
         vec![
-            format!("{}{note}", volume.name),
+            listed_name(&volume.name, volume.receiving.as_ref()),
             show(volume.size_bytes),
             volume.block_size_bytes.to_string(),
             volume.used_bytes.map_or_else(|| "-".to_owned(), show),
@@ -195,6 +191,21 @@ async fn list_volumes(session: &Session, usage: bool, output: &Output) -> Result
     output.table(&["NAME", "SIZE", "BLOCK", "USED", "RATIO", "CREATED"], rows, values)
 }
 
+fn receiving_json(receiving: Option<&v1::Receiving>) -> Option<Value> {
+    receiving.map(|receiving| {
+        json!({
+            "resume_token": receiving.resume_token,
+            "position_bytes": receiving.position_bytes,
+        })
+    })
+}
+
+/// A name as lists show it.
+fn listed_name(name: &str, receiving: Option<&v1::Receiving>) -> String {
+    let note = if receiving.is_some() { " (being received)" } else { "" };
+    format!("{name}{note}")
+}
+
 pub(crate) fn tree_json(tree: &v1::Subvolume) -> Value {
     json!({
         "name": tree.name,
@@ -203,6 +214,7 @@ pub(crate) fn tree_json(tree: &v1::Subvolume) -> Value {
         "options": options_json(tree.options.as_ref()),
         "created_ns": tree.created_ns,
         "uuid": tree.uuid,
+        "receiving": receiving_json(tree.receiving.as_ref()),
     })
 }
 
@@ -232,7 +244,8 @@ pub(crate) async fn file_system(
             let rows = trees.iter().map(|tree| {
                 let used = tree.used_bytes.map_or_else(|| "-".to_owned(), show);
                 let ratio = ratio(tree.used_bytes, tree.saved_bytes);
-                vec![tree.name.clone(), used, ratio, time(tree.created_ns.cast_signed())]
+                let name = listed_name(&tree.name, tree.receiving.as_ref());
+                vec![name, used, ratio, time(tree.created_ns.cast_signed())]
             });
             let values = trees.iter().map(tree_json).collect();
             output.table(&["NAME", "USED", "RATIO", "CREATED"], rows, values)

@@ -71,7 +71,7 @@ pub(crate) enum Command {
         /// Name of the new volume or tree
         name: String,
     },
-    /// Writes a snapshot of a volume to standard output, as a stream for receive
+    /// Writes a snapshot to standard output, as a stream for receive
     Send(SendArguments),
     /// Makes a snapshot of the stream on standard input; or of the rest of one, under the name of what came of it
     Receive {
@@ -516,10 +516,10 @@ pub(crate) struct SendArguments {
     /// Name of the snapshot
     #[arg(required_unless_present = "resume")]
     pub(crate) snapshot: Option<String>,
-    /// Only how it differs from this snapshot of the same volume, which the receiver has
+    /// Only how it differs from this snapshot of the same volume or file tree, which the receiver has
     #[arg(long, short, value_name = "SNAPSHOT")]
     pub(crate) base: Option<String>,
-    /// The rest of a stream that was cut off: the token that receive told, or `volume list --json` shows
+    /// The rest of a stream that was cut off: the token that receive told, or `--json` of `volume list` and `fs list`
     #[arg(long, value_name = "TOKEN", conflicts_with_all = ["snapshot", "base"])]
     pub(crate) resume: Option<String>,
 }

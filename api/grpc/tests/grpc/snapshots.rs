@@ -249,7 +249,7 @@ async fn a_snapshot_is_sent_and_received_also_in_two_parts() {
     let get = v1::GetVolumeRequest { name: "half".to_owned(), include_usage: false };
     let half = stand.volumes().get_volume(get).await.unwrap().into_inner().volume.unwrap();
     let receiving = half.receiving.unwrap();
-    assert_eq!(receiving.position_bytes, 12288);
+    assert_eq!(receiving.position_bytes, Some(12288));
     let resize = v1::ResizeVolumeRequest {
         name: "half".to_owned(),
         size_bytes: 128 * MIB,

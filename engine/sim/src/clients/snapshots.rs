@@ -24,7 +24,7 @@ pub async fn work(
     volume: &str,
     alone: bool,
 ) -> Option<Option<VolumeRef>> {
-    let is_half = transfers::is_half(context, volume);
+    let is_half = context.world.borrow().half_of(volume).is_some();
     if context.random.chance(if is_half { 3 } else { 1 }, 6)
         && !transfers::work(context, volume).await
     {
@@ -41,19 +41,14 @@ pub async fn work(
         return create(context, volume).await.then_some(None);
     }
     let name = context.random.pick(&names).clone();
-    let slot = |context: &ClientContext, busy| {
-        if let Some(slot) = context.world.borrow_mut().snapshots.get_mut(&name) {
-            slot.busy = busy;
-        }
-    };
     let is_received = context.world.borrow().snapshots.get(&name).is_some_and(|slot| slot.received);
-    slot(context, true);
+    context.world.borrow_mut().set_busy(&name, true);
     let done = match chance {
         0..=4 => look(context, &name, false).await.map(|_| None),
         5 if alone && !is_received => roll_back(context, volume, &name).await,
         _ => delete(context, &name).await.then_some(None),
     };
-    slot(context, false);
+    context.world.borrow_mut().set_busy(&name, false);
     done
 }
 

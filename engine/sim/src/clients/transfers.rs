@@ -1,42 +1,37 @@
-//! What a volume's client does with streams: receive a snapshot from one of its own, whole or as the difference to
-//! another, cut off and gone on with, and given up.
+//! What a client of a volume or a tree does with streams: receive a snapshot from one of its own, whole or as the
+//! difference to another, cut off and gone on with, and given up.
 
 use std::str::FromStr as _;
 
-use engine_store::client::VolumeRef;
+use engine_store::api::SubvolumeKind;
 use engine_store::error::StoreError;
 use engine_transfer::{Receiver, ResumeToken, Sender};
 
-use super::snapshots;
-use crate::world::{ClientContext, NameState, SnapshotSlot};
+use super::{snapshots, tree_snapshots};
+use crate::world::ClientContext;
 
-/// What is received of one volume at a time.
+/// What is received of one volume or tree at a time.
 const RECEIVED_MAX: u64 = 2;
 /// Bytes after which is noted how far it is: often, so that crashes come between.
 const NOTE_BYTES: u64 = 16 << 10;
 
-/// Whether something is received of a volume, and not whole yet.
-pub(super) fn is_half(context: &ClientContext, volume: &str) -> bool {
-    context.world.borrow().half_of(volume).is_some()
-}
-
-/// Receives something, or goes on with it; `false`: the client must stop.
-pub(super) async fn work(context: &mut ClientContext, volume: &str) -> bool {
-    let half = context.world.borrow().half_of(volume);
+/// Receives something of a volume or a tree, or goes on with it; `false`: the client must stop.
+pub(super) async fn work(context: &mut ClientContext, of: &str) -> bool {
+    let half = context.world.borrow().half_of(of);
     let name = match half {
         Some(name) if context.random.chance(3, 4) => name,
-        _ => format!("recv-{volume}-{}", context.random.below(RECEIVED_MAX)),
+        _ => format!("recv-{of}-{}", context.random.below(RECEIVED_MAX)),
     };
-    let half = context.world.borrow().snapshots.get(&name).map(|slot| (slot.half, slot.busy));
-    match half {
-        None => begin(context, volume, &name).await,
+    let there = context.world.borrow().received(&name);
+    match there {
+        None => begin(context, of, &name).await,
         Some((true, false)) => {
             set_busy(context, &name, true);
             let goes_on = match context.random.chance(3, 4) {
                 true => resume(context, &name).await,
                 false => give_up(context, &name).await,
             };
-            set_busy(context, &name, false);
+            set_busy(context, &name, !goes_on);
             goes_on
         }
         // It is whole: what snapshots are used for, it is used for, too.
@@ -45,19 +40,20 @@ pub(super) async fn work(context: &mut ClientContext, volume: &str) -> bool {
 }
 
 fn set_busy(context: &ClientContext, name: &str, busy: bool) {
-    if let Some(slot) = context.world.borrow_mut().snapshots.get_mut(name) {
-        slot.busy = busy;
+    context.world.borrow_mut().set_busy(name, busy);
+}
+
+/// Reads all of a snapshot and checks it; `false`: the client must stop.
+async fn look(context: &mut ClientContext, name: &str) -> bool {
+    let is_tree = context.world.borrow().tree_snapshots.contains_key(name);
+    match is_tree {
+        true => tree_snapshots::look(context, name).await,
+        false => snapshots::look(context, name, true).await.is_some(),
     }
 }
 
-async fn begin(context: &mut ClientContext, volume: &str, name: &str) -> bool {
-    let own: Vec<String> = {
-        let world = context.world.borrow();
-        let own = world.snapshots.iter().filter(|(_, slot)| {
-            slot.volume == volume && slot.is_free() && !slot.received && !slot.unknown
-        });
-        own.map(|(name, _)| name.clone()).collect()
-    };
+async fn begin(context: &mut ClientContext, of: &str, name: &str) -> bool {
+    let own = context.world.borrow().sources_of(of);
     if own.is_empty() {
         return true;
     }
@@ -66,7 +62,7 @@ async fn begin(context: &mut ClientContext, volume: &str, name: &str) -> bool {
     for one in base.iter().chain([&source]) {
         set_busy(context, one, true);
     }
-    let goes_on = begin_of(context, volume, name, &source, base.as_deref()).await;
+    let goes_on = begin_of(context, name, &source, base.as_deref()).await;
     for one in base.iter().chain([&source]) {
         set_busy(context, one, false);
     }
@@ -75,39 +71,24 @@ async fn begin(context: &mut ClientContext, volume: &str, name: &str) -> bool {
 
 async fn begin_of(
     context: &mut ClientContext,
-    volume: &str,
     name: &str,
     source: &str,
     base: Option<&str>,
 ) -> bool {
     // All of it is known then, and what is received must be the very same.
-    if snapshots::look(context, source, true).await.is_none() {
+    if !look(context, source).await {
         return false;
     }
-    {
-        let world = &mut *context.world.borrow_mut();
-        let Some(model) = world.snapshots.get(source).and_then(|slot| slot.model.clone()) else {
-            return true;
-        };
-        if world.snapshots.contains_key(name) {
-            // Another client was faster.
-            return true;
-        }
-        let started = world.promises.now();
-        let slot = SnapshotSlot {
-            model: Some(model),
-            received: true,
-            half: true,
-            ..SnapshotSlot::begun(volume, started)
-        };
-        world.snapshots.insert(name.to_owned(), slot);
+    if !context.world.borrow_mut().begin_received(name, source) {
+        return true;
     }
     let client = context.client.clone();
     let goes_on = match Sender::start(&client, source, base).await {
         Ok(sender) => receive(context, sender, name).await,
         Err(error) => context.tolerates("send", &error),
     };
-    set_busy(context, name, false);
+    // After an error of a device it may come with the next start: nobody gives it up before that.
+    set_busy(context, name, !goes_on);
     goes_on
 }
 
@@ -126,7 +107,11 @@ async fn resume(context: &mut ClientContext, name: &str) -> bool {
     let token = ResumeToken::from_str(&token.to_string());
     match Sender::resume(&client, token.expect("a token that was just written")).await {
         Ok(sender) => {
-            context.world.borrow_mut().mark("receive_resumed");
+            let is_tree = context.world.borrow().tree_snapshots.contains_key(name);
+            context.world.borrow_mut().mark(match is_tree {
+                true => "tree_receive_resumed",
+                false => "receive_resumed",
+            });
             receive(context, sender, name).await
         }
         // What it was sent from is deleted.
@@ -141,7 +126,7 @@ async fn give_up(context: &mut ClientContext, name: &str) -> bool {
     context.event("receive given up", [u64::from(result.is_ok()), 0, 0]);
     match result {
         Ok(()) | Err(StoreError::NotFound { .. }) => {
-            context.world.borrow_mut().snapshots.remove(name);
+            context.world.borrow_mut().forget_snapshot(name);
             true
         }
         Err(error) => context.tolerates("giving up what is received", &error),
@@ -181,13 +166,13 @@ where
         Ok(info) => {
             {
                 let world = &mut *context.world.borrow_mut();
-                world.mark("received");
-                if let Some(slot) = world.snapshots.get_mut(name) {
-                    (slot.state, slot.half) = (NameState::Present, false);
-                    slot.reference = Some(VolumeRef::from(&info));
-                }
+                world.mark(match info.kind {
+                    SubvolumeKind::Volume => "received",
+                    SubvolumeKind::FileTree => "tree_received",
+                });
+                world.end_received(name, &info);
             }
-            !context.random.chance(1, 2) || snapshots::look(context, name, true).await.is_some()
+            !context.random.chance(1, 2) || look(context, name).await
         }
         Err(StoreError::InvalidArgument { .. }) if is_cut => {
             context.world.borrow_mut().mark("receive_cut_off");

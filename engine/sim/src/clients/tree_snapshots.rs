@@ -5,9 +5,9 @@ use engine_base::InodeNumber;
 use engine_store::api::{NewSnapshot, SubvolumeInfo, TreeRef};
 use engine_store::error::StoreError;
 
-use super::snapshots;
 use super::tree::TreeClient;
 use super::tree_reads::read_back;
+use super::{snapshots, transfers};
 use crate::model::tree::TreeModel;
 use crate::world::{ClientContext, NameState, Refusal, TreeSlot, TreeSnapshotSlot, World};
 
@@ -24,6 +24,12 @@ impl TreeClient {
         if let Some(left) = self.left_behind(context) {
             return delete(context, &left).await;
         }
+        let is_half = context.world.borrow().half_of(&self.name).is_some();
+        if context.random.chance(if is_half { 4 } else { 2 }, 6)
+            && !transfers::work(context, &self.name).await
+        {
+            return false;
+        }
         let names: Vec<String> = {
             let world = context.world.borrow();
             let own = world
@@ -37,20 +43,21 @@ impl TreeClient {
             return self.make_snapshot(context).await;
         }
         let name = context.random.pick(&names).clone();
-        set_busy(context, &name, true);
-        let is_known = {
+        context.world.borrow_mut().set_busy(&name, true);
+        let is_known_here = {
             let world = context.world.borrow();
-            let slot = world.tree_snapshots.get(&name).and_then(|slot| slot.copy.as_ref());
-            slot.is_some_and(|copy| copy.known().is_some())
+            let slot = world.tree_snapshots.get(&name).filter(|slot| !slot.received);
+            let copy = slot.and_then(|slot| slot.copy.as_ref());
+            copy.is_some_and(|copy| copy.known().is_some())
         };
         let goes_on = match chance {
-            4 | 5 if !is_known => self.look_at_snapshot(context, &name).await,
-            0..=3 => self.look_at_snapshot(context, &name).await,
+            4 | 5 if !is_known_here => look(context, &name).await,
+            0..=3 => look(context, &name).await,
             4 => self.roll_back(context, &name).await,
             5 => self.work_in_clone(context, &name).await,
             _ => delete(context, &name).await,
         };
-        set_busy(context, &name, false);
+        context.world.borrow_mut().set_busy(&name, false);
         goes_on
     }
 
@@ -91,27 +98,6 @@ impl TreeClient {
             snapshots::made(world, volume, snapshot, started, of_volume);
         }
         made(world, &self.name, &name, result.map(|infos| infos.into_iter().next()))
-    }
-
-    async fn look_at_snapshot(&self, context: &mut ClientContext, name: &str) -> bool {
-        let reference = {
-            let world = context.world.borrow();
-            world.tree_snapshots.get(name).and_then(|slot| slot.reference)
-        };
-        let Some(reference) = reference else { return true };
-        let found = match read_back(&context.client, reference).await {
-            Ok(found) => found,
-            Err(error) => return context.tolerates("read of a snapshot", &error),
-        };
-        context.event("tree snapshot read", [found.ids().count() as u64, 0, 0]);
-        let world = &mut *context.world.borrow_mut();
-        world.mark("tree_snapshot_read");
-        let copy = world.tree_snapshots.get_mut(name).and_then(|slot| slot.copy.as_mut());
-        if let Some(Err(wrong)) = copy.map(|copy| copy.check(&found)) {
-            world.fail(format!("{name}: {wrong}"));
-            return false;
-        }
-        true
     }
 
     async fn roll_back(&self, context: &mut ClientContext, name: &str) -> bool {
@@ -213,6 +199,28 @@ impl TreeClient {
     }
 }
 
+/// Reads all of a snapshot and checks it.
+pub(super) async fn look(context: &mut ClientContext, name: &str) -> bool {
+    let reference = {
+        let world = context.world.borrow();
+        world.tree_snapshots.get(name).and_then(|slot| slot.reference)
+    };
+    let Some(reference) = reference else { return true };
+    let found = match read_back(&context.client, reference).await {
+        Ok(found) => found,
+        Err(error) => return context.tolerates("read of a snapshot", &error),
+    };
+    context.event("tree snapshot read", [found.ids().count() as u64, 0, 0]);
+    let world = &mut *context.world.borrow_mut();
+    world.mark("tree_snapshot_read");
+    let copy = world.tree_snapshots.get_mut(name).and_then(|slot| slot.copy.as_mut());
+    if let Some(Err(wrong)) = copy.map(|copy| copy.check(&found)) {
+        world.fail(format!("{name}: {wrong}"));
+        return false;
+    }
+    true
+}
+
 /// Puts a snapshot of a tree that is to be made in the world; `None`: the name is taken. `growing`: the tree's own
 /// client works meanwhile.
 pub(super) fn begin(context: &mut ClientContext, tree: &str, growing: bool) -> Option<String> {
@@ -268,12 +276,6 @@ pub(super) fn made(
                 false
             }
         },
-    }
-}
-
-fn set_busy(context: &ClientContext, name: &str, busy: bool) {
-    if let Some(slot) = context.world.borrow_mut().tree_snapshots.get_mut(name) {
-        slot.busy = busy;
     }
 }
 

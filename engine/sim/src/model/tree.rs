@@ -68,6 +68,13 @@ impl TreeCopy {
         }
     }
 
+    /// The same as it is once received from a stream, when it is known which it is: inodes have other numbers.
+    #[must_use]
+    pub fn elsewhere(&self) -> Option<Self> {
+        let states = vec![self.known()?.clone()];
+        Some(Self { states, inodes: BTreeMap::new() })
+    }
+
     /// The tree, when it is known which it is.
     #[must_use]
     pub fn known(&self) -> Option<&TreeState> {

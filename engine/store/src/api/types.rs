@@ -463,6 +463,12 @@ pub struct ChangedPath {
     pub inode: InodeNumber,
     /// What that is.
     pub file_kind: FileKind,
+    /// The directory of a name; `None`: what is told is of the inode itself.
+    pub directory: Option<InodeNumber>,
+    /// The path of the inode in the earlier snapshot, if it was there; only where asked for.
+    pub in_base: Option<Vec<u8>>,
+    /// The same of the directory.
+    pub directory_in_base: Option<Vec<u8>>,
 }
 
 /// Where the differences between two snapshots of a tree go on.

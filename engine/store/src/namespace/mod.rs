@@ -255,6 +255,7 @@ impl Namespace {
         &self,
         tree: TreeRef,
         base: Option<SubvolumeId>,
+        in_base: bool,
         from: TreeDiffCursor,
     ) -> Result<Reply> {
         let TreeAt { snapshot: now, .. } = self.to_read(tree).await?;
@@ -262,7 +263,7 @@ impl Namespace {
             Some(base) => Some(self.context.to_read(Whose::Subvolume(base)).await?),
             None => None,
         };
-        let compared = Compared { base, now };
+        let compared = Compared { base, now, in_base };
         let (paths, next) = tree_diff::changed(&self.context, compared, from).await?;
         Ok(Reply::ChangedPaths(paths, next))
     }

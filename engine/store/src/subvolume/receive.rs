@@ -109,7 +109,8 @@ impl Tables {
             })
             .await?;
         self.subvolumes.borrow_mut().insert(info.name.clone(), info);
-        Ok(())
+        // What is done next may rely on not being told again what was before.
+        self.context.engine.flush().await
     }
 
     /// Makes it a snapshot: from now on nobody writes to it, and all may read it.

@@ -343,7 +343,7 @@ fn a_free_bucket_that_is_said_to_hold_something_is_refused() {
     let bytes = pool.member(0).with_bytes(|bytes| bytes.len() as u64);
     let bucket_bytes = pool.shard(0).engine().superblock().bucket_bytes;
     // The last ones hold a copy of the superblock; before them all is free in a pool so empty.
-    let bucket = (bytes / bucket_bytes) as u32 - 3;
+    let bucket = (bytes / u64::from(bucket_bytes)) as u32 - 3;
     pool.shard(0).engine().journal.append(&[Record::BucketLive { member: 0, bucket, delta: 5 }]);
     write(&pool, &volume, 1, 9, true);
     let place = format!("bucket {bucket} of member 0");

@@ -1,6 +1,9 @@
 //! Streams written, taken apart, and damaged.
 
+use engine_store::api::FileKind;
+
 use super::*;
+use crate::tree_frame::NodeAttributes;
 
 fn begin(base: Option<[u8; 16]>) -> Begin {
     Begin {
@@ -26,6 +29,44 @@ fn frames(base: Option<[u8; 16]>) -> Vec<Frame> {
     ]
 }
 
+/// One of each kind that a stream of a file tree has.
+fn tree_frames() -> Vec<Frame> {
+    let begin = Begin { kind: SubvolumeKind::FileTree, size_bytes: 0, ..begin(Some([2; 16])) };
+    let tree = [
+        TreeFrame::Removed { id: 77, path: b"/old/name".to_vec() },
+        TreeFrame::New {
+            id: 78,
+            kind: FileKind::Symlink,
+            mode: 0o777,
+            uid: 1000,
+            gid: 100,
+            target: b"../where".to_vec(),
+        },
+        TreeFrame::Name {
+            id: 78,
+            in_base: None,
+            directory: 5,
+            directory_in_base: Some(b"/old".to_vec()),
+            name: b"link".to_vec(),
+        },
+        TreeFrame::Named,
+        TreeFrame::Node { kind: FileKind::File, size: 5000, path: b"/old/file".to_vec() },
+        TreeFrame::Xattr { name: b"user.a".to_vec(), value: vec![0, 255] },
+        TreeFrame::Attributes(NodeAttributes {
+            mode: 0o640,
+            uid: 1,
+            gid: 2,
+            atime_ns: -5,
+            mtime_ns: 1 << 60,
+            xattrs: vec![b"user.a".to_vec(), b"user.bc".to_vec()],
+        }),
+    ];
+    let mut frames = vec![Frame::Begin(begin), Frame::Place { position: 77 }];
+    frames.extend(tree.map(Frame::Tree));
+    frames.extend([Frame::Data { offset: 4096, bytes: vec![3; 904] }, Frame::End]);
+    frames
+}
+
 fn encoded(frames: &[Frame]) -> Vec<Vec<u8>> {
     let mut encoder = Encoder::default();
     frames.iter().map(|frame| encoder.frame(frame)).collect()
@@ -46,8 +87,7 @@ fn decoded(stream: &[u8], piece: usize) -> Result<(Vec<Frame>, bool), StoreError
 
 #[test]
 fn what_is_written_is_read_in_pieces_of_any_size() {
-    for base in [None, Some([2; 16])] {
-        let frames = frames(base);
+    for frames in [frames(None), frames(Some([2; 16])), tree_frames()] {
         let stream = encoded(&frames).concat();
         for piece in [1, 3, 24, 4096, 1 << 20] {
             assert_eq!(decoded(&stream, piece), Ok((frames.clone(), true)));
@@ -61,11 +101,18 @@ fn the_stream_of_version_1_stays_as_it_is() {
     let stream = encoded(&frames(Some([2; 16]))).concat();
     assert_eq!(stream.len(), 12518);
     assert_eq!(engine_base::checksum::crc32c(&stream), GOLDEN_CRC);
+    let stream = encoded(&tree_frames()).concat();
+    assert_eq!((stream.len(), engine_base::checksum::crc32c(&stream)), GOLDEN_TREE);
 }
 
 #[test]
 fn no_damage_goes_unnoticed() {
-    let stream = encoded(&frames(None)).concat();
+    no_damage_to_goes_unnoticed(&frames(None));
+    no_damage_to_goes_unnoticed(&tree_frames());
+}
+
+fn no_damage_to_goes_unnoticed(frames: &[Frame]) {
+    let stream = encoded(frames).concat();
     for at in 0..stream.len() {
         let mut damaged = stream.clone();
         damaged[at] ^= 1 << (at % 8);
@@ -75,7 +122,7 @@ fn no_damage_goes_unnoticed() {
             Err(error) => assert!(matches!(error, StoreError::InvalidArgument { .. }), "{error}"),
         }
         let (found, ended) = decoded(&stream[..at], 4096).unwrap();
-        assert!(!ended && found.len() < 5, "cut at {at}");
+        assert!(!ended && found.len() < frames.len(), "cut at {at}");
     }
 }
 
@@ -118,9 +165,9 @@ fn frames_left_out_twice_there_or_of_another_stream_are_refused() {
 #[test]
 fn random_bytes_give_errors_only() {
     let mut random = engine_base::random::Random::new(5);
-    let stream = encoded(&frames(None)).concat();
-    for _ in 0..2000 {
-        let mut bytes = stream[..random.below(300) as usize].to_vec();
+    let streams = [frames(None), tree_frames()].map(|frames| encoded(&frames).concat());
+    for round in 0..4000 {
+        let mut bytes = streams[round % 2][..random.below(300) as usize].to_vec();
         for _ in 0..random.below(4) {
             if let Some(at) = bytes.len().checked_sub(1) {
                 let at = random.below(at as u64 + 1) as usize;
@@ -131,5 +178,23 @@ fn random_bytes_give_errors_only() {
     }
 }
 
+#[test]
+fn what_a_tree_frame_holds_must_fill_it() {
+    for frame in tree_frames() {
+        let Frame::Tree(frame) = frame else { continue };
+        let (kind, payload) = frame.encode();
+        assert_eq!(TreeFrame::decode(kind, &payload).as_ref(), Ok(&frame));
+        let mut refused = 0;
+        for len in 0..payload.len() {
+            refused += u32::from(TreeFrame::decode(kind, &payload[..len]).is_err());
+        }
+        assert!(refused > 0 || payload.is_empty(), "{frame:?}");
+    }
+    let error = TreeFrame::decode(NODE, &[9; 20]).unwrap_err().to_string();
+    assert!(error.contains("kind 9"), "{error}");
+}
+
+/// Bytes and CRC-32C of [`tree_frames`] as a stream.
+const GOLDEN_TREE: (usize, u32) = (1424, 0x39b4_9ba1);
 /// CRC-32C of [`frames`] as a stream.
 const GOLDEN_CRC: u32 = 0xbdd2_78c9;

@@ -497,7 +497,15 @@ impl Fake {
                 let (path, next) = if from == next { (b"/b", None) } else { (b"/a", Some(next)) };
                 let (kind, inode) = (ChangeKind::Added, InodeNumber(8));
                 let path = path.to_vec();
-                let change = ChangedPath { kind, path, inode, file_kind: FileKind::File };
+                let change = ChangedPath {
+                    kind,
+                    path,
+                    inode,
+                    file_kind: FileKind::File,
+                    directory: None,
+                    in_base: None,
+                    directory_in_base: None,
+                };
                 Ok(Reply::ChangedPaths(vec![change], next))
             }
             Request::FreedByDelete { .. } => Ok(Reply::Count(4096)),

@@ -146,6 +146,10 @@ fn short() -> StoreError {
     bad("a frame is shorter than what it holds")
 }
 
+fn long() -> StoreError {
+    bad("a frame is longer than what it holds")
+}
+
 /// The first bytes of `payload`, and the rest.
 fn fixed<T: FromBytes + KnownLayout + Immutable + Unaligned>(
     payload: &[u8],
@@ -241,7 +245,7 @@ impl TreeFrame {
         let directory_in_base = some(take(fixed.directory_in_base)?);
         let name = take(fixed.name)?;
         if !rest.is_empty() {
-            return Err(bad("a frame is longer than what it holds"));
+            return Err(long());
         }
         let (id, directory) = (fixed.id.get(), fixed.directory.get());
         Ok(Self::Name { id, in_base, directory, directory_in_base, name })
@@ -274,6 +278,9 @@ impl NodeAttributes {
             let (name, left) = after.split_at_checked(usize::from(*len)).ok_or_else(short)?;
             xattrs.push(name.to_vec());
             rest = left;
+        }
+        if !rest.is_empty() {
+            return Err(long());
         }
         Ok(Self {
             mode: fixed.mode.get(),

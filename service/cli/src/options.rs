@@ -37,7 +37,10 @@ pub(crate) fn options_json(options: Option<&v1::SubvolumeOptions>) -> Value {
 /// How much more data there would be if nothing were compressed, as in 2.31x.
 pub(crate) fn ratio(used: Option<u64>, saved: Option<u64>) -> String {
     match (used, saved) {
-        (Some(used @ 1..), Some(saved)) => format!("{:.2}x", (used + saved) as f64 / used as f64),
+        (Some(used @ 1..), Some(saved)) => {
+            // Not added as numbers: of a damaged pool both may be as large as can be.
+            format!("{:.2}x", 1.0 + saved as f64 / used as f64)
+        }
         _ => "-".to_owned(),
     }
 }
@@ -100,6 +103,7 @@ mod tests {
     fn ratios_are_told_where_they_are_known() {
         assert_eq!(ratio(Some(100), Some(150)), "2.50x");
         assert_eq!(ratio(Some(100), Some(0)), "1.00x");
+        assert_eq!(ratio(Some(u64::MAX), Some(u64::MAX)), "2.00x");
         assert_eq!((ratio(None, None), ratio(Some(0), Some(0))), ("-".to_owned(), "-".to_owned()));
     }
 }
